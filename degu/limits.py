@@ -1,0 +1,74 @@
+"""The one table of limits.
+
+Every limit of the core stands here, with its default and its unit. A server takes each as a
+keyword; a client takes `timeout_s` and `connect_timeout_s`, which stand for its times.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class Limits(NamedTuple):
+    """What one peer may cost us. Times are seconds, sizes are bytes."""
+
+    max_connections: int = 256
+    """Connections at once; a further one is closed unread."""
+    max_connections_per_address: int = 64
+    """Connections at once from one IP address (AF_UNIX clients have none and are not counted)."""
+    max_handshakes: int = 32
+    """TLS handshakes at once; a further one ends the one that has taken longest."""
+    handshake_timeout_s: float = 5.0
+    """A TLS handshake, in total."""
+    preamble_timeout_s: float = 10.0
+    """A preamble, in total, from its first byte."""
+    idle_timeout_s: float = 30.0
+    """The wait for the first byte of the next preamble."""
+    min_body_rate: int = 1 * KIB
+    """Bytes a second a peer must move while we wait for it inside a body, either way ..."""
+    body_window_s: float = 30.0
+    """... taken over any stretch of this much waiting."""
+    chunk_gap_timeout_s: float | None = None
+    """The wait for a chunk to begin; None judges it like any other wait inside a body."""
+    max_preamble: int = 32 * KIB
+    """A preamble, from the first byte of its first line to the empty line."""
+    max_line: int = 8 * KIB
+    """One line of a preamble."""
+    max_headers: int = 32
+    """Headers in a preamble."""
+    max_chunk: int = 16 * MIB
+    """The data of one chunk."""
+    max_chunk_line: int = 512
+    """The line with a chunk's size and extension."""
+    max_requests: int | None = None
+    """Requests on one connection; None is no limit."""
+
+
+def build_limits(**options: Any) -> Limits:
+    """Build the limits from keywords; what is not given has its default.
+
+    Raises TypeError for a keyword that is no limit and for a value of another type, ValueError for
+    one that is not above zero.
+    """
+    for name, value in options.items():
+        if name not in Limits._fields:
+            raise TypeError(f'{name!r} is not an option; there are {", ".join(Limits._fields)}')
+        if value is None and Limits._field_defaults[name] is None:
+            continue
+        allowed = (int, float) if name.endswith('_s') else (int,)
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            raise TypeError(
+                f'{name} must be a number of type {allowed[-1].__name__}, not {value!r}'
+            )
+        if not 0 < value < float('inf'):
+            raise ValueError(f'{name} must be finite and above zero, not {value!r}')
+    limits = Limits(**options)
+    # A line is part of a preamble: only what is longer than the one is measured by the other.
+    return limits._replace(max_line=min(limits.max_line, limits.max_preamble))
+
+
+DEFAULT_LIMITS = Limits()
+"""The defaults, for whoever sets nothing."""
