@@ -1,0 +1,349 @@
+"""One connected socket: buffered reads, whole writes, and the time limits on both.
+
+1. `read_preamble()` waits for the first byte as long as a peer may idle, then for the rest as long
+   as a preamble may take. Whatever came behind the empty line stays in the buffer.
+2. The bodies take from that buffer first and from the socket after it, never past their own end.
+3. Writes loop until everything is out.
+
+Inside a body a peer is judged by what it moves in the time we wait for it (`Pace`). No clock is
+read as long as one receive or one send is enough, which is the case for every small message.
+
+A channel belongs to the one thread that serves or uses its connection, except that any thread may
+call `interrupt()`. It knows nothing of HTTP but where a preamble and a line end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import ssl
+from time import monotonic
+from typing import TYPE_CHECKING, BinaryIO
+
+from degu.errors import ClosedConnectionError, PeerTimeoutError, ProtocolError
+from degu.limits import KIB, MIB
+from degu.net import WAIT_ENDED, Deadline, set_timeout
+
+if TYPE_CHECKING:
+    from degu.limits import Limits
+
+RECEIVE_SIZE = 16 * KIB
+"""How much is asked for where the size is not known: preambles and chunk lines."""
+MAX_PIECE = 1 * MIB
+"""How much of a body is moved by one call, so that memory never follows a claimed size."""
+LINGER_SIZE = 64 * KIB
+LINGER_TIMEOUT_S = 1.0
+"""How much, and for how long, the peer may still send while we close."""
+
+_BARE_CR_OR_LF = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)').search
+
+
+class Pace:
+    """Judge a peer by the bytes it moved while we waited for it; our own pauses do not count."""
+
+    __slots__ = ('_moved', '_rate', '_waited_s', '_window_s')
+
+    def __init__(self, limits: Limits) -> None:
+        self._rate = limits.min_body_rate
+        self._window_s = limits.body_window_s
+        self._waited_s = 0.0
+        self._moved = 0
+
+    def add(self, waited_s: float, moved: int) -> None:
+        """Count one wait. Raises PeerTimeoutError when a window ends with too few bytes."""
+        self._waited_s += waited_s
+        self._moved += moved
+        if self._waited_s >= self._window_s:
+            if self._moved < self._rate * self._window_s:
+                raise PeerTimeoutError(
+                    f'a body must move at least {self._rate} bytes/s', self._window_s
+                )
+            self._waited_s = 0.0
+            self._moved = 0
+
+    def next_wait_s(self) -> float:
+        """Return how long the next wait may be: to the end of the window, in 32 coarse steps.
+
+        The steps keep the socket's timeout from being set anew at every receive.
+        """
+        return self._window_s - int(self._waited_s * 32 / self._window_s) * self._window_s / 32
+
+
+class Channel:
+    """One connection's bytes, in and out."""
+
+    # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _idle_s.
+    # Changed by the one thread that uses the channel: _data, _wait_s, _pace, peer_gone.
+    __slots__ = (
+        '_data',
+        '_idle_s',
+        '_is_plain',
+        '_pace',
+        '_recv',
+        '_recv_into',
+        '_send',
+        '_wait_s',
+        'limits',
+        'peer_gone',
+        'sock',
+    )
+
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+        self.sock = sock
+        self.limits = limits
+        self._recv = sock.recv
+        self._recv_into = sock.recv_into
+        self._send = sock.send
+        self._is_plain = not isinstance(sock, ssl.SSLSocket)
+        self._idle_s = limits.idle_timeout_s
+        self.peer_gone = False
+        """Whether a write failed because the other side is not there any more."""
+        self._data = b''
+        self._pace = Pace(limits)
+        self._wait_s = 0.0
+        self._set_wait(self._idle_s)
+
+    def _set_wait(self, timeout_s: float) -> None:
+        if timeout_s != self._wait_s:
+            set_timeout(self.sock, timeout_s)
+            self._wait_s = timeout_s
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes that nobody asked for yet are in the buffer."""
+        return bool(self._data)
+
+    def read_preamble(self) -> bytes | None:
+        """Read to the next empty line and return what is before it; None if the peer closed.
+
+        Raises PeerTimeoutError, ProtocolError (431, or a bare CR or LF), ClosedConnectionError for
+        an end in the middle, OSError.
+        """
+        data = self._data
+        if not data:
+            if self._wait_s != self._idle_s:
+                self._set_wait(self._idle_s)
+            try:
+                data = self._recv(RECEIVE_SIZE)
+            except WAIT_ENDED:
+                raise PeerTimeoutError('idle between messages', self._idle_s) from None
+            if not data:
+                return None
+        preamble, found, self._data = data.partition(b'\r\n\r\n')
+        if not found:
+            preamble, _, self._data = self._complete_preamble(data).partition(b'\r\n\r\n')
+        return preamble
+
+    def _complete_preamble(self, start: bytes) -> bytes:
+        deadline = Deadline(self.limits.preamble_timeout_s)
+        data = bytearray(start)
+        searched = 0
+        while data.find(b'\r\n\r\n', searched) < 0:
+            if len(data) > self.limits.max_preamble + 3:
+                raise ProtocolError(f'a preamble is at most {self.limits.max_preamble} bytes', 431)
+            # The empty line may never come if lines do not end as they must.
+            if _BARE_CR_OR_LF(data, max(searched - 1, 0)):
+                raise ProtocolError('a line must end with CR LF, and neither may stand alone')
+            searched = max(len(data) - 3, 0)
+            self._set_wait(max(deadline.remaining(), 0.001))
+            try:
+                more = self._recv(RECEIVE_SIZE)
+            except WAIT_ENDED:
+                more = None
+            if deadline.remaining() == 0:
+                raise PeerTimeoutError('a preamble in total', self.limits.preamble_timeout_s)
+            if more == b'':
+                raise ClosedConnectionError('the peer closed the connection inside a preamble')
+            data += more or b''
+        return bytes(data)
+
+    def read(self, size: int) -> bytes:
+        """Read `size` bytes of a body; fewer only at the end of the connection.
+
+        Raises PeerTimeoutError, OSError.
+        """
+        data = self._data
+        if len(data) > size:
+            self._data = data[size:]
+            return data[:size]
+        self._data = b''
+        if len(data) == size:
+            return data
+        # Not a list: a received piece takes a page of memory, however small it is.
+        gathered = bytearray(data)
+        while len(gathered) < size:
+            data = self._receive(min(size - len(gathered), MAX_PIECE))
+            if not data:
+                break
+            gathered += data
+        return bytes(gathered)
+
+    def read_some(self, size: int) -> bytes:
+        """Read 1 to `size` bytes of a body; b'' at the end of the connection.
+
+        Raises PeerTimeoutError, OSError.
+        """
+        data = self._data
+        if not data:
+            return self._receive(min(size, MAX_PIECE))
+        if len(data) <= size:
+            self._data = b''
+            return data
+        self._data = data[size:]
+        return data[:size]
+
+    def read_into(self, view: memoryview) -> int:
+        """Read 1 to `len(view)` bytes of a body into `view`; 0 at the end of the connection.
+
+        Raises PeerTimeoutError, OSError.
+        """
+        if self._data:
+            data = self.read_some(len(view))
+            view[: len(data)] = data
+            return len(data)
+        while True:
+            self._set_wait(self._pace.next_wait_s())
+            started = monotonic()
+            try:
+                count: int | None = self._recv_into(view[:MAX_PIECE])
+            except WAIT_ENDED:
+                count = None
+            self._pace.add(monotonic() - started, count or 0)
+            if count is not None:
+                return count
+
+    def read_line(self, max_size: int) -> bytes | None:
+        """Read to the next CRLF and return what is before it; None if the peer closed first.
+
+        Raises ProtocolError for a line over `max_size` bytes, PeerTimeoutError, OSError.
+        """
+        data = self._data or self._await_chunk()
+        while (end := data.find(b'\r\n')) < 0 and len(data) <= max_size + 1:
+            more = self._receive(RECEIVE_SIZE)
+            if not more:
+                return None
+            data += more
+        if end < 0 or end > max_size:
+            raise ProtocolError(f'a chunk line is at most {max_size} bytes')
+        self._data = data[end + 2 :]
+        return data[:end]
+
+    def _await_chunk(self) -> bytes:
+        gap_s = self.limits.chunk_gap_timeout_s
+        if gap_s is None:
+            return b''
+        self._set_wait(gap_s)
+        try:
+            return self._recv(RECEIVE_SIZE)
+        except WAIT_ENDED:
+            raise PeerTimeoutError('the next chunk', gap_s) from None
+
+    def _receive(self, size: int) -> bytes:
+        while True:
+            self._set_wait(self._pace.next_wait_s())
+            started = monotonic()
+            try:
+                data = self._recv(size)
+            except WAIT_ENDED:
+                data = None
+            self._pace.add(monotonic() - started, len(data or b''))
+            if data is not None:
+                return data
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data`. Raises PeerTimeoutError, OSError."""
+        sent = 0
+        if self._is_plain and len(data) <= MAX_PIECE:
+            # Only what need not wait: the loop below looks at the clock. TLS cannot tell the two.
+            try:
+                sent = self._send(data, socket.MSG_DONTWAIT)
+            except WAIT_ENDED:
+                pass
+            except OSError:
+                self.peer_gone = True
+                raise
+            if sent == len(data):
+                return
+        view = memoryview(data)[sent:]
+        while view:
+            self._set_wait(self._pace.next_wait_s())
+            started = monotonic()
+            try:
+                sent = self._send(view[:MAX_PIECE])
+            except WAIT_ENDED:
+                sent = 0
+            except OSError:
+                self.peer_gone = True
+                raise
+            self._pace.add(monotonic() - started, sent)
+            view = view[sent:]
+
+    @property
+    def can_send_files(self) -> bool:
+        """Whether the kernel can send a file by itself: not where TLS encrypts it on the way."""
+        return self._is_plain
+
+    def send_file(self, fp: BinaryIO, offset: int, size: int) -> int:
+        """Send `size` bytes of a file from `offset`; return how many there were.
+
+        Raises PeerTimeoutError, OSError.
+        """
+        sent = 0
+        while sent < size:
+            self._set_wait(self._pace.next_wait_s())
+            started = monotonic()
+            try:
+                count: int | None = os.sendfile(
+                    self.sock.fileno(), fp.fileno(), offset + sent, min(size - sent, MAX_PIECE)
+                )
+            except WAIT_ENDED:
+                count = None
+            except OSError:
+                self.peer_gone = True
+                raise
+            self._pace.add(monotonic() - started, count or 0)
+            if count == 0:
+                break
+            sent += count or 0
+        return sent
+
+    # --- closing ---------------------------------------------------------------------------------
+
+    def interrupt(self, how: int = socket.SHUT_RDWR) -> None:
+        """Wake the thread that waits in this channel, from any other; it then sees the end."""
+        with contextlib.suppress(OSError):  # already gone
+            socket.socket.shutdown(self.sock, how)
+
+    def __del__(self) -> None:
+        # The last of connection and unread body to go takes the socket with it.
+        if self.sock.fileno() >= 0:
+            self.close()
+
+    def close(self) -> None:
+        """Close at once. The shutdown reaches the peer even if a forked process has a copy."""
+        self.interrupt()
+        self.sock.close()
+
+    def close_orderly(self) -> None:
+        """Close so that the peer can still read what it was sent.
+
+        A close with unread bytes would make the kernel send a reset, which destroys what the peer
+        has not read yet; so only the write side ends, and a bounded rest is read and dropped.
+        """
+        with contextlib.suppress(OSError):  # the peer was faster
+            self.sock.shutdown(socket.SHUT_WR)
+            deadline = Deadline(LINGER_TIMEOUT_S)
+            drained = 0
+            while drained < LINGER_SIZE and (left := deadline.remaining()):
+                self.sock.settimeout(left)
+                data = self.sock.recv(RECEIVE_SIZE)
+                if not data:
+                    break
+                drained += len(data)
+        self.sock.close()

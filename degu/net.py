@@ -1,0 +1,238 @@
+"""Sockets below HTTP: the forms of an address, listening, connecting, time limits.
+
+The one place that knows what an `address` can be:
+
+    ('192.168.1.7', 8080)          IPv4; for a client the host may also be a name
+    ('fe80::1', 8080, 0, 2)        IPv6: (ip, port, flowinfo, scope id)
+    '/run/user/1000/my.socket'     AF_UNIX, an absolute and normalized path
+    b'\\0my-service'                AF_UNIX, a Linux abstract name
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import stat
+import struct
+from time import monotonic
+from typing import NamedTuple
+
+Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
+
+_FORMS = (
+    "an address is ('ip', port), ('ipv6', port, flowinfo, scopeid), an absolute path as str, "
+    'or an abstract AF_UNIX name as bytes'
+)
+_MAX_UNIX_PATH = 107  # struct sockaddr_un has 108 bytes, the last of a path is NUL: unix(7)
+_LISTEN_BACKLOG = 128
+_TIMEVAL = struct.Struct('@ll')
+_UCRED = struct.Struct('=iII')  # struct ucred: unix(7)
+
+
+class Credentials(NamedTuple):
+    """Who is at the other end of an AF_UNIX socket, by the kernel's word when it connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class SocketIdentity(NamedTuple):
+    """Which socket file is ours, so that we never remove another's."""
+
+    device: int
+    inode: int
+
+
+def parse_address(address: object) -> tuple[socket.AddressFamily, Address]:
+    """Check an address and tell its family.
+
+    Raises TypeError for what is no form of address at all, ValueError for one that cannot be.
+    """
+    if isinstance(address, tuple):
+        _check_tuple(address)
+        return (socket.AF_INET if len(address) == 2 else socket.AF_INET6), address
+    if isinstance(address, str):
+        if not os.path.isabs(address) or os.path.normpath(address) != address:
+            raise ValueError(f'a socket path must be absolute and normalized, not {address!r}')
+        size = len(os.fsencode(address))
+        if size > _MAX_UNIX_PATH or '\0' in address:
+            raise ValueError(
+                f'a socket path is at most {_MAX_UNIX_PATH} bytes, no NUL: {address!r}'
+            )
+        return socket.AF_UNIX, address
+    if isinstance(address, bytes):
+        if not address.startswith(b'\0') or not 2 <= len(address) <= _MAX_UNIX_PATH + 1:
+            raise ValueError(
+                f'an abstract name is a NUL byte and 1 to {_MAX_UNIX_PATH} bytes, not {address!r}'
+            )
+        return socket.AF_UNIX, address
+    raise TypeError(f'{_FORMS}, not {address!r}')
+
+
+def _check_tuple(address: tuple[object, ...]) -> None:
+    if len(address) not in (2, 4):
+        raise ValueError(f'{_FORMS}, not {address!r}')
+    host, *numbers = address
+    if not isinstance(host, str):
+        raise TypeError(f'the host must be a str, not {host!r}, in {address!r}')
+    if not host or '\0' in host:
+        raise ValueError(f'the host must not be empty or have a NUL, in {address!r}')
+    for name, number, end in zip(
+        ('port', 'flowinfo', 'scopeid'), numbers, (2**16, 2**20, 2**32), strict=False
+    ):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f'{name} must be an int, not {number!r}, in {address!r}')
+        if not 0 <= number < end:
+            raise ValueError(f'{name} must be 0 to {end - 1}, not {number!r}, in {address!r}')
+    if len(address) == 4:
+        check_ip(socket.AF_INET6, host)
+
+
+def check_ip(family: socket.AddressFamily, host: str) -> None:
+    """Raise ValueError unless `host` is a numeric address of `family`."""
+    try:
+        socket.inet_pton(family, host)
+    except OSError:
+        kind = 'IPv6' if family == socket.AF_INET6 else 'IPv4'
+        raise ValueError(f'the host must be an {kind} address, not {host!r}') from None
+
+
+def listen(address: Address) -> tuple[socket.socket, SocketIdentity | None]:
+    """Listen on an address; the second value identifies the socket file, if there is one.
+
+    Raises TypeError or ValueError for the address, OSError where the system refuses it; a file that
+    exists is never replaced.
+    """
+    family, address = parse_address(address)
+    if family == socket.AF_INET:
+        check_ip(family, address[0])  # type: ignore[arg-type]  # an AF_INET address is a tuple
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family == socket.AF_UNIX:
+            _bind_unix(sock, address)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+        sock.listen(_LISTEN_BACKLOG)
+        sock.setblocking(False)
+        return sock, _identify(address)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _bind_unix(sock: socket.socket, address: Address) -> None:
+    try:
+        sock.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise OSError(
+            errno.EADDRINUSE,
+            f'{address!r} exists: if no server runs there any more, remove it',
+        ) from None
+
+
+def _identify(address: Address) -> SocketIdentity | None:
+    if not isinstance(address, str):
+        return None
+    status = os.lstat(address)
+    return SocketIdentity(status.st_dev, status.st_ino)
+
+
+def remove_socket_file(address: Address, identity: SocketIdentity | None) -> None:
+    """Remove the socket file that `listen()` made, unless it is gone or is another's by now."""
+    if identity is None:
+        return
+    assert isinstance(address, str)
+    try:
+        status = os.lstat(address)
+        if stat.S_ISSOCK(status.st_mode) and (status.st_dev, status.st_ino) == identity:
+            os.unlink(address)
+    except FileNotFoundError:
+        return
+
+
+def connect(address: Address, timeout_s: float) -> socket.socket:
+    """Connect to an address, trying each one a name resolves to; the socket has a timeout set.
+
+    Raises TypeError or ValueError for the address, OSError (TimeoutError included) from the system.
+    """
+    family, address = parse_address(address)
+    if family == socket.AF_INET:
+        sock = socket.create_connection(address, timeout_s)  # type: ignore[arg-type]  # a 2-tuple
+    else:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if family == socket.AF_UNIX:
+                _connect_unix(sock, address, timeout_s)
+                sock.settimeout(timeout_s)
+            else:
+                sock.settimeout(timeout_s)
+                sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+    if family != socket.AF_UNIX:
+        disable_delay(sock)
+    return sock
+
+
+def _connect_unix(sock: socket.socket, address: Address, timeout_s: float) -> None:
+    # With Python's own timeout it would fail at once where the server's queue is full.
+    set_timeout(sock, timeout_s)
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        raise TimeoutError(f'{address!r} did not take a connection in {timeout_s:g} s') from None
+
+
+def disable_delay(sock: socket.socket) -> None:
+    """Send small messages at once: a request and its response are one packet each."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def set_timeout(sock: socket.socket, timeout_s: float) -> None:
+    """Limit each wait of the socket.
+
+    A plain socket gets the kernel's timeouts and stays blocking, which saves a poll() a call; a
+    wait that ran out then raises BlockingIOError. OpenSSL would retry such a wait for ever, so a
+    TLS socket gets Python's timeout and raises TimeoutError. WAIT_ENDED has both.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(timeout_s)
+        return
+    seconds, rest = divmod(timeout_s, 1)
+    # All zero would mean no timeout at all.
+    timeval = _TIMEVAL.pack(int(seconds), max(int(rest * 1_000_000), 1))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
+WAIT_ENDED = (BlockingIOError, TimeoutError)
+"""What a socket prepared by `set_timeout()` raises when a wait ran out."""
+
+
+def read_credentials(sock: socket.socket) -> Credentials:
+    """Read SO_PEERCRED of an AF_UNIX connection. Source: unix(7)."""
+    return Credentials(
+        *_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    )
+
+
+class Deadline:
+    """A point in time that several waits share."""
+
+    __slots__ = ('_end',)
+
+    def __init__(self, timeout_s: float) -> None:
+        self._end = monotonic() + timeout_s
+
+    def remaining(self) -> float:
+        """Return the seconds left, never below zero."""
+        return max(self._end - monotonic(), 0.0)
