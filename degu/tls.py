@@ -1,0 +1,151 @@
+"""TLS contexts: built from a small dict in the one way we use TLS, or checked to be that way.
+
+TLS 1.3 only, certificates on both sides unless a server explicitly takes anonymous clients, no
+compression, no session tickets: a resumed session carries no certificate chain and could outlive a
+trust that was taken back. No curve is pinned, so that OpenSSL picks its best (a post-quantum hybrid
+where it has one).
+
+A config is a dict of absolute, normalized paths:
+
+    cert_file, key_file    our own certificate (chain) and its key
+    ca_file, ca_path       whom we trust on the other side
+    allow_unauthenticated_clients    server only, only True, and then without a CA
+    check_hostname         client only, default True; must stay True with the system's CAs
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_FILES = frozenset({'cert_file', 'key_file', 'ca_file', 'ca_path'})
+_SERVER_KEYS = _FILES | {'allow_unauthenticated_clients'}
+_CLIENT_KEYS = _FILES | {'check_hostname'}
+# Strict: what RFC 5280 says of a certificate must hold. Partial chain: a CA that we were given is
+# an anchor even if another CA signed it.
+_VERIFY_FLAGS = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+
+TlsConfig = dict[str, Any]
+
+
+def build_server_sslctx(config: Mapping[str, Any]) -> ssl.SSLContext:
+    """Build the context of a server.
+
+    Raises TypeError or ValueError for the config, OSError or ssl.SSLError for a file in it.
+    """
+    _check_config(config, _SERVER_KEYS)
+    if 'cert_file' not in config:
+        raise ValueError('a server config needs cert_file and key_file')
+    has_ca = 'ca_file' in config or 'ca_path' in config
+    if 'allow_unauthenticated_clients' in config:
+        if config['allow_unauthenticated_clients'] is not True:
+            raise ValueError('allow_unauthenticated_clients can only be True; leave it out instead')
+        if has_ca:
+            raise ValueError('allow_unauthenticated_clients excludes ca_file and ca_path')
+    elif not has_ca:
+        raise ValueError(
+            'a server config needs ca_file or ca_path, or allow_unauthenticated_clients'
+        )
+    sslctx = _build_sslctx(ssl.PROTOCOL_TLS_SERVER, config)
+    sslctx.verify_mode = ssl.CERT_REQUIRED if has_ca else ssl.CERT_NONE
+    sslctx.num_tickets = 0
+    return sslctx
+
+
+def build_client_sslctx(config: Mapping[str, Any]) -> ssl.SSLContext:
+    """Build the context of a client; without a CA in the config the system's are trusted.
+
+    Raises TypeError or ValueError for the config, OSError or ssl.SSLError for a file in it.
+    """
+    _check_config(config, _CLIENT_KEYS)
+    check_hostname = config.get('check_hostname', True)
+    if not isinstance(check_hostname, bool):
+        raise TypeError(f'check_hostname must be a bool, not {check_hostname!r}')
+    has_ca = 'ca_file' in config or 'ca_path' in config
+    if not has_ca and not check_hostname:
+        raise ValueError(
+            "check_hostname must stay True with the system's CAs; give ca_file or ca_path"
+        )
+    sslctx = _build_sslctx(ssl.PROTOCOL_TLS_CLIENT, config)
+    sslctx.check_hostname = check_hostname
+    if not has_ca:
+        sslctx.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return sslctx
+
+
+def _build_sslctx(protocol: int, config: Mapping[str, Any]) -> ssl.SSLContext:
+    sslctx = ssl.SSLContext(protocol)
+    sslctx.minimum_version = ssl.TLSVersion.TLSv1_3
+    sslctx.options |= ssl.OP_NO_COMPRESSION
+    sslctx.verify_flags |= _VERIFY_FLAGS
+    sslctx.set_alpn_protocols(['http/1.1'])
+    if 'cert_file' in config:
+        sslctx.load_cert_chain(config['cert_file'], config['key_file'])
+    if 'ca_file' in config or 'ca_path' in config:
+        sslctx.load_verify_locations(config.get('ca_file'), config.get('ca_path'))
+    return sslctx
+
+
+def _check_config(config: Mapping[str, Any], known: frozenset[str]) -> None:
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise ValueError(
+            f'unknown in the TLS config: {", ".join(unknown)}; known: {", ".join(sorted(known))}'
+        )
+    for name in sorted(_FILES & set(config)):
+        path = config[name]
+        if not isinstance(path, str):
+            raise TypeError(f'{name} must be a str, not {path!r}')
+        if not os.path.isabs(path) or os.path.normpath(path) != path:
+            raise ValueError(f'{name} must be an absolute, normalized path, not {path!r}')
+    if ('cert_file' in config) != ('key_file' in config):
+        raise ValueError('cert_file and key_file go together')
+
+
+def check_server_sslctx(sslctx: object) -> ssl.SSLContext:
+    """Return a server's context if it is as strict as ours. Raises TypeError, ValueError."""
+    checked = _check_sslctx(sslctx, ssl.PROTOCOL_TLS_SERVER)
+    if checked.num_tickets:
+        raise ValueError('sslctx.num_tickets must be 0: a resumed session could outlive its trust')
+    if checked.verify_mode == ssl.CERT_OPTIONAL:
+        raise ValueError(
+            'sslctx.verify_mode must be CERT_REQUIRED, or CERT_NONE for anonymous clients'
+        )
+    return checked
+
+
+def check_client_sslctx(sslctx: object) -> ssl.SSLContext:
+    """Return a client's context if it is as strict as ours. Raises TypeError, ValueError."""
+    checked = _check_sslctx(sslctx, ssl.PROTOCOL_TLS_CLIENT)
+    if checked.verify_mode != ssl.CERT_REQUIRED:
+        raise ValueError('sslctx.verify_mode must be CERT_REQUIRED')
+    return checked
+
+
+def _check_sslctx(sslctx: object, protocol: int) -> ssl.SSLContext:
+    side = 'server' if protocol == ssl.PROTOCOL_TLS_SERVER else 'client'
+    if not isinstance(sslctx, ssl.SSLContext):
+        raise TypeError(
+            f'sslctx must be an ssl.SSLContext (see build_{side}_sslctx), not {sslctx!r}'
+        )
+    if sslctx.protocol != protocol:
+        raise ValueError(
+            f'sslctx.protocol must be PROTOCOL_TLS_{side.upper()}, not {sslctx.protocol!r}'
+        )
+    if sslctx.minimum_version != ssl.TLSVersion.TLSv1_3:
+        raise ValueError(f'sslctx.minimum_version must be TLSv1_3, not {sslctx.minimum_version!r}')
+    if sslctx.maximum_version not in (ssl.TLSVersion.MAXIMUM_SUPPORTED, ssl.TLSVersion.TLSv1_3):
+        raise ValueError(
+            f'sslctx.maximum_version must allow TLSv1_3, not {sslctx.maximum_version!r}'
+        )
+    if not sslctx.options & ssl.OP_NO_COMPRESSION:
+        raise ValueError('sslctx.options must have OP_NO_COMPRESSION')
+    if sslctx.verify_flags & _VERIFY_FLAGS != _VERIFY_FLAGS:
+        raise ValueError(
+            'sslctx.verify_flags must have VERIFY_X509_STRICT and VERIFY_X509_PARTIAL_CHAIN'
+        )
+    return sslctx
