@@ -1,0 +1,412 @@
+"""The client: where and how to connect, and one connection's requests.
+
+1. `Client` and `SSLClient` say where and how. They hold no socket and can be shared by threads.
+2. `.connect()` gives a `Connection`: one socket, for one thread at a time.
+3. `Connection.request()` writes one request, reads the preamble of its response and returns; the
+   response's body is read by whoever made the request, before the next one.
+
+The client never follows a redirect, never decompresses, never retries by itself.
+"""
+
+from __future__ import annotations
+
+import io
+import ssl
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+from degu import net
+from degu.bodies import Body, ChunkedInput, FileOutput, Input, body_length, write_message
+from degu.channel import Channel
+from degu.errors import (
+    ClosedConnectionError,
+    PeerRejectedError,
+    ProtocolError,
+    UnconsumedResponseError,
+)
+from degu.limits import DEFAULT_LIMITS
+from degu.tls import build_client_sslctx, check_client_sslctx
+from degu.wire import (
+    BODILESS_STATUSES,
+    Headers,
+    HeaderValue,
+    closes_connection,
+    format_request,
+    parse_host,
+    parse_response,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+    from types import TracebackType
+
+__all__ = [
+    'Client',
+    'Connection',
+    'Response',
+    'SSLClient',
+    'build_client_sslctx',
+    'create_client',
+    'create_sslclient',
+]
+
+DEFAULT_TIMEOUT_S = 60.0
+"""How long a client waits for the server at each step, unless told otherwise."""
+
+
+# Twice as fast as calling a NamedTuple, and once a request.
+_new_tuple = tuple.__new__
+
+
+class Response(NamedTuple):
+    """What a server answered; header names are casefolded, the body is still to be read."""
+
+    status: int
+    reason: str
+    headers: Headers
+    body: Input | ChunkedInput | None
+
+
+class Connection:
+    """One connection to a server, for one thread at a time.
+
+    A context manager; also closed when it and the body of its last response are collected.
+    """
+
+    # Set once: _base_headers, _tls. Changed by the thread that uses the connection: the rest.
+    __slots__ = ('_answered', '_base_headers', '_body', '_channel', '_ending', '_tls')
+
+    def __init__(self, channel: Channel, base_headers: Headers) -> None:
+        self._channel: Channel | None = channel
+        self._base_headers = base_headers
+        self._tls = isinstance(channel.sock, ssl.SSLSocket)
+        self._body: Input | ChunkedInput | None = None
+        self._answered = False
+        self._ending = False
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed, by close() or by an error."""
+        return self._channel is None
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The server's verified certificate (DER), None without TLS.
+
+        Raises ClosedConnectionError.
+        """
+        if self._channel is None:
+            raise ClosedConnectionError('the connection is closed')
+        sock = self._channel.sock
+        return sock.getpeercert(True) if isinstance(sock, ssl.SSLSocket) else None
+
+    def close(self) -> None:
+        """Close the connection; a second time does nothing."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def request(
+        self,
+        method: str,
+        uri: str,
+        headers: Mapping[str, HeaderValue] | None = None,
+        body: Body | io.BufferedReader = None,
+    ) -> Response:
+        """Make one request and return its response, whose body is not read yet.
+
+        `uri` is a path with an optional query. `headers` have casefolded names and are not changed;
+        they win over the client's base headers. The framing header is added. A BufferedReader is
+        sent as a file, from its position to its end.
+
+        Raises UnconsumedResponseError while the last response is unread, ClosedConnectionError when
+        the connection is closed or the server closes it. After any other error the connection is
+        closed: ValueError or TypeError for an argument outside the grammar (nothing was sent),
+        OverFlowError, UnderFlowError or BodyClosedError from the body, ProtocolError for a response
+        outside the subset, PeerTimeoutError, PeerRejectedError, OSError.
+        """
+        channel = self._channel
+        if channel is None:
+            raise ClosedConnectionError('the connection is closed; make a new one with connect()')
+        unread = self._body
+        if unread is not None:
+            if not unread.closed and (isinstance(unread, ChunkedInput) or unread.remaining):
+                raise UnconsumedResponseError(unread)
+            if unread.error is not None:
+                # What is left of that body would be taken for the next response.
+                self.close()
+                raise ClosedConnectionError('the last response could not be read to its end')
+            self._body = None
+        try:
+            if self._ending:
+                raise ClosedConnectionError(
+                    'the server closed the connection after its last response'
+                )
+            if self._base_headers:
+                headers = {**self._base_headers, **(headers or {})}
+            elif headers is None:
+                headers = {}
+            if isinstance(body, io.BufferedReader):
+                body = _build_file_output(body)
+            preamble = format_request(method, uri, headers, body_length(body))
+            if channel.has_unread:
+                raise ProtocolError('the server sent something that is no answer to a request')
+            if 'connection' in headers and closes_connection(headers):
+                self._ending = True
+            refusal = None
+            try:
+                write_message(channel, preamble, body)
+            except OSError as error:
+                if not channel.peer_gone:
+                    raise
+                # It may have answered before it went, without waiting for the body.
+                refusal = error
+            response = self._read_response(channel, method, refusal)
+        except BaseException:
+            self.close()
+            raise
+        return response
+
+    def _read_response(
+        self, channel: Channel, method: str, refusal: BaseException | None
+    ) -> Response:
+        try:
+            preamble = channel.read_preamble()
+        except (ConnectionResetError, ssl.SSLError) as error:
+            if self._tls and not self._answered:
+                raise PeerRejectedError(
+                    'the server did not accept our certificate, or that we have none '
+                    f'({refusal or error})'
+                ) from error
+            raise
+        if preamble is None:
+            if self._tls and not self._answered:
+                raise PeerRejectedError('the server ended the connection before its first response')
+            raise refusal or ClosedConnectionError(
+                'the server closed the connection without an answer'
+            )
+        status, reason, headers = parse_response(preamble)
+        self._answered = True
+        if refusal is not None or ('connection' in headers and closes_connection(headers)):
+            self._ending = True
+        body: Input | ChunkedInput | None = None
+        if method == 'HEAD' or status in BODILESS_STATUSES:
+            pass
+        elif 'content-length' in headers:
+            body = Input(channel, headers['content-length'])  # type: ignore[arg-type]  # an int, see parse_response
+        elif 'transfer-encoding' in headers:
+            body = ChunkedInput(channel)
+        elif self._ending and (channel.has_unread or channel.read_some(1)):
+            # RFC 9112 §6.3 rule 8: such a body could be cut short and nobody would know.
+            raise ProtocolError(
+                'a body must have a length or be chunked, not end with the connection'
+            )
+        self._body = body
+        return _new_tuple(Response, (status, reason, headers, body))
+
+    def get(self, uri: str, headers: Mapping[str, HeaderValue] | None = None) -> Response:
+        """Make a GET request; see request()."""
+        return self.request('GET', uri, headers)
+
+    def head(self, uri: str, headers: Mapping[str, HeaderValue] | None = None) -> Response:
+        """Make a HEAD request; see request()."""
+        return self.request('HEAD', uri, headers)
+
+    def delete(self, uri: str, headers: Mapping[str, HeaderValue] | None = None) -> Response:
+        """Make a DELETE request; see request()."""
+        return self.request('DELETE', uri, headers)
+
+    def put(
+        self,
+        uri: str,
+        headers: Mapping[str, HeaderValue] | None = None,
+        body: Body | io.BufferedReader = None,
+    ) -> Response:
+        """Make a PUT request; see request()."""
+        return self.request('PUT', uri, headers, body)
+
+    def post(
+        self,
+        uri: str,
+        headers: Mapping[str, HeaderValue] | None = None,
+        body: Body | io.BufferedReader = None,
+    ) -> Response:
+        """Make a POST request; see request()."""
+        return self.request('POST', uri, headers, body)
+
+
+def _build_file_output(fp: io.BufferedReader) -> FileOutput:
+    position = fp.tell()
+    size = fp.seek(0, io.SEEK_END)
+    fp.seek(position)
+    return FileOutput(fp, max(size - position, 0))
+
+
+class Client:
+    """Where and how to connect: an address, base headers, time limits. No socket, thread-safe."""
+
+    def __init__(
+        self,
+        address: net.Address,
+        base_headers: Mapping[str, HeaderValue] | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        connect_timeout_s: float | None = None,
+    ) -> None:
+        """Remember where and how to connect.
+
+        `base_headers` go with every request. `timeout_s` bounds each wait for the server: the first
+        byte of a response, its preamble, a chunk, a body's progress. `connect_timeout_s` bounds
+        connecting, TLS handshake included, and is `timeout_s` unless given.
+
+        Raises TypeError or ValueError for an argument that cannot be.
+        """
+        net.parse_address(address)
+        self.address = address
+        self.base_headers: Headers = dict(base_headers or {})
+        format_request('GET', '/', self.base_headers, None)
+        self.timeout_s = _check_timeout('timeout_s', timeout_s)
+        self.connect_timeout_s = _check_timeout(
+            'connect_timeout_s', timeout_s if connect_timeout_s is None else connect_timeout_s
+        )
+        self._limits = DEFAULT_LIMITS._replace(
+            idle_timeout_s=timeout_s,
+            preamble_timeout_s=timeout_s,
+            body_window_s=timeout_s,
+            chunk_gap_timeout_s=timeout_s,
+        )
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.address!r})'
+
+    def connect(self) -> Connection:
+        """Connect and return the connection.
+
+        Raises OSError (TimeoutError included) where the system cannot connect.
+        """
+        return Connection(Channel(self._open(), self._limits), self.base_headers)
+
+    def _open(self) -> socket.socket:
+        sock = net.connect(self.address, self.connect_timeout_s)
+        sock.settimeout(None)
+        return sock
+
+
+class SSLClient(Client):
+    """A client over TLS, with the certificate and the trust of its context."""
+
+    def __init__(
+        self,
+        sslctx: ssl.SSLContext,
+        address: net.Address,
+        base_headers: Mapping[str, HeaderValue] | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        connect_timeout_s: float | None = None,
+    ) -> None:
+        """Remember where and how to connect; `sslctx` is what build_client_sslctx() makes.
+
+        The name that the server must prove, where the context checks names, is the host of a `host`
+        base header, or else the address's.
+
+        Raises TypeError or ValueError for an argument that cannot be, a lax context included.
+        """
+        super().__init__(
+            address, base_headers, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s
+        )
+        self.sslctx = check_client_sslctx(sslctx)
+        self.server_hostname = _find_hostname(address, self.base_headers)
+        if sslctx.check_hostname and self.server_hostname is None:
+            raise ValueError(f'{address!r} has no host name to check; give a host in base_headers')
+
+    def _open(self) -> socket.socket:
+        deadline = net.Deadline(self.connect_timeout_s)
+        sock = net.connect(self.address, self.connect_timeout_s)
+        try:
+            sock.settimeout(max(deadline.remaining(), 0.001))
+            return self.sslctx.wrap_socket(sock, server_hostname=self.server_hostname)
+        except BaseException:
+            sock.close()
+            raise
+
+
+def _check_timeout(name: str, value: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f'{name} must be a number of seconds, not {value!r}')
+    if not 0 < value < float('inf'):
+        raise ValueError(f'{name} must be finite and above zero, not {value!r}')
+    return value
+
+
+def _find_hostname(address: net.Address, headers: Headers) -> str | None:
+    host = headers.get('host')
+    if isinstance(host, str):
+        return urlsplit(f'//{host}').hostname
+    return address[0] if isinstance(address, tuple) else None
+
+
+def create_client(
+    url: str,
+    base_headers: Mapping[str, HeaderValue] | None = None,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    connect_timeout_s: float | None = None,
+) -> Client:
+    """Build a client from `http://host[:port]`, with a `host` base header.
+
+    Raises ValueError for another kind of URL, and what Client() raises.
+    """
+    address, host = _parse_url(url, 'http', 80)
+    return Client(
+        address,
+        {'host': host, **(base_headers or {})},
+        timeout_s=timeout_s,
+        connect_timeout_s=connect_timeout_s,
+    )
+
+
+def create_sslclient(
+    sslctx: ssl.SSLContext,
+    url: str,
+    base_headers: Mapping[str, HeaderValue] | None = None,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    connect_timeout_s: float | None = None,
+) -> SSLClient:
+    """Build a client from `https://host[:port]`, with a `host` base header.
+
+    Raises ValueError for another kind of URL, and what SSLClient() raises.
+    """
+    address, host = _parse_url(url, 'https', 443)
+    return SSLClient(
+        sslctx,
+        address,
+        {'host': host, **(base_headers or {})},
+        timeout_s=timeout_s,
+        connect_timeout_s=connect_timeout_s,
+    )
+
+
+def _parse_url(url: str, scheme: str, default_port: int) -> tuple[tuple[str, int], str]:
+    parts = urlsplit(url)  # which drops line ends and tabs
+    if not url.isprintable() or parts.scheme != scheme or not parts.hostname:
+        raise ValueError(f'url must be like {scheme}://host:port, not {url!r}')
+    if parts.path not in ('', '/') or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(f'url must have nothing but a host and a port, not {url!r}')
+    try:
+        parse_host(parts.netloc)
+    except ProtocolError as error:
+        raise ValueError(f'{error}, in {url!r}') from None
+    return (parts.hostname, parts.port or default_port), parts.netloc
