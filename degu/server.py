@@ -1,0 +1,468 @@
+"""The server: an accept loop, and a thread for each connection.
+
+1. `serve_forever()` runs the accept loop in the thread that calls it. The loop never waits for a
+   peer: it takes a connection, checks the limits, starts a thread. Whatever goes wrong there (no
+   descriptors, no memory, no thread, a client gone too soon) is logged and the loop goes on.
+2. The connection's thread does the TLS handshake, builds the `connection` dict, asks `on_connect`,
+   and then serves one request after the other (`_serve_requests()`): read a preamble, parse it,
+   call the application, check and format what it returned, write it.
+3. `shutdown()` wakes the accept loop, which stops accepting, ends idle connections, lets running
+   requests end, and cuts off what is left when the time is up.
+
+Threads and locks: `_connections`, `_per_host` and `_handshakes` are shared by the accept loop and
+the connections' threads and guarded by `_lock`. All else is set once.
+
+The application is called as `degu.rgi` describes. An error of the peer is answered with its status
+and ends the connection; an error of the application is logged and answered with 500 and no detail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import socket
+import ssl
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from degu import net
+from degu.bodies import (
+    ChunkedInput,
+    ChunkedOutput,
+    FileOutput,
+    Input,
+    Output,
+    body_length,
+    write_message,
+)
+from degu.channel import LINGER_SIZE, Channel
+from degu.errors import DeguError, PeerTimeoutError, ProtocolError
+from degu.limits import build_limits
+from degu.tls import build_server_sslctx, check_server_sslctx
+from degu.wire import (
+    BODILESS_STATUSES,
+    METHODS,
+    closes_connection,
+    format_response,
+    parse_request,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from degu.rgi import App
+
+__all__ = ['SSLServer', 'Server', 'build_server_sslctx']
+
+log = logging.getLogger('degu.server')
+access_log = logging.getLogger('degu.server.access')
+
+DEFAULT_SHUTDOWN_TIMEOUT_S = 5.0
+"""How long running requests have when a server shuts down."""
+_CUT_OFF_TIMEOUT_S = 1.0
+_MIN_BACKOFF_S = 0.01
+_MAX_BACKOFF_S = 0.1
+_CLOSED_BY_CLIENT = 'closed by the client'
+_REASONS = {
+    400: 'Bad Request',
+    405: 'Method Not Allowed',
+    413: 'Content Too Large',
+    417: 'Expectation Failed',
+    431: 'Request Header Fields Too Large',
+    500: 'Internal Server Error',
+}
+
+
+class _Connection:
+    """What the accept loop needs to know of a connection that a thread serves."""
+
+    __slots__ = ('address', 'busy', 'sock', 'thread')
+
+    def __init__(self, sock: socket.socket, address: net.Address) -> None:
+        self.sock = sock
+        self.address = address
+        self.busy = False  # inside a request, which a shutdown lets end
+        self.thread: threading.Thread | None = None
+
+    @property
+    def host(self) -> str | None:
+        """The IP address that is counted, None for AF_UNIX."""
+        return self.address[0] if isinstance(self.address, tuple) else None
+
+    def interrupt(self, how: int) -> None:
+        """Wake the thread that waits for the peer; it then sees the end of the connection."""
+        with contextlib.suppress(OSError):  # already gone
+            socket.socket.shutdown(self.sock, how)  # SSLSocket's own would disturb its thread
+
+
+class Server:
+    """An HTTP server for one application at one address.
+
+    A context manager: serves in a thread of its own and shuts down at the end.
+    """
+
+    # Set once: app, _on_connect, limits, address, _listener, _socket_file, _waker.
+    # Guarded by _lock: _connections, _per_host, _handshakes.
+    # Written by shutdown(), read by all: _stopping, _stop_timeout_s.
+
+    scheme = 'http'
+
+    def __init__(self, address: net.Address, app: App, **options: Any) -> None:
+        """Listen at `address`; nothing is accepted before serve_forever() or the `with` block.
+
+        `options` are the fields of `degu.limits.Limits`.
+
+        Raises TypeError or ValueError for an argument that cannot be, OSError from the system.
+        """
+        if not callable(app):
+            raise TypeError(f'app must be callable, not {app!r}')
+        self._on_connect = getattr(app, 'on_connect', None)
+        if self._on_connect is not None and not callable(self._on_connect):
+            raise TypeError(f'app.on_connect must be callable, not {self._on_connect!r}')
+        self.app = app
+        self.limits = build_limits(**options)
+        self._listener, self._socket_file = net.listen(address)
+        self.address: net.Address = self._listener.getsockname()
+        self._waker = socket.socketpair()
+        self._waker[1].setblocking(False)
+        self._lock = threading.Lock()
+        self._connections: dict[_Connection, None] = {}
+        self._per_host: dict[str, int] = {}
+        self._handshakes: dict[_Connection, None] = {}
+        self._stopping = False
+        self._stop_timeout_s = DEFAULT_SHUTDOWN_TIMEOUT_S
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.address!r}, {self.app!r})'
+
+    def __enter__(self) -> Server:
+        self._thread = threading.Thread(target=self.serve_forever, name='degu.accept')
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+        assert self._thread is not None
+        self._thread.join()
+
+    def close(self) -> None:
+        """Give up a server that does not serve: stop listening and remove the socket file."""
+        net.remove_socket_file(self.address, self._socket_file)
+        self._socket_file = None
+        self._listener.close()
+        for sock in self._waker:
+            sock.close()
+
+    def shutdown(self, timeout_s: float = DEFAULT_SHUTDOWN_TIMEOUT_S) -> None:
+        """Ask the server to stop; serve_forever() returns when it has.
+
+        Running requests have `timeout_s` to end, idle connections end at once. From any thread or
+        signal handler: it takes no lock and does not wait.
+        """
+        self._stop_timeout_s = timeout_s
+        self._stopping = True
+        with contextlib.suppress(OSError):  # awake already, or stopped
+            self._waker[1].send(b'x')
+
+    # --- the accept loop -------------------------------------------------------------------------
+
+    def serve_forever(self) -> None:
+        """Accept connections until shutdown(), then end them in order."""
+        poller = select.poll()
+        poller.register(self._listener, select.POLLIN)
+        waker = select.poll()
+        for each in (poller, waker):
+            each.register(self._waker[0], select.POLLIN)
+        backoff_s = _MIN_BACKOFF_S
+        try:
+            while not self._stopping:
+                poller.poll()
+                try:
+                    self._accept()
+                    backoff_s = _MIN_BACKOFF_S
+                except (OSError, RuntimeError) as error:
+                    # No descriptor, memory or thread left: that passes, and this loop must not.
+                    log.warning('%r: cannot accept, trying again: %s', self.address, error)
+                    waker.poll(backoff_s * 1000)
+                    backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+        finally:
+            self._stopping = True
+            self._finish()
+
+    def _accept(self) -> None:
+        try:
+            sock, address = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # woken for another reason, or the client is gone already
+        conn = _Connection(sock, address)
+        refusal = self._admit(conn)
+        if refusal is not None:
+            log.warning('%r: refused %r: %s', self.address, address, refusal)
+            sock.close()
+            return
+        conn.thread = threading.Thread(target=self._run, args=(conn,), name='degu.connection')
+        try:
+            conn.thread.start()
+        except BaseException:
+            self._forget(conn)
+            sock.close()
+            raise
+
+    def _admit(self, conn: _Connection) -> str | None:
+        """Count a connection in, or return which limit is reached."""
+        limits = self.limits
+        with self._lock:
+            if len(self._connections) >= limits.max_connections:
+                return f'max_connections={limits.max_connections}'
+            host = conn.host
+            if host is not None:
+                count = self._per_host.get(host, 0)
+                if count >= limits.max_connections_per_address:
+                    return f'max_connections_per_address={limits.max_connections_per_address}'
+                self._per_host[host] = count + 1
+            self._connections[conn] = None
+            self._expect_handshake(conn)
+        return None
+
+    def _expect_handshake(self, conn: _Connection) -> None:
+        """Count a handshake in, `_lock` held; nothing to do without TLS."""
+
+    def _forget(self, conn: _Connection) -> None:
+        with self._lock:
+            del self._connections[conn]
+            self._handshakes.pop(conn, None)
+            host = conn.host
+            if host is not None:
+                self._per_host[host] -= 1
+                if not self._per_host[host]:
+                    del self._per_host[host]
+
+    def _finish(self) -> None:
+        self.close()
+        with self._lock:
+            connections = list(self._connections)
+        for conn in connections:
+            if not conn.busy:
+                conn.interrupt(socket.SHUT_RD)
+        if _join_all(connections, self._stop_timeout_s):
+            for conn in connections:
+                conn.interrupt(socket.SHUT_RDWR)
+            stuck = _join_all(connections, _CUT_OFF_TIMEOUT_S)
+            if stuck:
+                log.error('%r: %d requests did not end at shutdown', self.address, stuck)
+
+    # --- one connection, in its own thread -------------------------------------------------------
+
+    def _run(self, conn: _Connection) -> None:
+        started = monotonic()
+        connection: dict[str, Any] = {
+            'scheme': self.scheme,
+            'protocol': 'HTTP/1.1',
+            'server': self.address,
+            'client': conn.address,
+            'requests': 0,
+            'rgi.Output': Output,
+            'rgi.ChunkedOutput': ChunkedOutput,
+            'rgi.FileOutput': FileOutput,
+        }
+        try:
+            ending = self._serve(conn, connection)
+        except (DeguError, OSError) as error:
+            ending = str(error) or type(error).__name__
+        except Exception:
+            ending = 'an error'
+            log.exception('%r: %r: ended by an error', self.address, conn.address)
+        finally:
+            conn.sock.close()
+            self._forget(conn)
+        log.info(
+            '%r: %r: %d requests in %.3f s: %s',
+            self.address,
+            conn.address,
+            connection['requests'],
+            monotonic() - started,
+            ending,
+        )
+
+    def _serve(self, conn: _Connection, connection: dict[str, Any]) -> str:
+        """Prepare and serve one connection; return or raise why it ended."""
+        self._prepare(conn, connection)
+        channel = Channel(conn.sock, self.limits)
+        on_connect = self._on_connect
+        if on_connect is not None and on_connect(conn.sock, connection) is not True:
+            ending = 'rejected by on_connect'
+        else:
+            try:
+                ending = self._serve_requests(conn, channel, connection)
+            except ProtocolError as error:
+                _answer(channel, error.status, f'{error}\n')
+                ending = f'{error.status} {error}'
+        if ending != _CLOSED_BY_CLIENT:
+            channel.close_orderly()
+        return ending
+
+    def _prepare(self, conn: _Connection, connection: dict[str, Any]) -> None:
+        """Make the socket ready for requests and say in `connection` who is there."""
+        if conn.sock.family == socket.AF_UNIX:
+            connection['credentials'] = net.read_credentials(conn.sock)
+        else:
+            net.disable_delay(conn.sock)
+
+    def _serve_requests(
+        self, conn: _Connection, channel: Channel, connection: dict[str, Any]
+    ) -> str:
+        """Serve requests until the connection ends, and return why it did.
+
+        Raises ProtocolError, to be answered, as long as no response was begun, and what reading and
+        writing raises.
+        """
+        app = self.app
+        limits = self.limits
+        requests_left = limits.max_requests
+        log_access = access_log.isEnabledFor(logging.DEBUG)
+        while True:
+            conn.busy = False
+            if self._stopping:
+                return 'the server shuts down'
+            preamble = channel.read_preamble()
+            if preamble is None:
+                return _CLOSED_BY_CLIENT
+            conn.busy = True
+            method, path, query, headers = parse_request(preamble, limits)
+            request_body: Input | ChunkedInput | None = None
+            if 'content-length' in headers:
+                request_body = Input(channel, headers['content-length'])  # type: ignore[arg-type]  # an int, see parse_request
+            elif 'transfer-encoding' in headers:
+                request_body = ChunkedInput(channel)
+            has_host = 'host' in headers
+            is_last = 'connection' in headers and closes_connection(headers)
+            try:
+                status, reason, response_headers, body = app(
+                    connection,
+                    {
+                        'method': method,
+                        'script': [],
+                        'path': path,
+                        'query': query,
+                        'headers': headers,
+                        'body': request_body,
+                    },
+                )
+                length = body_length(body)
+                if has_host and length is None and method != 'HEAD':
+                    # A generic client would wait for a body until the connection ends.
+                    length = None if status in BODILESS_STATUSES else 0
+                preamble = format_response(status, reason, response_headers, length, method)
+            except Exception as error:
+                if request_body is not None and request_body.error is error:
+                    raise
+                log.exception('%r: %r: %s /%s', self.address, conn.address, method, '/'.join(path))
+                _answer(channel, 500)
+                return '500 an error of the application'
+            try:
+                write_message(channel, preamble, body)
+            except Exception as error:
+                if channel.peer_gone or isinstance(error, PeerTimeoutError):
+                    raise
+                if request_body is None or request_body.error is not error:
+                    log.exception(
+                        '%r: %r: %s /%s: the body failed',
+                        self.address,
+                        conn.address,
+                        method,
+                        '/'.join(path),
+                    )
+                # It was begun and cannot be answered anew: its client would read that as the body.
+                return 'the response was cut off'
+            connection['requests'] += 1
+            if log_access:
+                access_log.debug('%r: %s /%s: %d', conn.address, method, '/'.join(path), status)
+            if is_last or (
+                'connection' in response_headers and closes_connection(response_headers)
+            ):
+                return 'connection: close'
+            if request_body is not None and not request_body.drain(LINGER_SIZE):
+                return 'the request body was not read'
+            if requests_left is not None:
+                requests_left -= 1
+                if not requests_left:
+                    return f'max_requests={limits.max_requests}'
+
+
+class SSLServer(Server):
+    """An HTTPS server for one application at one address."""
+
+    # Replaced as a whole, at any time: sslctx; a handshake takes the one that is there.
+
+    scheme = 'https'
+
+    def __init__(
+        self, sslctx: ssl.SSLContext, address: net.Address, app: App, **options: Any
+    ) -> None:
+        """Listen at `address`; `sslctx` is what build_server_sslctx() makes. See Server.
+
+        Raises TypeError or ValueError for an argument that cannot be, a lax context included,
+        OSError from the system.
+        """
+        self.sslctx = check_server_sslctx(sslctx)
+        super().__init__(address, app, **options)
+
+    def _expect_handshake(self, conn: _Connection) -> None:
+        if len(self._handshakes) >= self.limits.max_handshakes:
+            # The one that took longest is the least likely to be honest.
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.interrupt(socket.SHUT_RDWR)
+        self._handshakes[conn] = None
+
+    def _prepare(self, conn: _Connection, connection: dict[str, Any]) -> None:
+        super()._prepare(conn, connection)
+        conn.sock.settimeout(self.limits.handshake_timeout_s)
+        sock = self.sslctx.wrap_socket(
+            conn.sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
+        )
+        conn.sock = sock
+        try:
+            sock.do_handshake()
+        except TimeoutError:
+            raise PeerTimeoutError('a TLS handshake', self.limits.handshake_timeout_s) from None
+        except OSError:
+            # Let the client read the alert that says why.
+            Channel(sock, self.limits).close_orderly()
+            raise
+        with self._lock:
+            self._handshakes.pop(conn, None)
+        if sock.session_reused:
+            raise ProtocolError('a resumed TLS session is not accepted')
+        connection['ssl_cipher'] = sock.cipher()
+        connection['ssl_compression'] = sock.compression()
+        connection['ssl_peer_cert'] = sock.getpeercert(True)
+
+
+def _join_all(connections: list[_Connection], timeout_s: float) -> int:
+    """Wait for the connections' threads; return how many go on."""
+    deadline = net.Deadline(timeout_s)
+    for conn in connections:
+        if conn.thread is not None:
+            conn.thread.join(deadline.remaining())
+    return sum(conn.thread is not None and conn.thread.is_alive() for conn in connections)
+
+
+def _answer(channel: Channel, status: int, text: str = '') -> None:
+    """Answer with an error of our own and say that the connection ends."""
+    headers: dict[str, Any] = {'connection': 'close'}
+    if status == 405:
+        headers['allow'] = ', '.join(sorted(METHODS))  # RFC 9110 §15.5.6
+    if text:
+        headers['content-type'] = 'text/plain; charset=utf-8'
+    body = text.encode()
+    preamble = format_response(status, _REASONS[status], headers, len(body), '')
+    write_message(channel, preamble, body)
