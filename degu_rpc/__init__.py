@@ -1,0 +1,59 @@
+"""Calls, files and trust between devices, on top of `degu`.
+
+The public names of all wings are here; each is imported when it is first used, so that a program
+pays only for the wings that it has.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from degu_rpc.errors import Code, RpcError
+    from degu_rpc.files.fetch import fetch
+    from degu_rpc.files.share import FileShare
+    from degu_rpc.peers.identity import Peer
+    from degu_rpc.router import Router
+    from degu_rpc.rpc.client import RpcClient
+    from degu_rpc.rpc.connect import RpcApp
+    from degu_rpc.rpc.service import Context, Service
+
+__all__ = [
+    'Code',
+    'Context',
+    'FileShare',
+    'Peer',
+    'Router',
+    'RpcApp',
+    'RpcClient',
+    'RpcError',
+    'Service',
+    'fetch',
+]
+
+_MODULES = {
+    'Code': 'degu_rpc.errors',
+    'Context': 'degu_rpc.rpc.service',
+    'FileShare': 'degu_rpc.files.share',
+    'Peer': 'degu_rpc.peers.identity',
+    'Router': 'degu_rpc.router',
+    'RpcApp': 'degu_rpc.rpc.connect',
+    'RpcClient': 'degu_rpc.rpc.client',
+    'RpcError': 'degu_rpc.errors',
+    'Service': 'degu_rpc.rpc.service',
+    'fetch': 'degu_rpc.files.fetch',
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,193 @@
+"""What every wing raises, on one page.
+
+RpcError                    a call that failed, on either side          .code .message .details
+CodecError                  bytes or a value that cannot travel         .faults
+
+FilesError                  moving files: see degu_rpc/files/
+├── PathError               a name or path that must not be used         .path .reason
+├── ListingError            a peer's listing makes no sense              .reason
+├── IntegrityError          bytes that are not what they were said to be .path .block .reason
+├── ContentChangedError     a file that changes faster than it moves     .path
+├── BlockedError            something of another kind is in the way      .path .reason
+├── NoSpaceError            the disk or a quota is full                  .path .needed ...
+├── ShareRefusedError       the share answered with an error             .path .status .reason
+└── TransferCanceledError   the caller asked to stop
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Code(enum.Enum):
+    """Why a call failed; there are no others. Source: Connect protocol, "Error Codes"."""
+
+    CANCELED = 'canceled'
+    UNKNOWN = 'unknown'
+    INVALID_ARGUMENT = 'invalid_argument'
+    DEADLINE_EXCEEDED = 'deadline_exceeded'
+    NOT_FOUND = 'not_found'
+    ALREADY_EXISTS = 'already_exists'
+    PERMISSION_DENIED = 'permission_denied'
+    RESOURCE_EXHAUSTED = 'resource_exhausted'
+    FAILED_PRECONDITION = 'failed_precondition'
+    ABORTED = 'aborted'
+    OUT_OF_RANGE = 'out_of_range'
+    UNIMPLEMENTED = 'unimplemented'
+    INTERNAL = 'internal'
+    UNAVAILABLE = 'unavailable'
+    DATA_LOSS = 'data_loss'
+    UNAUTHENTICATED = 'unauthenticated'
+
+    @property
+    def http_status(self) -> tuple[int, str]:
+        """The HTTP status and reason that an error with this code is sent with."""
+        return _HTTP_STATUSES[self]
+
+
+_HTTP_STATUSES = {
+    Code.CANCELED: (499, 'Client Closed Request'),
+    Code.UNKNOWN: (500, 'Internal Server Error'),
+    Code.INVALID_ARGUMENT: (400, 'Bad Request'),
+    Code.DEADLINE_EXCEEDED: (504, 'Gateway Timeout'),
+    Code.NOT_FOUND: (404, 'Not Found'),
+    Code.ALREADY_EXISTS: (409, 'Conflict'),
+    Code.PERMISSION_DENIED: (403, 'Forbidden'),
+    Code.RESOURCE_EXHAUSTED: (429, 'Too Many Requests'),
+    Code.FAILED_PRECONDITION: (400, 'Bad Request'),
+    Code.ABORTED: (409, 'Conflict'),
+    Code.OUT_OF_RANGE: (400, 'Bad Request'),
+    Code.UNIMPLEMENTED: (501, 'Not Implemented'),
+    Code.INTERNAL: (500, 'Internal Server Error'),
+    Code.UNAVAILABLE: (503, 'Service Unavailable'),
+    Code.DATA_LOSS: (500, 'Internal Server Error'),
+    Code.UNAUTHENTICATED: (401, 'Unauthorized'),
+}
+
+
+class RpcError(Exception):
+    """A call that failed: raised by a method to say why, and by the client to its caller.
+
+    `.code` is a Code, `.message` is for people, `.details` is a tuple of JSON objects. All three
+    travel. Connect's own clients expect `type` and `value` in a detail; ours take any object.
+    """
+
+    def __init__(self, code: Code, message: str, details: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Raises TypeError for a code that is no Code."""
+        if not isinstance(code, Code):
+            raise TypeError(f'code must be a Code, not {code!r}')
+        self.code = code
+        self.message = message
+        self.details = tuple(details)
+        super().__init__(code, message, self.details)
+
+    def __str__(self) -> str:
+        return f'{self.code.value}: {self.message}'
+
+
+class Fault(NamedTuple):
+    """What is wrong with one part of a value: `.path` is like `$.tags[1]`, `$` is the whole."""
+
+    path: str
+    reason: str
+
+
+class CodecError(ValueError):
+    """Bytes that are no acceptable message, or a value that cannot travel; `.faults` say why."""
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return '; '.join(f'{path}: {reason}' for path, reason in self.faults)
+
+
+class FilesError(Exception):
+    """Base of what the files wing raises. A transfer that failed goes on where it stopped."""
+
+
+class PathError(FilesError):
+    """A name or path that must not be used: `.path` as given, `.reason` says which rule."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f'{path!r} cannot be used as a path: {reason}')
+        self.path = path
+        self.reason = reason
+
+
+class ListingError(FilesError):
+    """A peer's listing makes no sense; nothing was written because of it. `.reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f'the listing is not usable: {reason}')
+        self.reason = reason
+
+
+class IntegrityError(FilesError):
+    """Bytes are not what they were said to be, and were not kept.
+
+    `.path` is the file (or the root, where only that is known), `.block` the index of the block or
+    None, `.reason` what was found.
+    """
+
+    def __init__(self, path: str, block: int | None, reason: str) -> None:
+        where = path if block is None else f'{path}, block {block}'
+        super().__init__(f'{where}: {reason}; nothing of it was kept')
+        self.path = path
+        self.block = block
+        self.reason = reason
+
+
+class ContentChangedError(FilesError):
+    """The file at `.path` changes faster than it can be transferred; try again once it rests."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f'{path} keeps changing while it is read; try again once it rests')
+        self.path = path
+
+
+class BlockedError(FilesError):
+    """Something of another kind is at `.path`; it was left alone. `.reason` says what it is."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f'{path} is blocked: {reason}; move it away and start again')
+        self.path = path
+        self.reason = reason
+
+
+class NoSpaceError(FilesError):
+    """The disk, a quota or a file size limit is full. `.needed` and `.available` are bytes.
+
+    Both are None where the operating system only said that it is full.
+    """
+
+    def __init__(
+        self, path: str, needed: int | None = None, available: int | None = None, why: str = ''
+    ) -> None:
+        found = why if needed is None else f'{needed} bytes needed, {available} to spare'
+        super().__init__(f'no space at {path}: {found}; free some and start again, it will resume')
+        self.path = path
+        self.needed = needed
+        self.available = available
+
+
+class ShareRefusedError(FilesError):
+    """The share answered a request for `.path` with an error: `.status` and `.reason`."""
+
+    def __init__(self, path: str, status: int, reason: str) -> None:
+        super().__init__(f'the share answered {status} {reason} for {path!r}')
+        self.path = path
+        self.status = status
+        self.reason = reason
+
+
+class TransferCanceledError(FilesError):
+    """The caller asked a transfer to stop. Every name holds its old or its new content."""
+
+    def __init__(self) -> None:
+        super().__init__('the transfer was canceled; start it again to go on where it stopped')

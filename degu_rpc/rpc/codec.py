@@ -1,0 +1,336 @@
+"""Bytes to values and back, in JSON and in msgpack. PURE.
+
+A message goes through two steps, and neither trusts its sender:
+
+1. `Codec.decode` turns bytes into plain values (None, bool, int, float, str, list, dict; in msgpack
+   also bytes and datetime), whatever the bytes: nothing recurses deeper than MAX_NESTING and
+   nothing is allocated because a length was claimed.
+2. A `Shape`, built once from an annotation, says which types the plain values stand for, and
+   checks them strictly: `parse_value` is both steps.
+
+The other way, `format_value` (or `Codec.encode`, where there is no annotation) makes bytes of a
+value in one step.
+
+Types are the same through both codecs: bytes (JSON: base64; msgpack: bin), aware datetime (JSON:
+RFC 3339; msgpack: the timestamp extension), date, time and timedelta (ISO 8601), UUID, Decimal,
+enums, dataclasses, NamedTuples, msgspec structs, unions, Literal. Keys of a map are strings on the
+wire. What is not the same: msgpack has no integer beyond 64 bits (an error at the sender, never a
+rounded number), and JSON has no NaN and no infinity (an error at both ends). `Any` gives plain
+values, so a date is a str there and in JSON bytes are too.
+
+It does not check a returned value against its annotation, beyond time zones: msgspec writes what it
+is given, and the reader checks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import msgpack
+import msgspec
+
+from degu_rpc.errors import CodecError, Fault
+from degu_rpc.rpc.limits import MAX_FAULT_LENGTH, MAX_FAULTS, MAX_NESTING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Codec(NamedTuple):
+    """One of the two encodings; `native_types` are the plain types it has beyond JSON's.
+
+    `encode(value) -> bytes` and `decode(bytes) -> plain value` raise CodecError and nothing else.
+    """
+
+    name: str
+    content_type: str
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+    native_types: tuple[type, ...]
+
+
+class Shape(NamedTuple):
+    """What values a message may hold: an annotation that was checked, see build_shape()."""
+
+    annotation: Any
+    has_datetime: bool
+
+
+def parse_value(data: bytes, shape: Shape, codec: Codec) -> Any:
+    """Return the value in `data`, of the type that `shape` asks for.
+
+    Raises CodecError.
+    """
+    return convert_plain(codec.decode(data), shape, codec)
+
+
+def format_value(value: Any, shape: Shape, codec: Codec) -> bytes:
+    """Return the bytes of a value that was annotated with the type of `shape`.
+
+    Raises CodecError.
+    """
+    if shape.has_datetime:
+        _refuse_naive(value)
+    return codec.encode(value)
+
+
+def convert_plain(plain: Any, shape: Shape, codec: Codec) -> Any:
+    """Return the value of the type that `shape` asks for, from what `codec.decode` gave.
+
+    Strict: a number is not taken for a string or a bool, nor the other way round. Fields that a
+    dataclass does not have are ignored.
+
+    Raises CodecError.
+    """
+    try:
+        value = msgspec.convert(
+            plain, shape.annotation, builtin_types=codec.native_types, str_keys=True
+        )
+    except msgspec.ValidationError as error:
+        raise CodecError(_parse_fault(str(error))) from None
+    except TypeError as error:  # a list or map where a set needs what can be hashed
+        raise _fail(str(error)) from None
+    if shape.has_datetime:
+        _refuse_naive(value)
+    return value
+
+
+def build_error(faults: list[Fault]) -> CodecError:
+    """Build the error that tells of `faults`, cut to a size that can be sent."""
+    return CodecError(
+        *(
+            Fault(path[:MAX_FAULT_LENGTH], reason[:MAX_FAULT_LENGTH])
+            for path, reason in faults[:MAX_FAULTS]
+        )
+    )
+
+
+# --- shapes --------------------------------------------------------------------------------------
+
+_ONE_CODEC_TYPES = (
+    msgspec.inspect.RawType,
+    msgspec.inspect.ExtType,
+    msgspec.inspect.ByteArrayType,
+    msgspec.inspect.MemoryViewType,
+)
+_KEY_TYPES = (
+    msgspec.inspect.AnyType,
+    msgspec.inspect.StrType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.DecimalType,
+)
+
+
+def build_shape(annotation: Any) -> Shape:
+    """Check that values of an annotated type can travel in both codecs, and build its shape.
+
+    Raises TypeError that says which type cannot.
+    """
+    try:
+        types = list(_walk_types(msgspec.inspect.type_info(annotation)))
+    except NameError as error:
+        raise TypeError(f'{annotation!r} has an annotation that is not defined: {error}') from None
+    has_datetime = False
+    for info in types:
+        if isinstance(info, msgspec.inspect.CustomType):
+            raise TypeError(f'{info.cls!r} cannot travel; use plain types, dataclasses or structs')
+        if isinstance(info, _ONE_CODEC_TYPES):
+            raise TypeError(f'{annotation!r}: {type(info).__name__} cannot travel; use bytes')
+        if isinstance(info, msgspec.inspect.DictType):
+            for key in _alternatives(info.key_type):
+                if not isinstance(key, _KEY_TYPES):
+                    raise TypeError(
+                        f'{annotation!r}: {type(key).__name__} cannot be the key of a map; use str'
+                    )
+        has_datetime = has_datetime or isinstance(info, msgspec.inspect.DateTimeType)
+    return Shape(annotation, has_datetime)
+
+
+def _alternatives(info: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
+    return info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+
+
+def _walk_types(top: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
+    seen: set[int] = set()  # a type can be part of itself
+    rest: list[Any] = [top]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, tuple | list):
+            rest.extend(item)
+        elif isinstance(item, msgspec.inspect.Field):
+            rest.append(item.type)
+        elif isinstance(item, msgspec.inspect.Type) and id(item) not in seen:
+            seen.add(id(item))
+            yield item
+            rest.extend(getattr(item, name) for name in item.__struct_fields__)
+
+
+def _refuse_naive(value: Any) -> None:
+    """Raise CodecError for a datetime without a time zone: nobody could say when it is."""
+    try:
+        top = msgspec.to_builtins(value, builtin_types=(datetime,), str_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _fail(f'cannot travel: {error}') from error
+    faults = []
+    rest = [('$', top)]
+    while rest:
+        path, plain = rest.pop()
+        if isinstance(plain, dict):
+            rest.extend((f'{path}.{name}', item) for name, item in plain.items())
+        elif isinstance(plain, list | tuple | set | frozenset):
+            rest.extend((f'{path}[{index}]', item) for index, item in enumerate(plain))
+        elif isinstance(plain, datetime) and plain.utcoffset() is None:
+            faults.append(Fault(path, 'expected datetime with a time zone, got one without'))
+    if faults:
+        raise build_error(faults)
+
+
+_VALIDATION_MESSAGE = re.compile(r'(.*?)(?: - at `(key` in `)?([^`]*)`)?', re.DOTALL)
+
+
+def _parse_fault(message: str) -> Fault:
+    """Take apart what msgspec says: "Expected `str`, got `int` - at `$.tags[1]`"."""
+    match = _VALIDATION_MESSAGE.fullmatch(message)
+    reason, is_key, path = match.groups() if match else (message, None, None)
+    reason = reason[:1].lower() + reason[1:].replace('`', '')
+    if is_key:
+        reason = f'a key: {reason}'
+    return Fault(path or '$', reason[:MAX_FAULT_LENGTH])
+
+
+# --- both codecs ---------------------------------------------------------------------------------
+
+
+def _fail(reason: str) -> CodecError:
+    return CodecError(Fault('$', reason[:MAX_FAULT_LENGTH]))
+
+
+def _build_map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError('a key stands twice in one map')
+    return result
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def _encode_json(value: Any) -> bytes:
+    try:
+        data = msgspec.json.encode(value)
+        if b'null' in data:
+            # msgspec writes null for NaN and infinity; the standard library refuses them.
+            json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _fail(f'cannot be written as JSON: {error}') from error
+    return data
+
+
+def _decode_json(data: bytes) -> Any:
+    _check_json_nesting(data)
+    try:
+        value = _parse_json(data)
+        # msgspec is strict about all but one thing: it keeps the last of two equal keys. There are
+        # none if the one map has as many keys as there are colons; else the standard library, which
+        # shows all pairs, looks too.
+        if data.count(b':') != (len(value) if isinstance(value, dict) else 0):
+            _find_duplicate_keys(data.decode())
+    except ValueError as error:
+        raise _fail(f'not acceptable JSON: {error}') from None
+    return value
+
+
+_parse_json = msgspec.json.Decoder().decode
+_find_duplicate_keys = json.JSONDecoder(object_pairs_hook=_build_map).decode
+_AS_ARRAYS = bytes.maketrans(b'{}', b'[]')
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b'[]')
+
+
+def _check_json_nesting(data: bytes) -> None:
+    """Raise CodecError for arrays and objects nested too deep, or brackets that do not match.
+
+    Before anything is decoded: the decoder recurses, and the stack of a thread is small.
+    """
+    if data.count(b'[') + data.count(b'{') <= MAX_NESTING:
+        return
+    # What is outside of strings is every second part between quotes that are not escaped.
+    parts = data.replace(rb'\\', b'').replace(rb'\"', b'').split(b'"')[::2]
+    brackets = b''.join(parts).translate(_AS_ARRAYS).translate(None, _NO_BRACKETS)
+    for _ in range(MAX_NESTING):
+        brackets = brackets.replace(b'[]', b'')  # the innermost level
+    if brackets:
+        raise _fail(f'nested deeper than {MAX_NESTING}, or brackets that do not match')
+
+
+# --- msgpack -------------------------------------------------------------------------------------
+
+
+def _encode_msgpack(value: Any) -> bytes:
+    try:
+        plain = msgspec.to_builtins(value, builtin_types=_MSGPACK_TYPES, str_keys=True)
+        data: bytes = msgpack.packb(plain, datetime=True)
+    except OverflowError as error:
+        raise _fail(
+            f'cannot be written as msgpack: {error}; beyond 64 bits use JSON, or send a str'
+        ) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _fail(f'cannot be written as msgpack: {error}') from error
+    return data
+
+
+def _decode_msgpack(data: bytes) -> Any:
+    try:
+        # unpackb makes room for as many items as a header claims, so first see that they are there.
+        _skip_msgpack(data)
+        value = msgpack.unpackb(
+            data, timestamp=3, object_pairs_hook=_build_map, ext_hook=_refuse_extension
+        )
+    except (ValueError, OverflowError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise _fail(f'not acceptable msgpack: {reason}') from None
+    _check_plain_nesting(value, data)
+    return value
+
+
+def _refuse_extension(code: int, _data: bytes) -> NoReturn:
+    raise ValueError(f'extension type {code} is unknown')
+
+
+_MSGPACK_TYPES = (bytes, datetime)
+_skip_msgpack = msgspec.msgpack.Decoder(msgspec.Raw).decode
+# What is left of a message without these bytes is at least the first byte of each array and map.
+_NO_CONTAINERS = bytes(set(range(256)) - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
+
+
+def _check_plain_nesting(value: Any, data: bytes) -> None:
+    """Raise CodecError for arrays and maps nested too deep.
+
+    Afterwards is soon enough here: unpackb does not recurse.
+    """
+    if len(data.translate(None, _NO_CONTAINERS)) <= MAX_NESTING:
+        return
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        containers = [item for item in level if isinstance(item, list | dict)]
+        if not containers:
+            return
+        level = [
+            item
+            for container in containers
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+    raise _fail(f'nested deeper than {MAX_NESTING}')
+
+
+# --- the closed set ------------------------------------------------------------------------------
+
+JSON = Codec('json', 'application/json', _encode_json, _decode_json, ())
+MSGPACK = Codec('msgpack', 'application/msgpack', _encode_msgpack, _decode_msgpack, _MSGPACK_TYPES)
+CODECS = (JSON, MSGPACK)
