@@ -1,0 +1,8 @@
+"""Move files between machines: a share to read from, and a fetch that verifies and resumes."""
+
+from degu_rpc.files.fetch import Fetched, Progress, fetch
+from degu_rpc.files.listing import Problem
+from degu_rpc.files.plan import Skipped
+from degu_rpc.files.share import FileShare
+
+__all__ = ['Fetched', 'FileShare', 'Problem', 'Progress', 'Skipped', 'fetch']

@@ -1,0 +1,421 @@
+"""How a final name changes: the one place that touches a person's files.
+
+A Workspace is our private directory in a root, `.degu`:
+
+    tmp/     content that is on its way, named by its root (so that a later run finds it); 0600
+    swap/    content that is about to change places with what is at its final name
+    trash/   what was displaced, as {when}-{random}/{path}: only age or quota empties it
+    lock     held while final names change
+
+Commit, for a batch of complete and verified temporary files:
+
+1. Set mode and times through the descriptors, start writing all of them to the disk, then fsync
+   each: before a name changes its content is durable (I1).
+2. Under the lock, for a name that is free: `renameat2(RENAME_NOREPLACE)`.
+3. For a name that is taken: move to swap/, `renameat2(RENAME_EXCHANGE)`, so the name is never
+   absent (I2), look at what was displaced, and move it to the trash (I3).
+4. One fsync for each directory that changed.
+
+A kill between the exchange and the move to the trash leaves the displaced content in swap/. Each
+commit clears swap/ before it begins, and `recover()` does: what is there and is not the content its
+name says goes to the trash.
+
+Where a file system has no renameat2 flags: `link` for a free name; for a taken one a hard link in
+the trash, then `rename`. Content written to the name between these two calls is lost; nothing
+portable is better.
+
+Locks: a temporary file is flocked while it is open, so two transfers never write to the same one,
+and a killed process leaves no lock behind. A Workspace belongs to one thread, except
+`open_temporary()`, which any thread may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import errno
+import fcntl
+import itertools
+import os
+import secrets
+import stat
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from degu_rpc.errors import BlockedError, ContentChangedError
+from degu_rpc.files.content import Signature, hash_file, signature_of
+from degu_rpc.files.paths import Path, Root, format_path, open_or_make
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+SYNC_FILE_RANGE_WRITE = 2
+SYMLINK_PREFIX = b'symlink.'
+EXCHANGE_ATTEMPTS = 16
+"""How often a name may appear and vanish under our hands before we give up."""
+
+# ctypes because Python binds neither call, and no other call can exchange two names or start
+# writing a file to the disk without waiting for it.
+_libc = ctypes.CDLL(None, use_errno=True)
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class Outcome(enum.Enum):
+    """What a commit found at the final name."""
+
+    CREATED = 'created'
+    """Nothing."""
+    REPLACED = 'replaced'
+    """What the caller had seen there; it is in the trash."""
+    REPLACED_UNSEEN = 'replaced unseen'
+    """Something else, written since the caller looked; it is in the trash."""
+
+
+class Temporary(NamedTuple):
+    """An open, locked file in tmp/, and its name there."""
+
+    fd: int
+    name: bytes
+
+
+class Symlink(NamedTuple):
+    """A symlink that is to be made."""
+
+    target: bytes
+
+
+class Replacement(NamedTuple):
+    """Complete, verified content and the name it shall have.
+
+    `size` is bytes; `mode` is for files; `expected` is what the caller saw at `path`, or None.
+    """
+
+    content: Temporary | Symlink
+    path: Path
+    size: int
+    mode: int
+    mtime_ns: int
+    expected: Signature | None
+
+
+class Workspace:
+    """Our private directory in a root, and the commits that go through it. See the module."""
+
+    def __init__(self, root: Root) -> None:
+        """Open or make the directories. Raises OSError."""
+        # Set once. `_unsynced` and `_trash_name` change with the one thread that commits.
+        self._root = root
+        with contextlib.ExitStack() as stack:
+            self._tmp = _closing(stack, root.open_private(b'tmp'))
+            self._swap = _closing(stack, root.open_private(b'swap'))
+            self._trash = _closing(stack, root.open_private(b'trash'))
+            private = _closing(stack, root.open_private())
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=private))
+            self._stack = stack.pop_all()
+        self._trash_name = _new_trash_name()
+        self._unsynced: set[Path] = set()
+
+    def close(self) -> None:
+        """Close the directories."""
+        self._stack.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- temporary files ------------------------------------------------------------------------
+
+    def open_temporary(self, root: str) -> Temporary:
+        """Open the temporary file for the content `root`, with what an earlier run left in it.
+
+        One that another transfer is using is passed over for the next: `root`, `root.1`, ...
+        Raises OSError.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        for number in itertools.count():
+            name = os.fsencode(f'{root}.{number}' if number else root)
+            try:
+                fd = os.open(name, flags, 0o600, dir_fd=self._tmp)
+            except PermissionError:
+                # A commit that was killed had set the mode that the file shall have.
+                os.chmod(name, 0o600, dir_fd=self._tmp)
+                fd = os.open(name, flags, 0o600, dir_fd=self._tmp)
+            if self._lock_temporary(fd, name):
+                return Temporary(fd, name)
+            os.close(fd)
+        raise AssertionError('count() does not end')
+
+    def _lock_temporary(self, fd: int, name: bytes) -> bool:
+        """Lock an open temporary file; False if another has it, or had it and moved it away."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            there = os.stat(name, dir_fd=self._tmp, follow_symlinks=False)
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        return os.path.samestat(there, os.fstat(fd))
+
+    def temporary_size(self) -> int:
+        """Return how many bytes of disk the temporary files take."""
+        with os.scandir(self._tmp) as entries:
+            return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
+
+    # --- the tree -------------------------------------------------------------------------------
+
+    def make_directory(self, path: Path) -> bool:
+        """Make a directory, mode 0700, unless it is there; return whether it was made."""
+        made = self._root.make_directory(path)
+        if made:
+            self._unsynced.add(path[:-1])
+        return made
+
+    def set_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
+        """Set the mode and the modification time of the file or directory at `path`."""
+        found = self._root.lstat(path)
+        is_directory = stat.S_ISDIR(found.st_mode)
+        open_it = self._root.open_directory if is_directory else self._root.open_file
+        fd = open_it(path)
+        try:
+            _set_metadata(fd, mode, mtime_ns)
+        finally:
+            os.close(fd)
+
+    def commit(self, batch: Sequence[Replacement]) -> list[Outcome]:
+        """Give every replacement its final name, durably; close the temporary files in any case.
+
+        Returns an outcome for each. Raises BlockedError where a directory is at a final name,
+        OSError; then the ones before it are committed and the others still in tmp/.
+        """
+        try:
+            _make_durable(batch)
+            with self._locked():
+                self._recover()
+                outcomes = [self._place(replacement) for replacement in batch]
+                self.sync_directories()
+        finally:
+            for replacement in batch:
+                close(replacement)
+        return outcomes
+
+    def sync_directories(self) -> None:
+        """Make every name durable that was changed since the last time."""
+        while self._unsynced:
+            path = self._unsynced.pop()
+            with self._root.directory(path) as fd:
+                os.fsync(fd)
+
+    def recover(self) -> int:
+        """Clear swap/ of what a killed commit left there; return how many entries there were.
+
+        A symlink in tmp/ has not reached its final name and is removed. Content that is what its
+        name says has not either, and goes back to tmp/, where its transfer will find it. Anything
+        else was displaced and goes to the trash.
+        """
+        with self._locked():
+            for name in _names(self._tmp):
+                if name.startswith(SYMLINK_PREFIX):
+                    os.unlink(name, dir_fd=self._tmp)
+            return self._recover()
+
+    def _recover(self) -> int:
+        names = _names(self._swap)
+        for name in names:
+            ours = self._is_ours(name)
+            if not (ours and _rename_to_free(self._swap, name, self._tmp, name)):
+                self._move_to_trash(name, (b'recovered', name))
+        return len(names)
+
+    def _is_ours(self, name: bytes) -> bool:
+        found = os.stat(name, dir_fd=self._swap, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            return False
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._swap)
+        except PermissionError:
+            return False
+        try:
+            _, manifest = hash_file(fd, (name,))
+        except ContentChangedError:
+            return False  # somebody has it open and writes
+        finally:
+            os.close(fd)
+        return manifest.root.encode() == name.partition(b'.')[0]
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    # --- the change of one name, under the lock -------------------------------------------------
+
+    def _place(self, replacement: Replacement) -> Outcome:
+        path = replacement.path
+        name = self._stage(replacement)
+        self._unsynced.add(path[:-1])
+        with self._root.directory(path[:-1]) as parent:
+            if _rename_to_free(self._tmp, name, parent, path[-1]):
+                return Outcome.CREATED
+            if _is_directory(parent, path[-1]):
+                raise BlockedError(format_path(path), 'a directory is there')
+            os.rename(name, name, src_dir_fd=self._tmp, dst_dir_fd=self._swap)
+            return self._replace(replacement, name, parent)
+
+    def _stage(self, replacement: Replacement) -> bytes:
+        """Return the name in tmp/ of what is to be committed; a symlink is made there now."""
+        content = replacement.content
+        if isinstance(content, Temporary):
+            return content.name
+        name = SYMLINK_PREFIX + secrets.token_hex(8).encode()
+        times = (replacement.mtime_ns, replacement.mtime_ns)
+        os.symlink(content.target, name, dir_fd=self._tmp)
+        os.utime(name, ns=times, dir_fd=self._tmp, follow_symlinks=False)
+        return name
+
+    def _replace(self, replacement: Replacement, name: bytes, parent: int) -> Outcome:
+        path = replacement.path
+        for _ in range(EXCHANGE_ATTEMPTS):
+            try:
+                _renameat2(self._swap, name, parent, path[-1], RENAME_EXCHANGE)
+            except FileNotFoundError:
+                if _rename_to_free(self._swap, name, parent, path[-1]):
+                    return Outcome.CREATED
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                return _judge(self._replace_by_link(name, path, parent), replacement)
+            else:
+                return _judge(self._move_to_trash(name, path), replacement)
+        raise BlockedError(format_path(path), 'it appears and vanishes all the time')
+
+    def _replace_by_link(self, name: bytes, path: Path, parent: int) -> Signature:
+        """Replace without RENAME_EXCHANGE; return what was displaced."""
+        with self._trash_slot(path) as slot:
+            os.link(path[-1], path[-1], src_dir_fd=parent, dst_dir_fd=slot, follow_symlinks=False)
+            os.fsync(slot)
+            os.rename(name, path[-1], src_dir_fd=self._swap, dst_dir_fd=parent)
+            return _look(slot, path[-1])
+
+    def _move_to_trash(self, name: bytes, path: Path) -> Signature:
+        """Move what is in swap/ to the trash, as `path`; return what it was."""
+        displaced = _look(self._swap, name)
+        with self._trash_slot(path) as slot:
+            os.rename(name, path[-1], src_dir_fd=self._swap, dst_dir_fd=slot)
+            os.fsync(slot)
+        return displaced
+
+    @contextlib.contextmanager
+    def _trash_slot(self, path: Path) -> Iterator[int]:
+        """Hold open a directory of the trash in which the last name of `path` is free."""
+        slot = self._open_trash(path[:-1])
+        if _exists(slot, path[-1]):
+            os.close(slot)
+            self._trash_name = _new_trash_name()
+            slot = self._open_trash(path[:-1])
+        try:
+            yield slot
+        finally:
+            os.close(slot)
+
+    def _open_trash(self, names: Path) -> int:
+        return open_or_make(os.dup(self._trash), (self._trash_name, *names), durable=True)
+
+
+def close(replacement: Replacement) -> None:
+    """Close the temporary file of a replacement and leave it where it is, for a later run."""
+    if isinstance(replacement.content, Temporary):
+        os.close(replacement.content.fd)
+
+
+def _closing(stack: contextlib.ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _new_trash_name() -> bytes:
+    when = time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())
+    return f'{when}-{secrets.token_hex(4)}'.encode()
+
+
+def _make_durable(batch: Sequence[Replacement]) -> None:
+    descriptors = []
+    for replacement in batch:
+        if isinstance(replacement.content, Temporary):
+            fd = replacement.content.fd
+            _set_metadata(fd, replacement.mode, replacement.mtime_ns)
+            descriptors.append(fd)
+    # A hint only, so its result does not matter: the disk works on all of them at once, and the
+    # fsync that counts finds most of its work done.
+    for fd in descriptors:
+        _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
+    for fd in descriptors:
+        os.fsync(fd)
+
+
+def _set_metadata(fd: int, mode: int, mtime_ns: int) -> None:
+    # Only the permissions: a peer does not get to make a program setuid.
+    os.fchmod(fd, mode & 0o777)
+    os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+
+def _judge(displaced: Signature, replacement: Replacement) -> Outcome:
+    seen = replacement.expected is not None and displaced.same_file(replacement.expected)
+    return Outcome.REPLACED if seen else Outcome.REPLACED_UNSEEN
+
+
+def _names(directory: int) -> list[bytes]:
+    with os.scandir(directory) as entries:
+        return [os.fsencode(entry.name) for entry in entries]
+
+
+def _is_directory(directory: int, name: bytes) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _exists(directory: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _look(directory: int, name: bytes) -> Signature:
+    return signature_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+
+def _rename_to_free(source: int, name: bytes, target: int, new_name: bytes) -> bool:
+    """Rename unless the new name is taken; return whether it was free."""
+    try:
+        try:
+            _renameat2(source, name, target, new_name, RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            os.link(name, new_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            os.unlink(name, dir_fd=source)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _renameat2(source: int, name: bytes, target: int, new_name: bytes, flags: int) -> None:
+    if _libc.renameat2(source, name, target, new_name, ctypes.c_uint(flags)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(name), None, os.fsdecode(new_name))

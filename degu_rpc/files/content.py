@@ -1,0 +1,156 @@
+"""What an open file holds: telling that it changed, and hashing it.
+
+A Signature says cheaply whether a file is still the one that was looked at. Hashing takes one
+before and one after, and they must agree, so a manifest always belongs to one state of a file.
+A write can hide within one tick of the file system's clock; whoever keeps a manifest for long asks
+`is_settled()` before trusting it.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from degu_rpc.errors import ContentChangedError
+from degu_rpc.files.blocks import Manifest, ManifestHasher
+from degu_rpc.files.paths import Path, format_path
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+READ_SIZE = 1024 * 1024
+SETTLED_NS = 2_000_000_000
+"""A file that rested this long before it was hashed cannot have changed unseen: no file system in
+use has timestamps coarser than two seconds."""
+MAX_REMEMBERED = 64 * 1024 * 1024
+"""Bytes of manifests that are remembered, each counted with RECORD_SIZE for its path and tables."""
+RECORD_SIZE = 512
+
+
+class Signature(NamedTuple):
+    """What lstat says of a file's content, as cheap as it gets."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    def same_file(self, other: Signature) -> bool:
+        """Tell whether this is the same content under whatever name: a rename sets ctime."""
+        return self[:4] == other[:4]
+
+    def is_settled(self, now_ns: int) -> bool:
+        """Tell whether a change after `now_ns` must show in the signature."""
+        return now_ns - max(self.mtime_ns, self.ctime_ns) > SETTLED_NS
+
+
+def signature_of(found: os.stat_result) -> Signature:
+    """Return the signature in a stat result."""
+    return Signature(
+        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
+
+
+def hash_steps(fd: int, path: Path) -> Generator[None, None, tuple[Signature, Manifest]]:
+    """Hash an open file, pausing after each read so that the caller can do something else.
+
+    Returns (signature, manifest). Raises ContentChangedError, with `path`, when the file changed
+    meanwhile; OSError.
+    """
+    signature = signature_of(os.fstat(fd))
+    hasher = ManifestHasher(signature.size)
+    buffer = memoryview(bytearray(min(READ_SIZE, signature.size)))
+    offset = 0
+    while offset < signature.size:
+        count = os.preadv(fd, [buffer[: signature.size - offset]], offset)
+        if count == 0:
+            raise ContentChangedError(format_path(path))
+        hasher.update(buffer[:count])
+        offset += count
+        yield
+    if signature_of(os.fstat(fd)) != signature:
+        raise ContentChangedError(format_path(path))
+    return signature, hasher.finish()
+
+
+def hash_file(fd: int, path: Path) -> tuple[Signature, Manifest]:
+    """Hash an open file in one go; see `hash_steps()`."""
+    steps = hash_steps(fd, path)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: tuple[Signature, Manifest] = end.value
+            return result
+
+
+class Hashed(NamedTuple):
+    """A file that was hashed: what it was, and whether a change since then must show."""
+
+    path: Path
+    signature: Signature
+    manifest: Manifest
+    root: str
+    settled: bool
+
+
+class HashCache:
+    """Remembers the hashes of files, up to MAX_REMEMBERED bytes of them; the oldest go first.
+
+    Losing one costs time, never data. May be used by many threads.
+    """
+
+    def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
+        self._max_remembered = max_remembered
+        self._lock = threading.Lock()
+        # Guarded by self._lock. `_by_root` points to one of the paths with that content.
+        self._by_path: collections.OrderedDict[Path, Hashed] = collections.OrderedDict()
+        self._by_root: dict[str, Path] = {}
+        self._size = 0
+
+    def add(self, path: Path, signature: Signature, manifest: Manifest) -> Hashed:
+        """Remember what was just hashed, and return it."""
+        settled = signature.is_settled(time.time_ns())
+        hashed = Hashed(path, signature, manifest, manifest.root, settled)
+        with self._lock:
+            self._forget(path)
+            self._by_path[path] = hashed
+            self._by_root[hashed.root] = path
+            self._size += _cost(hashed)
+            while self._size > self._max_remembered and len(self._by_path) > 1:
+                self._forget(next(iter(self._by_path)))
+        return hashed
+
+    def find(self, path: Path, signature: Signature) -> Hashed | None:
+        """Return what is known of the file at `path` if it is surely still the one hashed."""
+        with self._lock:
+            hashed = self._by_path.get(path)
+        if hashed is None or hashed.signature != signature or not hashed.settled:
+            return None
+        return hashed
+
+    def find_root(self, root: str) -> Hashed | None:
+        """Return a file that had the content `root` when it was hashed."""
+        with self._lock:
+            path = self._by_root.get(root)
+            return None if path is None else self._by_path[path]
+
+    def forget(self, path: Path) -> None:
+        """Forget the file at `path`."""
+        with self._lock:
+            self._forget(path)
+
+    def _forget(self, path: Path) -> None:
+        hashed = self._by_path.pop(path, None)
+        if hashed is not None:
+            self._size -= _cost(hashed)
+            if self._by_root.get(hashed.root) == path:
+                del self._by_root[hashed.root]
+
+
+def _cost(hashed: Hashed) -> int:
+    return RECORD_SIZE + len(hashed.manifest.leaves)

@@ -1,0 +1,176 @@
+"""A share as a client sees it: one connection, and the questions it answers.
+
+Every answer is checked for its shape here (status, length); whether the bytes are right is for the
+caller to check. All questions are safe to ask twice, so one that finds a kept connection closed is
+asked once more on a new one. A Remote belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from degu.bodies import ChunkedInput, Input
+from degu.rgi import Range
+from degu_rpc.errors import FilesError, IntegrityError, ListingError, ShareRefusedError
+from degu_rpc.files.blocks import Manifest, build_manifest, is_root, manifest_size, parse_manifest
+from degu_rpc.files.listing import Entry, Media, parse_listing
+from degu_rpc.files.paths import Path, format_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from degu.client import Client, Connection, Response
+
+MAX_ERROR_TEXT = 4096
+"""Bytes of an error's explanation that are read; a longer one costs the connection."""
+
+
+_MTIME = re.compile(r'-?[0-9]{1,19}').fullmatch
+
+
+class StaleError(FilesError):
+    """The share has no such content (any more); list the file again. Never leaves this package."""
+
+    def __init__(self, refusal: ShareRefusedError) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+class SmallFile(NamedTuple):
+    """A file that came in one answer, checked against the root that came with it."""
+
+    content: bytes
+    root: str
+    mtime_ns: int
+
+
+class Remote:
+    """One connection to a share, made when it is needed. Close it, or use it with `with`."""
+
+    def __init__(self, client: Client, prefix: str) -> None:
+        """Remember where the share is: `prefix` is the path it is mounted at, '' for the top."""
+        self._client = client
+        self._prefix = prefix.rstrip('/')
+        self._connection: Connection | None = None
+
+    def close(self) -> None:
+        """Close the connection; the next question makes a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def list_tree(self, path: Path) -> Iterator[Entry]:
+        """Yield the entries at and below `path`, without hashing anything.
+
+        Raises ShareRefusedError, ListingError.
+        """
+        yield from self._list(path, 'recursive=1')
+
+    def list_file(self, path: Path) -> Entry:
+        """Return the entry at `path`, hashed now if need be; this can take long for a large file.
+
+        Raises StaleError when it is gone, ShareRefusedError, ListingError.
+        """
+        entries = list(self._list(path, 'roots=1'))
+        if not entries or entries[0].path:
+            raise ListingError('it does not begin with what was asked for')
+        return entries[0]
+
+    def _list(self, path: Path, query: str) -> Iterator[Entry]:
+        uri = '/ls/' + format_path(path) if path else '/ls'
+        response = self._get(path, f'{uri}?{query}', {'accept': Media.JSON.value})
+        if not isinstance(response.body, ChunkedInput):
+            raise self._odd(path, response, 'a listing comes in chunks')
+        yield from parse_listing(response.body, response.headers.get('content-type'))
+
+    def read_small(self, path: Path, max_size: int) -> SmallFile:
+        """Read a file of up to `max_size` bytes, and check that it is what the share says it is.
+
+        Raises StaleError when it is gone or larger, IntegrityError, ShareRefusedError.
+        """
+        response = self._get(path, '/file/' + format_path(path))
+        body = response.body
+        if not isinstance(body, Input):
+            raise self._odd(path, response, 'a file comes with its length')
+        if body.content_length > max_size:
+            self.close()
+            raise StaleError(ShareRefusedError(format_path(path), 409, 'it grew'))
+        content = body.read()
+        root = str(response.headers.get('etag', '')).strip('"')
+        mtime = str(response.headers.get('x-mtime-ns', ''))
+        if not is_root(root) or not _MTIME(mtime) or abs(int(mtime)) >= 2**63:
+            raise self._odd(path, response, 'a small file comes with its root and time')
+        if build_manifest(content).root != root:
+            raise IntegrityError(format_path(path), 0, 'the bytes do not match the root')
+        return SmallFile(content, root, int(mtime))
+
+    def read_manifest(self, path: Path, root: str, size: int) -> Manifest:
+        """Read and check the manifest of the content `root`, which has `size` bytes.
+
+        Raises StaleError when the share does not know it, IntegrityError, ShareRefusedError.
+        """
+        response = self._get(path, f'/manifest/{root}')
+        body = response.body
+        if not isinstance(body, Input) or body.content_length != manifest_size(size):
+            raise self._odd(path, response, f'this manifest has {manifest_size(size)} bytes')
+        manifest = parse_manifest(body.read(), root)
+        if manifest.size != size:
+            raise IntegrityError(format_path(path), None, 'its size is not that of its root')
+        return manifest
+
+    def open_data(self, path: Path, root: str, start: int, stop: int) -> Input:
+        """Ask for bytes `start` to `stop` of the content `root`, and return the body with them.
+
+        Raises StaleError when the share has it no more, ShareRefusedError.
+        """
+        response = self._get(path, f'/data/{root}', {'range': Range(start, stop)})
+        body = response.body
+        if (
+            response.status != 206
+            or not isinstance(body, Input)
+            or body.content_length != stop - start
+        ):
+            raise self._odd(path, response, f'{stop - start} bytes were asked for')
+        return body
+
+    def _get(self, path: Path, uri: str, headers: dict[str, str | Range] | None = None) -> Response:
+        response = self._request(self._prefix + uri, headers or {})
+        if response.status in {200, 206}:
+            return response
+        body = response.body
+        why = response.reason
+        if isinstance(body, Input) and body.content_length <= MAX_ERROR_TEXT:
+            why = body.read().decode('utf-8', 'replace').strip() or why
+        elif body is not None:
+            self.close()
+        refusal = ShareRefusedError(format_path(path), response.status, why)
+        if response.status in {404, 409}:
+            raise StaleError(refusal)
+        raise refusal
+
+    def _request(self, uri: str, headers: dict[str, str | Range]) -> Response:
+        if self._connection is not None and not self._connection.closed:
+            try:
+                return self._connection.request('GET', uri, headers)
+            except ConnectionError:
+                self.close()
+        self._connection = self._client.connect()
+        return self._connection.request('GET', uri, headers)
+
+    def _odd(self, path: Path, response: Response, rule: str) -> ShareRefusedError:
+        """Return the error for an answer of the wrong shape; the connection is closed with it."""
+        self.close()
+        return ShareRefusedError(format_path(path), response.status, f'an odd answer: {rule}')
