@@ -1,0 +1,166 @@
+"""What the processes of `degu demo` do, each with an identity of its own.
+
+- `serve_home()` runs a node: the service below, and a share of the standard library.
+- `fetch_library()` is the process that gets killed: it brings the library over from another home.
+
+Both are started as fresh interpreters and end when the pipe to the demo does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from degu.client import build_client_sslctx
+from degu_rpc import Context, FileShare, Router, RpcApp, RpcClient, Service, fetch
+from degu_rpc.node import Node
+from degu_rpc.peers import Identity, MachineClient, TrustedUser
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from degu_rpc import Progress
+
+SERVICE = 'demo.v1.Home'
+LOOPBACK = '127.0.0.1'
+LEFT_OUT = frozenset({'site-packages', 'dist-packages', '__pycache__'})
+"""Of the top of the library: what was installed beside it, which may be of any size."""
+
+
+class Home(NamedTuple):
+    """One of the homes, as another process can use it."""
+
+    name: str
+    directory: Path
+    friend: TrustedUser
+
+    @property
+    def identity(self) -> Identity:
+        """The identity, read from its files."""
+        return Identity.open(self.directory / 'identity')
+
+    @property
+    def friends_file(self) -> Path:
+        """The CA certificates of those that this home trusts."""
+        return self.directory / 'friends.pem'
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the node listens for local programs."""
+        return self.directory / 'node.sock'
+
+    def build_client(self, machine_id: str, port: int) -> MachineClient:
+        """Build a client of one machine of a trusted user."""
+        sslctx = build_client_sslctx(self.identity.client_config(self.friends_file))
+        return MachineClient(sslctx, (LOOPBACK, port), machine_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How a home sees its caller."""
+
+    greeting: str
+    kind: str
+    machine_id: str | None
+    uid: int | None
+    roles: frozenset[str]
+
+
+class HomeApi:
+    """The service of a home, as its callers see it; see RpcClient.bind()."""
+
+    def greet(self, name: str) -> Seen: ...  # type: ignore[empty-body]  # bind() fills it in
+    def library(self) -> list[str]: ...  # type: ignore[empty-body]
+    def ask(self, machine_id: str, port: int) -> Seen: ...  # type: ignore[empty-body]
+    def measure(self, machine_id: str, port: int, calls: int) -> float: ...  # type: ignore[empty-body]
+
+
+def find_library() -> Path:
+    """Return the standard-library directory of the running Python."""
+    return Path(sysconfig.get_path('stdlib')).resolve()
+
+
+def list_library() -> list[str]:
+    """List what at the top of the library is to be fetched."""
+    return sorted(path.name for path in find_library().iterdir() if path.name not in LEFT_OUT)
+
+
+def _build_service(home: Home) -> Service:
+    service = Service(SERVICE)
+
+    @service.method(allow='peer', safe=True)
+    def greet(ctx: Context, name: str) -> Seen:
+        """Greet the caller and say how it is seen."""
+        peer = ctx.peer
+        return Seen(
+            f'hello {name}, this is {home.name}',
+            peer.kind.value,
+            peer.machine_id,
+            peer.uid,
+            peer.roles,
+        )
+
+    @service.method(allow='peer', safe=True)
+    def library() -> list[str]:
+        """List the top of the standard library that is shared here."""
+        return list_library()
+
+    @service.method(allow='owner')
+    def ask(machine_id: str, port: int) -> Seen:
+        """Have this home call another one over TLS, and return how it is seen there."""
+        with RpcClient(home.build_client(machine_id, port)) as client:
+            return client.bind(HomeApi, SERVICE).greet(home.name)
+
+    @service.method(allow='owner')
+    def measure(machine_id: str, port: int, calls: int) -> float:
+        """Have this home call another one many times on one connection; return calls a second."""
+        with RpcClient(home.build_client(machine_id, port)) as client:
+            return measure_calls(client.bind(HomeApi, SERVICE), home.name, calls)
+
+    return service
+
+
+def measure_calls(api: HomeApi, name: str, calls: int) -> float:
+    """Call `greet` many times, one after the other on one connection; return calls a second."""
+    api.greet(name)
+    started = perf_counter()
+    for _ in range(calls):
+        api.greet(name)
+    return calls / (perf_counter() - started)
+
+
+def serve_home(home: Home, pipe: Connection) -> None:
+    """Run the node of a home until the demo closes its end of the pipe."""
+    with FileShare(find_library(), allow='peer') as share:
+        router = Router()
+        router.mount('/rpc', RpcApp([_build_service(home)]))
+        router.mount('/files', share)
+        users = {home.friend.user_id: home.friend}
+        identity = home.identity
+        with Node(identity, users, home.friends_file, router, home.socket_path) as node:
+            pipe.send((identity.machine_id, node.tls_address[1]))
+            with contextlib.suppress(EOFError):
+                pipe.recv()
+
+
+def fetch_library(
+    home: Home, machine_id: str, port: int, destination: Path, pipe: Connection
+) -> None:
+    """Fetch the library of another home; send (files here, bytes fetched) as it goes, then None."""
+    client = home.build_client(machine_id, port)
+    with RpcClient(client) as calls:
+        names = calls.bind(HomeApi, SERVICE).library()
+    files = fetched = 0
+    for name in names:
+
+        def report(progress: Progress, files: int = files, fetched: int = fetched) -> None:
+            pipe.send((files + progress.files_done, fetched + progress.bytes_fetched))
+
+        result = fetch(client, '/files', name, destination, progress=report)
+        files += result.files_fetched + result.files_present
+        fetched += result.bytes_fetched
+    pipe.send(None)

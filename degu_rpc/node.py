@@ -1,0 +1,79 @@
+"""The one place that wires everything into a running device.
+
+1. A node is given who it is, whom it trusts, and what it offers: one RGI app, usually a Router.
+2. It listens twice, on TLS for other machines and on a unix socket for this one. The app is the
+   same and so is the question who calls: `connection['_peer']` has the answer on both.
+3. It serves from `with` to the end of the block, and then lets running requests end.
+
+Threads: each of the two servers has an accept loop of its own; nothing here is shared with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from degu import IPv4_LOOPBACK
+from degu.server import Server, SSLServer, build_server_sslctx
+from degu_rpc.peers import Authenticated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from degu.net import Address
+    from degu.rgi import App
+    from degu_rpc.peers import Identity, TrustedUser
+
+
+class Node:
+    """A device that other machines and local programs can call; a context manager.
+
+    `.tls_address` and `.socket_path` are where it listens.
+    """
+
+    # Set once: all but what _stack holds, which belongs to the thread that enters and leaves.
+
+    def __init__(
+        self,
+        identity: Identity,
+        users: Mapping[str, TrustedUser],
+        trusted_ca_file: Path,
+        app: App,
+        socket_path: Path,
+        address: Address = IPv4_LOOPBACK,
+    ) -> None:
+        """Bind both addresses; nothing is served before the `with` block.
+
+        `users` are the trusted users by id and `trusted_ca_file` has their certificates (PEM).
+
+        Raises OSError where an address cannot be had, ValueError or ssl.SSLError for the files.
+        """
+        sslctx = build_server_sslctx(identity.server_config(trusted_ca_file))
+        authenticated = Authenticated(app, users, os.getuid())
+        self._stack = contextlib.ExitStack()
+        self._unix = Server(str(socket_path), authenticated)
+        try:
+            self._tls = SSLServer(sslctx, address, authenticated)
+        except BaseException:
+            self._unix.close()
+            raise
+        self.socket_path = socket_path
+        self.tls_address = self._tls.address
+
+    def __enter__(self) -> Node:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._unix)
+            stack.enter_context(self._tls)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
