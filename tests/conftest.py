@@ -1,0 +1,178 @@
+"""What every test gets: a guard against leaks, and the few parts that most tests need.
+
+1. All temporary files of the tests go to one directory of the session (`TMPDIR`).
+2. `_guard` looks at the process before and after each test: descriptors, threads, children, and
+   that directory. What is new at the end has two seconds to go away, then the test fails.
+3. `_session` does the same for the whole run, so that the wider fixtures are held to it too.
+
+Helpers are fixtures, because tests are no package that could be imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from degu import IPv4_LOOPBACK
+from degu.misc import TempPKI
+from degu.server import Server, SSLServer
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Generator, Iterator
+
+    from degu.net import Address
+    from degu.rgi import App
+
+GRACE_S = 2.0
+"""How long a thread, a child or a descriptor may outlive its test."""
+_FAILED = pytest.StashKey[bool]()
+
+
+# --- leaks ---------------------------------------------------------------------------------------
+
+
+class Resources(NamedTuple):
+    """What a process has open: all that a test must give back."""
+
+    descriptors: frozenset[str]
+    threads: frozenset[threading.Thread]
+    children: frozenset[str]
+    files: frozenset[str]
+
+    @classmethod
+    def of_this_process(cls) -> Resources:
+        """Look at what there is now; well under a millisecond."""
+        return cls(
+            frozenset(_list_descriptors()),
+            frozenset(threading.enumerate()),
+            frozenset(_list_children()),
+            frozenset(os.listdir(tempfile.gettempdir())),
+        )
+
+    def leaks(self, later: Resources) -> list[str]:
+        """Describe what `later` has and this has not."""
+        return [
+            f'{kind}: {", ".join(sorted(map(str, new)))}'
+            for kind, old, now in zip(self._fields, self, later, strict=True)
+            if (new := now - old)
+        ]
+
+
+def _list_descriptors() -> Iterator[str]:
+    for number in os.listdir('/proc/self/fd'):
+        # The one that listed the directory is gone already.
+        with contextlib.suppress(FileNotFoundError):
+            yield f'{number} {os.readlink(f"/proc/self/fd/{number}")}'
+
+
+def _list_children() -> Iterator[str]:
+    for task in os.listdir('/proc/self/task'):
+        # The thread may have ended; its children are another thread's by now.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield from Path(f'/proc/self/task/{task}/children').read_text().split()
+
+
+def find_leaks(before: Resources) -> list[str]:
+    """Describe what is there and was not `before`, once it had the time to go away."""
+    deadline = time.monotonic() + GRACE_S
+    while leaks := before.leaks(Resources.of_this_process()):
+        # Only now, because it is slow: what nobody refers to may be waiting for its collection.
+        gc.collect()
+        if time.monotonic() > deadline:
+            return leaks
+        time.sleep(0.005)
+    return []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember which tests failed."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Collect all temporary files in one directory and find what the run leaves behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        directory = str(tmp_path_factory.mktemp('tmp'))
+        patch.setenv('TMPDIR', directory)
+        patch.setattr(tempfile, 'tempdir', directory)
+        before = Resources.of_this_process()
+        yield
+        if leaks := find_leaks(before):
+            pytest.fail(f'the session leaked {"; ".join(leaks)}', pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _guard(_session: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves something behind."""
+    before = Resources.of_this_process()
+    yield
+    # A failed test's traceback keeps its frames, and all that is open in them, alive.
+    if not request.node.stash.get(_FAILED, False) and (leaks := find_leaks(before)):
+        pytest.fail(f'the test leaked {"; ".join(leaks)}', pytrace=False)
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='session')
+def require_program() -> Callable[[str], str]:
+    """Give `require_program(name)`: the program's path, or the end of the test.
+
+    A missing program skips the test; with DEGU_TEST_REQUIRE_ALL=1, as in CI, it fails it.
+    """
+
+    def require(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            reason = f'the program {name!r} is not installed'
+            if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
+        return path
+
+    return require
+
+
+@pytest.fixture(scope='session')
+def temp_pki(_session: None) -> Iterator[TempPKI]:
+    """Give one server's and one client's certificate chain."""
+    with TempPKI() as pki:
+        yield pki
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Give `serve(app, address=IPv4_LOOPBACK, sslctx=None, **options)`: a server in a thread.
+
+    It shuts down at the end of the test.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            app: App,
+            address: Address = IPv4_LOOPBACK,
+            sslctx: ssl.SSLContext | None = None,
+            **options: Any,
+        ) -> Server:
+            if sslctx is None:
+                return stack.enter_context(Server(address, app, **options))
+            return stack.enter_context(SSLServer(sslctx, address, app, **options))
+
+        yield start

@@ -1,0 +1,101 @@
+"""What the tests of the files wing share: real servers, real trees, real programs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import stat
+import types
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from degu.client import Client
+from degu.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class WithRoles:
+    """Middleware that says who is calling, as the node does from the certificate."""
+
+    def __init__(self, app: Any, *roles: str) -> None:
+        self.app = app
+        self.roles = frozenset(roles)
+
+    def on_connect(self, sock: Any, connection: dict[str, Any]) -> bool:
+        if self.roles:
+            connection['_peer'] = types.SimpleNamespace(roles=self.roles)
+        return True
+
+    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
+        return self.app(connection, request)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Client]]:
+    """Serve an app to a caller with the given roles ('peer' unless told) and return a client."""
+    with contextlib.ExitStack() as stack:
+
+        def start(app: Any, *roles: str, anonymous: bool = False, **options: Any) -> Client:
+            known = WithRoles(app, *(() if anonymous else roles or ('peer',)))
+            server = stack.enter_context(Server(('127.0.0.1', 0), known, **options))
+            return Client(server.address, timeout_s=20)
+
+        yield start
+
+
+@pytest.fixture
+def program() -> Callable[[str], str]:
+    """Return the path of a system program; skip without it, fail where all are required."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            message = f'{name} is not installed'
+            if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
+                pytest.fail(message)
+            pytest.skip(message)
+        return path
+
+    return find
+
+
+@pytest.fixture
+def tree() -> Callable[[pathlib.Path], dict[bytes, object]]:
+    """Read a tree into values that can be compared; our own directory is left out."""
+    return read_tree
+
+
+def read_tree(top: pathlib.Path) -> dict[bytes, object]:
+    found: dict[bytes, object] = {}
+    for directory, names, files in os.walk(os.fsencode(top)):
+        if b'.degu' in names:
+            names.remove(b'.degu')
+        for name in names + files:
+            path = os.path.join(directory, name)
+            seen = os.lstat(path)
+            key = os.path.relpath(path, os.fsencode(top))
+            mode = stat.S_IMODE(seen.st_mode)
+            if stat.S_ISLNK(seen.st_mode):
+                found[key] = (os.readlink(path), seen.st_mtime_ns)
+            elif stat.S_ISDIR(seen.st_mode):
+                found[key] = (mode, seen.st_mtime_ns)
+            else:
+                with open(path, 'rb') as file:
+                    found[key] = (mode, seen.st_mtime_ns, file.read())
+    return found
+
+
+@pytest.fixture
+def trash() -> Callable[[pathlib.Path], list[bytes]]:
+    """Read the contents of all files in the trash of a root, sorted."""
+
+    def read(top: pathlib.Path) -> list[bytes]:
+        found = (top / '.degu' / 'trash').rglob('*')
+        return sorted(path.read_bytes() for path in found if stat.S_ISREG(path.lstat().st_mode))
+
+    return read

@@ -1,0 +1,333 @@
+"""degu_rpc.files.commit: I1 to I3, at every moment, whatever the file system can do."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from degu_rpc.errors import BlockedError
+from degu_rpc.files.blocks import build_manifest
+from degu_rpc.files.commit import Outcome, Replacement, Symlink, Workspace
+from degu_rpc.files.content import signature_of
+from degu_rpc.files.paths import Root
+
+MTIME_NS = 1_600_000_000_123_456_789
+
+
+@pytest.fixture
+def top(tmp_path):
+    directory = tmp_path / 'top'
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def workspace(top):
+    with Root(top) as root, Workspace(root) as workspace:
+        yield workspace
+
+
+def stage(workspace, path, content, *, mode=0o640, expected=None):
+    temporary = workspace.open_temporary(build_manifest(content).root)
+    os.pwrite(temporary.fd, content, 0)
+    return Replacement(temporary, path, len(content), mode, MTIME_NS, expected)
+
+
+def seen_at(path):
+    return signature_of(path.lstat())
+
+
+def in_private(top, name):
+    return sorted(os.listdir(top / '.degu' / name))
+
+
+def test_a_free_name_is_created_with_mode_and_time(top, workspace):
+    assert workspace.commit([stage(workspace, (b'f',), b'new')]) == [Outcome.CREATED]
+    found = (top / 'f').stat()
+    assert (top / 'f').read_bytes() == b'new'
+    assert found.st_mode & 0o7777 == 0o640
+    assert found.st_mtime_ns == MTIME_NS
+    assert in_private(top, 'tmp') == in_private(top, 'swap') == in_private(top, 'trash') == []
+
+
+def test_temporary_files_and_our_directories_are_private(top, workspace):
+    old = os.umask(0)
+    try:
+        temporary = workspace.open_temporary('a')
+    finally:
+        os.umask(old)
+    assert os.fstat(temporary.fd).st_mode & 0o777 == 0o600
+    os.close(temporary.fd)
+    assert (top / '.degu').stat().st_mode & 0o777 == 0o700
+    assert (top / '.degu' / 'tmp').stat().st_mode & 0o777 == 0o700
+
+
+def test_a_peer_cannot_make_a_program_setuid(top, workspace):
+    workspace.commit([stage(workspace, (b'f',), b'new', mode=0o6755)])
+    assert (top / 'f').stat().st_mode & 0o7777 == 0o755
+
+
+def test_i3_what_was_displaced_is_in_the_trash_under_its_path(top, workspace):
+    (top / 'd').mkdir()
+    (top / 'd' / 'f').write_bytes(b'old')
+    expected = seen_at(top / 'd' / 'f')
+    outcomes = workspace.commit([stage(workspace, (b'd', b'f'), b'new', expected=expected)])
+    assert outcomes == [Outcome.REPLACED]
+    assert (top / 'd' / 'f').read_bytes() == b'new'
+    (session,) = in_private(top, 'trash')
+    assert (top / '.degu' / 'trash' / session / 'd' / 'f').read_bytes() == b'old'
+    assert in_private(top, 'tmp') == in_private(top, 'swap') == []
+
+
+@pytest.mark.parametrize('had_seen', [True, False])
+def test_i4_what_nobody_had_seen_is_reported(top, workspace, trash, had_seen):
+    expected = None
+    if had_seen:
+        (top / 'f').write_bytes(b'seen')
+        expected = seen_at(top / 'f')
+    replacement = stage(workspace, (b'f',), b'new', expected=expected)
+    (top / 'f').write_bytes(b'written since')
+    assert workspace.commit([replacement]) == [Outcome.REPLACED_UNSEEN]
+    assert trash(top) == [b'written since']
+
+
+def test_i3_the_trash_keeps_every_version(top, workspace, trash):
+    for number in range(5):
+        workspace.commit([stage(workspace, (b'f',), b'%d' % number)])
+    assert (top / 'f').read_bytes() == b'4'
+    assert trash(top) == [b'0', b'1', b'2', b'3']
+
+
+def test_a_symlink_replaces_and_is_replaced_and_never_followed(top, workspace, tmp_path, trash):
+    outside = tmp_path / 'outside'
+    outside.write_bytes(b'outside')
+    link = Replacement(Symlink(os.fsencode(outside)), (b'f',), 0, 0, MTIME_NS, None)
+    assert workspace.commit([link]) == [Outcome.CREATED]
+    assert (top / 'f').lstat().st_mtime_ns == MTIME_NS
+    workspace.commit([stage(workspace, (b'f',), b'new')])
+    assert not (top / 'f').is_symlink()
+    workspace.commit([link])
+    assert os.readlink(top / 'f') == str(outside)
+    assert outside.read_bytes() == b'outside'
+    assert b'new' in trash(top)
+
+
+def test_a_directory_in_the_way_is_left_alone(top, workspace):
+    (top / 'f').mkdir()
+    (top / 'f' / 'inner').write_bytes(b'mine')
+    replacement = stage(workspace, (b'f',), b'new')
+    with pytest.raises(BlockedError, match='a directory is there'):
+        workspace.commit([replacement])
+    assert (top / 'f' / 'inner').read_bytes() == b'mine'
+    assert in_private(top, 'tmp') == [os.fsdecode(replacement.content.name)]
+
+
+def test_i6_a_directory_that_became_a_symlink_is_not_followed(top, workspace, tmp_path):
+    outside = tmp_path / 'outside'
+    outside.mkdir()
+    (top / 'd').symlink_to(outside)
+    with pytest.raises(NotADirectoryError):
+        workspace.commit([stage(workspace, (b'd', b'f'), b'new')])
+    assert os.listdir(outside) == []
+
+
+def test_i2_a_name_is_never_absent_between_two_versions(top, workspace):
+    (top / 'f').write_bytes(b'0')
+    done = threading.Event()
+    seen = set()
+
+    def read():
+        while not done.is_set():
+            seen.add((top / 'f').read_bytes())  # FileNotFoundError would end the thread, and `seen`
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(1, 300):
+            workspace.commit([stage(workspace, (b'f',), b'%d' % number)])
+            assert reader.is_alive()
+    finally:
+        done.set()
+        reader.join()
+    assert seen <= {b'%d' % number for number in range(300)}
+    assert len(seen) > 1
+
+
+def test_a_temporary_file_in_use_is_passed_over(top, workspace):
+    first = workspace.open_temporary('a')
+    second = workspace.open_temporary('a')
+    assert (first.name, second.name) == (b'a', b'a.1')
+    os.close(first.fd)
+    third = workspace.open_temporary('a')
+    assert third.name == b'a'
+    os.close(second.fd)
+    os.close(third.fd)
+
+
+def test_a_temporary_file_brings_back_what_an_earlier_run_left(top, workspace):
+    temporary = workspace.open_temporary('a')
+    os.pwrite(temporary.fd, b'half', 0)
+    os.close(temporary.fd)
+    again = workspace.open_temporary('a')
+    assert os.pread(again.fd, 10, 0) == b'half'
+    os.close(again.fd)
+
+
+def test_a_temporary_file_is_opened_again_whatever_mode_a_killed_commit_gave_it(top, workspace):
+    temporary = workspace.open_temporary('a')
+    os.pwrite(temporary.fd, b'half', 0)
+    os.fchmod(temporary.fd, 0)
+    os.close(temporary.fd)
+    nobody = 65534
+    root = os.geteuid() == 0
+    if root:  # who may open anything
+        for path in (top / '.degu' / 'tmp', top / '.degu' / 'tmp' / 'a'):
+            os.chown(path, nobody, nobody)
+        os.seteuid(nobody)
+    try:
+        again = workspace.open_temporary('a')
+    finally:
+        if root:
+            os.seteuid(0)
+    assert os.pread(again.fd, 10, 0) == b'half'
+    os.close(again.fd)
+
+
+def test_recover_keeps_displaced_content_and_reuses_ours(top, workspace, trash):
+    root = build_manifest(b'ours').root
+    swap = top / '.degu' / 'swap'
+    (swap / root).write_bytes(b'ours')
+    (swap / f'{root}.1').write_bytes(b'displaced')
+    (swap / f'{root}.2').symlink_to('/etc/passwd')
+    (swap / 'odd').mkdir()
+    (top / '.degu' / 'tmp' / 'symlink.1234').symlink_to('nowhere')
+    assert workspace.recover() == 4
+    assert trash(top) == [b'displaced']
+    assert in_private(top, 'swap') == []
+    assert in_private(top, 'tmp') == [root]
+    assert workspace.recover() == 0
+
+
+def test_i3_a_commit_never_overwrites_what_another_left_in_swap(top, workspace, trash):
+    (top / 'f').write_bytes(b'old')
+    replacement = stage(workspace, (b'f',), b'new')
+    (top / '.degu' / 'swap' / os.fsdecode(replacement.content.name)).write_bytes(b'displaced')
+    workspace.commit([replacement])
+    assert (top / 'f').read_bytes() == b'new'
+    assert trash(top) == [b'displaced', b'old']
+
+
+def test_recover_never_overwrites(top, workspace, trash):
+    root = build_manifest(b'ours').root
+    (top / '.degu' / 'swap' / root).write_bytes(b'ours')
+    (top / '.degu' / 'tmp' / root).write_bytes(b'partial')
+    workspace.recover()
+    assert (top / '.degu' / 'tmp' / root).read_bytes() == b'partial'
+    assert trash(top) == [b'ours']
+
+
+# --- real processes under strace ----------------------------------------------------------------
+
+SCRIPT = """
+import os, sys
+from degu_rpc.files.blocks import build_manifest
+from degu_rpc.files.commit import Replacement, Symlink, Workspace
+from degu_rpc.files.paths import Root
+
+with Root(sys.argv[1]) as root, Workspace(root) as workspace:
+    batch = []
+    for name in (b'old', b'new'):
+        content = b'new content of ' + name
+        temporary = workspace.open_temporary(build_manifest(content).root)
+        os.pwrite(temporary.fd, content, 0)
+        batch.append(Replacement(temporary, (name,), len(content), 0o644, 10**18, None))
+    batch.append(Replacement(Symlink(b'target'), (b'link',), 0, 0, 10**18, None))
+    workspace.commit(batch)
+"""
+MUTATING = [
+    'renameat',
+    'renameat2',
+    'symlinkat',
+    'mkdirat',
+    'fsync',
+    'fchmod',
+    'utimensat',
+    'pwrite64',
+]
+
+
+@pytest.fixture
+def run_under_strace(program, tmp_path):
+    strace = program('strace')
+
+    def run(top, *options):
+        log = tmp_path / 'strace.log'
+        command = [strace, '-f', '--seccomp-bpf', '-o', str(log), *options]
+        command += [sys.executable, '-B', '-c', SCRIPT, str(top)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done, log.read_text()
+
+    return run
+
+
+def test_i1_content_is_durable_before_a_name_changes(top, run_under_strace):
+    (top / 'old').write_bytes(b'old content')
+    done, log = run_under_strace(top, '-e', 'trace=fsync,renameat,renameat2', '-y')
+    assert done.returncode == 0, done.stderr
+    calls = re.findall(r'(fsync|renameat2?)\((.*)\) = 0', log)
+    first_rename = next(index for index, (name, _) in enumerate(calls) if name != 'fsync')
+    synced = [text for _, text in calls[:first_rename]]
+    assert len([text for text in synced if '/.degu/tmp/' in text]) == 2
+    assert calls[-1][0] == 'fsync', 'the directory is synced after its last change'
+    assert re.search(r'/top>', calls[-1][1])
+
+
+@pytest.mark.parametrize('call', MUTATING)
+def test_i1_i2_i3_hold_when_killed_at_any_system_call(top, run_under_strace, trash, call):
+    """Kill at the k-th mutating call for every k; then recover, look, and finish."""
+    for k in range(1, 100):
+        subprocess.run(['rm', '-rf', str(top)], check=True)
+        top.mkdir()
+        (top / 'old').write_bytes(b'old content')
+        done, _ = run_under_strace(top, '-e', f'inject={call}:signal=KILL:when={k}')
+        assert (top / 'old').read_bytes() in {b'old content', b'new content of old'}
+        if (top / 'new').exists():
+            assert (top / 'new').read_bytes() == b'new content of new'
+        with Root(top) as root, Workspace(root) as workspace:
+            workspace.recover()
+        assert (top / 'old').read_bytes() == b'old content' or b'old content' in trash(top)
+        assert in_private(top, 'swap') == []
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    assert k > 1
+    assert (top / 'old').read_bytes() == b'new content of old'
+    assert os.readlink(top / 'link') == 'target'
+
+
+@pytest.mark.parametrize('error', ['EINVAL', 'ENOSYS'])
+def test_a_file_system_without_exchange_gets_links_instead(top, run_under_strace, trash, error):
+    (top / 'old').write_bytes(b'old content')
+    done, log = run_under_strace(top, '-e', f'inject=renameat2:error={error}')
+    assert done.returncode == 0, done.stderr
+    assert 'INJECTED' in log
+    assert (top / 'old').read_bytes() == b'new content of old'
+    assert (top / 'new').read_bytes() == b'new content of new'
+    assert os.readlink(top / 'link') == 'target'
+    assert trash(top) == [b'old content']
+    assert in_private(top, 'tmp') == in_private(top, 'swap') == []
+
+
+def test_an_fsync_that_fails_changes_no_name(top, run_under_strace):
+    (top / 'old').write_bytes(b'old content')
+    done, _ = run_under_strace(top, '-e', 'inject=fsync:error=EIO:when=1')
+    assert done.returncode == 1
+    assert 'Input/output error' in done.stderr
+    assert (top / 'old').read_bytes() == b'old content'
+    assert sorted(os.listdir(top)) == ['.degu', 'old']

@@ -1,0 +1,853 @@
+"""degu_rpc.files.fetch: what arrives is what was there, whole or not at all, whatever happens."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from degu.client import Client
+from degu_rpc.errors import (
+    BlockedError,
+    FilesError,
+    IntegrityError,
+    ListingError,
+    NoSpaceError,
+    PathError,
+    ShareRefusedError,
+    TransferCanceledError,
+)
+from degu_rpc.files import FileShare, Problem, Skipped, fetch
+from degu_rpc.files.blocks import build_manifest, format_manifest
+from degu_rpc.files.receive import find_runs
+
+KIB = 1024
+MIB = 1024 * KIB
+BLOCK = 128 * KIB
+OLD_NS = 1_500_000_000_987_654_321
+
+
+@pytest.fixture
+def source(tmp_path):
+    directory = tmp_path / 'source'
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def here(tmp_path):
+    return tmp_path / 'here'
+
+
+@pytest.fixture
+def client(source, serve):
+    with FileShare(source, 'peer') as app:
+        yield serve(app)
+
+
+def fill(directory):
+    """A tree with everything in it; returns how many files and symlinks."""
+    names = {
+        'empty': 0,
+        'small': 5,
+        'one-block': BLOCK,
+        'one-block-and-a-byte': BLOCK + 1,
+        'three-blocks': 3 * BLOCK,
+        'larger': 5 * BLOCK + 12345,
+        'sub/same-as-small': 5,
+        'sub/deep/er/f': 10,
+    }
+    for name, size in names.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((b'0123456789abcdef' * (size // 16 + 1))[:size])
+    (directory / 'small').chmod(0o600)
+    (directory / 'sub' / 'same-as-small').chmod(0o755)
+    for name in [b'\xff\xfe', b'a\nb', 'ümlaut'.encode(), b'-rf', b'100%', b'x' * 255]:
+        (directory / os.fsdecode(name)).write_bytes(name)
+    with (directory / 'sparse').open('wb') as file:
+        file.write(b'start')
+        file.seek(40 * MIB)
+        file.write(b'end')
+    (directory / 'empty-dir').mkdir()
+    (directory / 'link').symlink_to('small')
+    (directory / 'dangling').symlink_to('/nowhere/\udcff')
+    (directory / 'out').symlink_to('../..')
+    for path in [*directory.rglob('*')]:
+        os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
+    (directory / 'empty-dir').chmod(0o500)
+    return len(names) + 7 + 3
+
+
+def private(directory, name):
+    return sorted(os.listdir(directory / '.degu' / name))
+
+
+# --- what arrives -------------------------------------------------------------------------------
+
+
+def test_a_tree_arrives_with_bytes_modes_times_and_symlinks(client, source, here, tree):
+    count = fill(source)
+    result = fetch(client, '', '', here)
+    assert tree(here) == tree(source)
+    assert (result.files_fetched, result.files_present, result.files_replaced) == (count, 0, 0)
+    assert result.bytes_fetched == sum(
+        path.lstat().st_size
+        for path in source.rglob('*')
+        if path.is_file() and not path.is_symlink()
+    )
+    assert result.skipped == ()
+    assert private(here, 'tmp') == private(here, 'swap') == private(here, 'trash') == []
+
+
+@pytest.mark.parametrize('name', ['three-blocks', b'\xff\xfe', 'sub/deep', 'sub/', 'link', 'empty'])
+def test_one_entry_arrives_under_its_last_name(client, source, here, tree, name):
+    fill(source)
+    fetch(client, '', name, here)
+    path = os.fsencode(name).strip(b'/')
+    arrived = tree(here)
+    below = {
+        key[len(path) - len(os.path.basename(path)) :]: value
+        for key, value in tree(source).items()
+        if key == path or key.startswith(path + b'/')
+    }
+    assert arrived == below
+
+
+def test_a_share_below_a_prefix_is_found(source, serve, here):
+    (source / 'f').write_bytes(b'content')
+    with FileShare(source, 'peer') as app:
+
+        def mounted(connection, request):
+            if request['path'].pop(0) == 'files':
+                return app(connection, request)
+            return (404, 'Not Found', {}, None)
+
+        client = serve(mounted)
+        for prefix in ('/files', '/files/'):
+            fetch(client, prefix, 'f', here)
+            assert (here / 'f').read_bytes() == b'content'
+        with pytest.raises(ShareRefusedError, match='404'):
+            fetch(client, '/other', 'f', here)
+
+
+def test_what_is_not_there_is_an_error_that_says_so(client, here):
+    with pytest.raises(ShareRefusedError) as caught:
+        fetch(client, '', 'no where', here)
+    assert (caught.value.status, caught.value.path) == (404, 'no%20where')
+
+
+def test_a_caller_without_a_role_gets_nothing(source, serve, here):
+    (source / 'f').write_bytes(b'content')
+    with FileShare(source, 'friend') as app, pytest.raises(ShareRefusedError, match='403'):
+        fetch(serve(app, 'guest'), '', 'f', here)
+    assert os.listdir(here) == ['.degu']
+
+
+def test_special_files_are_reported_and_the_rest_arrives(client, source, here):
+    os.mkfifo(source / 'fifo')
+    (source / 'f').write_bytes(b'content')
+    result = fetch(client, '', '', here)
+    assert result.skipped == (Skipped('fifo', Problem.SPECIAL),)
+    assert sorted(os.listdir(here)) == ['.degu', 'f']
+
+
+# --- the second time ----------------------------------------------------------------------------
+
+
+def test_a_second_fetch_moves_nothing(client, source, here, tree):
+    count = fill(source)
+    fetch(client, '', '', here)
+    before = tree(here)
+    result = fetch(client, '', '', here)
+    assert (result.files_fetched, result.files_present, result.bytes_fetched) == (0, count, 0)
+    assert tree(here) == before
+    assert private(here, 'trash') == []
+
+
+@pytest.mark.parametrize('name', ['small', 'larger'])
+def test_an_equal_file_with_another_time_is_not_replaced(client, source, here, name):
+    fill(source)
+    fetch(client, '', name, here)
+    inode = (here / name).stat().st_ino
+    os.utime(here / name, ns=(1, 1))
+    result = fetch(client, '', name, here)
+    assert (result.files_fetched, result.files_present) == (0, 1)
+    assert (here / name).stat().st_mtime_ns == OLD_NS
+    assert (here / name).stat().st_ino == inode
+
+
+def test_a_changed_mode_is_set_without_the_content(client, source, here):
+    fill(source)
+    fetch(client, '', 'small', here)
+    (source / 'small').chmod(0o444)
+    assert fetch(client, '', 'small', here).bytes_fetched == 0
+    assert (here / 'small').stat().st_mode & 0o777 == 0o444
+
+
+@pytest.mark.parametrize('size', [10, BLOCK + 10])
+def test_i3_a_changed_file_is_replaced_and_the_old_content_kept(client, source, here, trash, size):
+    (source / 'f').write_bytes(b'1' * size)
+    fetch(client, '', 'f', here)
+    (source / 'f').write_bytes(b'2' * size)
+    result = fetch(client, '', 'f', here)
+    assert (result.files_fetched, result.files_replaced) == (1, 1)
+    assert (here / 'f').read_bytes() == b'2' * size
+    assert trash(here) == [b'1' * size]
+
+
+def test_a_changed_symlink_is_replaced(client, source, here):
+    (source / 'link').symlink_to('a')
+    fetch(client, '', '', here)
+    (source / 'link').unlink()
+    (source / 'link').symlink_to('b')
+    assert fetch(client, '', '', here).files_replaced == 1
+    assert os.readlink(here / 'link') == 'b'
+
+
+def test_files_that_only_exist_here_stay(client, source, here):
+    fill(source)
+    here.mkdir()
+    (here / 'mine').write_bytes(b'mine')
+    fetch(client, '', '', here)
+    assert (here / 'mine').read_bytes() == b'mine'
+
+
+# --- what is in the way -------------------------------------------------------------------------
+
+
+def test_a_directory_in_the_way_of_a_file_stops_the_fetch_before_it_begins(client, source, here):
+    (source / 'a').write_bytes(b'a')
+    (source / 'b').write_bytes(b'b')
+    (here / 'b').mkdir(parents=True)
+    with pytest.raises(BlockedError, match='b is blocked'):
+        fetch(client, '', '', here)
+    assert sorted(os.listdir(here)) == ['.degu', 'b']
+
+
+@pytest.mark.parametrize('kind', ['file', 'symlink'])
+def test_i6_a_directory_is_never_written_through_what_is_in_its_way(
+    client, source, here, tmp_path, kind
+):
+    (source / 'd').mkdir()
+    (source / 'd' / 'f').write_bytes(b'f')
+    (tmp_path / 'outside').mkdir()
+    here.mkdir()
+    if kind == 'file':
+        (here / 'd').write_bytes(b'mine')
+    else:
+        (here / 'd').symlink_to(tmp_path / 'outside')
+    with pytest.raises(BlockedError):
+        fetch(client, '', '', here)
+    with pytest.raises((BlockedError, NotADirectoryError)):
+        fetch(client, '', 'd', here)
+    assert os.listdir(tmp_path / 'outside') == []
+
+
+def test_a_symlink_in_the_way_of_a_file_is_replaced_and_not_followed(
+    client, source, here, tmp_path
+):
+    (source / 'f').write_bytes(b'new')
+    (tmp_path / 'victim').write_bytes(b'old')
+    here.mkdir()
+    (here / 'f').symlink_to(tmp_path / 'victim')
+    fetch(client, '', 'f', here)
+    assert (tmp_path / 'victim').read_bytes() == b'old'
+    assert not (here / 'f').is_symlink()
+
+
+# --- shares that lie ----------------------------------------------------------------------------
+
+
+class Liar:
+    """A share that tells the truth, but for what a test changes: uri start -> answer."""
+
+    def __init__(self, app, **lies):
+        self.app = app
+        self.lies = lies
+
+    def __call__(self, connection, request):
+        lie = self.lies.get(request['path'][0])
+        return self.app(connection, request) if lie is None else lie(self.app, connection, request)
+
+
+@pytest.fixture
+def lying(source, serve):
+    with FileShare(source, 'peer') as app:
+        yield lambda **lies: serve(Liar(app, **lies))
+
+
+def listing_of(*entries):
+    def lie(app, connection, request):
+        lines = b''.join(json.dumps(entry).encode() + b'\n' for entry in entries)
+        body = connection['rgi.ChunkedOutput']([lines, b''])
+        return (200, 'OK', {'content-type': 'application/x-ndjson'}, body)
+
+    return lie
+
+
+TOP = {'path': '', 'kind': 'directory'}
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        '..',
+        '../evil',
+        '%2e%2e/evil',
+        'a/../../evil',
+        '/evil',
+        '%2Fevil',
+        'a%2f..%2f..%2fevil',
+        '.degu/tmp/evil',
+        '.DEGU',
+        'x' * 256,
+        'a%00',
+    ],
+)
+@pytest.mark.parametrize('kind', ['file', 'directory', 'symlink'])
+def test_i6_a_listing_cannot_name_a_path_outside(lying, here, tmp_path, path, kind):
+    entry = {'path': path, 'kind': kind, 'target': '/etc', 'size': 1}
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises((PathError, ListingError)):
+        fetch(lying(ls=listing_of(TOP, entry)), '', '', here)
+    assert os.listdir(here) == ['.degu']
+    assert sorted(os.listdir(tmp_path)) == sorted({*before, 'here'})
+
+
+@pytest.mark.parametrize(
+    'entries',
+    [
+        [{'path': 'a', 'kind': 'directory'}],
+        [TOP, TOP],
+        [TOP, {'path': 'a', 'kind': 'symlink', 'target': 'x'}] * 2,
+        [TOP, {'path': 'a/b', 'kind': 'file'}],
+        [TOP, {'path': 'a', 'kind': 'symlink', 'target': '/etc'}, {'path': 'a/b', 'kind': 'file'}],
+        [{'path': '', 'kind': 'file'}, {'path': 'b', 'kind': 'file'}],
+        [TOP, {'path': 'a', 'kind': 'door'}],
+        [TOP, {'path': 'a', 'kind': 'file', 'size': -1}],
+    ],
+)
+def test_a_listing_that_makes_no_sense_is_refused_before_anything_is_written(lying, here, entries):
+    with pytest.raises(ListingError):
+        fetch(lying(ls=listing_of(*entries)), '', '', here)
+    assert os.listdir(here) == ['.degu']
+
+
+@pytest.mark.parametrize('target', ['', 'a%00b', 'x' * 5000])
+def test_a_symlink_that_cannot_be_is_refused(lying, here, target):
+    entry = {'path': 'a', 'kind': 'symlink', 'target': target}
+    with pytest.raises(PathError):
+        fetch(lying(ls=listing_of(TOP, entry)), '', '', here)
+    assert os.listdir(here) == ['.degu']
+
+
+def test_a_listing_that_is_cut_short_is_an_error(lying, source, here, serve):
+    def lie(app, connection, request):
+        def chunks():
+            yield json.dumps(TOP).encode() + b'\n'
+            raise OSError('the disk is gone')
+
+        body = connection['rgi.ChunkedOutput'](chunks())
+        return (200, 'OK', {'content-type': 'application/x-ndjson'}, body)
+
+    with pytest.raises(Exception, match=r'ended|closed|reset'):
+        fetch(lying(ls=lie), '', '', here)
+    assert os.listdir(here) == ['.degu']
+
+
+def corrupt(block):
+    """Flip a bit in one block of what /data sends."""
+
+    def lie(app, connection, request):
+        status, reason, headers, body = app(connection, request)
+        data = bytearray(b''.join(body))
+        start = headers['content-range'].start
+        offset = block * BLOCK - start
+        if 0 <= offset < len(data):
+            data[offset] ^= 1
+        return (status, reason, headers, bytes(data))
+
+    return lie
+
+
+@pytest.mark.parametrize('block', [0, 2, 5])
+def test_i10_a_block_that_does_not_match_is_named_and_never_kept(lying, source, here, block):
+    fill(source)
+    with pytest.raises(IntegrityError) as caught:
+        fetch(lying(data=corrupt(block)), '', 'larger', here)
+    assert (caught.value.path, caught.value.block) == ('larger', block)
+    assert os.listdir(here) == ['.degu']
+    (name,) = private(here, 'tmp')
+    kept = (here / '.degu' / 'tmp' / name).read_bytes()
+    assert kept == (source / 'larger').read_bytes()[: block * BLOCK]
+
+
+def test_i10_after_a_bad_block_an_honest_share_completes_the_file(lying, client, source, here):
+    fill(source)
+    with pytest.raises(IntegrityError):
+        fetch(lying(data=corrupt(3)), '', 'larger', here)
+    result = fetch(client, '', 'larger', here)
+    assert result.bytes_fetched == (source / 'larger').stat().st_size - 3 * BLOCK
+    assert (here / 'larger').read_bytes() == (source / 'larger').read_bytes()
+
+
+def test_i10_a_small_file_that_does_not_match_is_not_kept(lying, source, here):
+    (source / 'f').write_bytes(b'content')
+
+    def lie(app, connection, request):
+        status, reason, headers, _ = app(connection, request)
+        return (status, reason, headers, b'c0ntent')
+
+    with pytest.raises(IntegrityError, match='f, block 0'):
+        fetch(lying(file=lie), '', 'f', here)
+    assert os.listdir(here) == ['.degu']
+    assert private(here, 'tmp') == []
+
+
+def lying_manifest(change):
+    def lie(app, connection, request):
+        _, _, _, body = app(connection, request)
+        return (200, 'OK', {}, change(body))
+
+    return lie
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda body: body[:-1] + bytes([body[-1] ^ 1]),
+        lambda body: format_manifest(build_manifest(b'x' * (5 * BLOCK + 12345))),
+        lambda body: body[:-32],
+        lambda body: body + bytes(32),
+        lambda body: b'',
+        lambda body: bytes(len(body)),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(lying, source, here, change):
+    fill(source)
+    with pytest.raises((IntegrityError, ShareRefusedError)):
+        fetch(lying(manifest=lying_manifest(change)), '', 'larger', here)
+    assert os.listdir(here) == ['.degu']
+    assert private(here, 'tmp') == []
+
+
+@pytest.mark.parametrize(
+    ('more', 'error'), [(-1, IntegrityError), (1, ShareRefusedError), (2**50, NoSpaceError)]
+)
+def test_a_listing_that_lies_about_a_size_gets_no_further(lying, source, here, more, error):
+    content = b'y' * (3 * BLOCK)
+    (source / 'f').write_bytes(content)
+    entry = {
+        'path': '',
+        'kind': 'file',
+        'size': 3 * BLOCK + more,
+        'root': build_manifest(content).root,
+    }
+
+    def lie(app, connection, request):
+        list(app(connection, {**request, 'query': 'roots=1'}).body)  # so that it knows the root
+        return listing_of(entry)(app, connection, request)
+
+    with pytest.raises(error):
+        fetch(lying(ls=lie), '', 'f', here)
+    assert os.listdir(here) == ['.degu']
+    assert private(here, 'tmp') == []
+    assert os.listdir(here) == ['.degu']
+
+
+@pytest.mark.parametrize('length', [0, 1, 5 * BLOCK, 6 * BLOCK])
+def test_an_answer_of_another_length_is_refused(lying, source, here, length):
+    fill(source)
+
+    def lie(app, connection, request):
+        status, reason, headers, _ = app(connection, request)
+        return (status, reason, headers, bytes(length))
+
+    with pytest.raises(ShareRefusedError, match='odd answer'):
+        fetch(lying(data=lie), '', 'larger', here)
+
+
+def test_a_small_file_without_a_root_is_refused(lying, source, here):
+    (source / 'f').write_bytes(b'content')
+    with pytest.raises(ShareRefusedError, match='root'):
+        fetch(lying(file=lambda *_: (200, 'OK', {}, b'content')), '', 'f', here)
+
+
+@pytest.mark.parametrize('mtime', ['x', '', '9' * 19, '1' * 30, '1_0', '-', '+5'])
+def test_a_time_that_is_none_is_refused(lying, source, here, mtime):
+    (source / 'f').write_bytes(b'content')
+
+    def lie(app, connection, request):
+        status, reason, headers, body = app(connection, request)
+        headers = {**headers, 'x-mtime-ns': mtime or 'none'}
+        return (status, reason, headers, body)
+
+    with pytest.raises(ShareRefusedError, match='time'):
+        fetch(lying(file=lie), '', 'f', here)
+
+
+@pytest.mark.parametrize('status', [400, 403, 409, 416, 500, 503])
+def test_an_error_of_the_share_is_an_error_here(lying, source, here, status):
+    fill(source)
+    answer = (status, 'Because', {}, b'explanation\n')
+    with pytest.raises(ShareRefusedError, match='explanation') as caught:
+        fetch(lying(ls=lambda *_: answer), '', 'larger', here)
+    assert caught.value.status == status
+
+
+# --- files that change meanwhile ----------------------------------------------------------------
+
+
+def once(action):
+    """Do `action` before the first answer only."""
+    done = []
+
+    def lie(app, connection, request):
+        if not done:
+            done.append(True)
+            action()
+        return app(connection, request)
+
+    return lie
+
+
+@pytest.mark.parametrize('endpoint', ['manifest', 'data'])
+@pytest.mark.parametrize('size', [4 * BLOCK, 2 * BLOCK, 10])
+def test_a_file_that_changed_after_it_was_hashed_arrives_in_its_new_version(
+    lying, source, here, endpoint, size
+):
+    (source / 'f').write_bytes(b'1' * (4 * BLOCK))
+    change = once(lambda: (source / 'f').write_bytes(b'2' * size))
+    fetch(lying(**{endpoint: change}), '', 'f', here)
+    assert (here / 'f').read_bytes() == b'2' * size
+    assert (here / 'f').stat().st_mtime_ns == (source / 'f').stat().st_mtime_ns
+
+
+def test_a_file_that_changes_while_it_is_sent_arrives_in_its_new_version(lying, source, here):
+    """The share looked before it began; only the blocks can tell."""
+    (source / 'f').write_bytes(b'1' * (4 * BLOCK))
+    done = []
+
+    def lie(app, connection, request):
+        response = app(connection, request)
+        if not done:
+            done.append(True)
+            with (source / 'f').open('r+b') as file:
+                file.seek(2 * BLOCK)
+                file.write(b'2' * BLOCK)
+        return response
+
+    fetch(lying(data=lie), '', 'f', here)
+    assert (here / 'f').read_bytes() == (source / 'f').read_bytes()
+
+
+def test_a_small_file_that_grew_since_the_listing_arrives_whole(lying, source, here):
+    (source / 'f').write_bytes(b'1')
+    grow = once(lambda: (source / 'f').write_bytes(b'2' * (3 * BLOCK)))
+    fetch(lying(file=grow), '', 'f', here)
+    assert (here / 'f').read_bytes() == b'2' * (3 * BLOCK)
+
+
+@pytest.mark.parametrize('size', [5, 2 * BLOCK])
+def test_a_file_that_vanishes_is_reported_and_the_rest_arrives(lying, source, here, size):
+    (source / 'a').write_bytes(b'a' * size)
+    (source / 'b').write_bytes(b'b')
+    vanish = once(lambda: (source / 'a').unlink())
+    client = lying(**{'file' if size == 5 else 'manifest': vanish})
+    result = fetch(client, '', '', here)
+    assert result.skipped == (Skipped('a', Problem.VANISHED),)
+    assert (here / 'b').read_bytes() == b'b'
+
+
+def test_a_file_that_never_rests_is_reported(lying, source, here):
+    (source / 'f').write_bytes(b'1' * (4 * BLOCK))
+    count = []
+
+    def lie(app, connection, request):
+        count.append(True)
+        (source / 'f').write_bytes(b'%d' % len(count) * (4 * BLOCK))
+        return app(connection, request)
+
+    assert fetch(lying(data=lie), '', 'f', here).skipped == (Skipped('f', Problem.CHANGING),)
+    assert os.listdir(here) == ['.degu']
+
+
+def test_a_share_that_forgot_a_root_is_asked_to_hash_again(lying, source, here):
+    (source / 'f').write_bytes(b'1' * (4 * BLOCK))
+    forgot = []
+
+    def lie(app, connection, request):
+        if not forgot:
+            forgot.append(True)
+            return (404, 'Not Found', {}, b'forgotten')
+        return app(connection, request)
+
+    fetch(lying(data=lie), '', 'f', here)
+    assert (here / 'f').read_bytes() == (source / 'f').read_bytes()
+
+
+@pytest.mark.parametrize('max_requests', [1, 2, 3])
+def test_a_kept_connection_that_was_closed_is_replaced(serve, source, here, tree, max_requests):
+    """A server may close between two requests; asking again is safe."""
+    fill(source)
+    with FileShare(source, 'peer') as app:
+        fetch(serve(app, max_requests=max_requests), '', '', here)
+    assert tree(here) == tree(source)
+
+
+def test_a_server_that_fails_is_an_error_here(lying, source, here, caplog):
+    (source / 'f').write_bytes(b'content')
+
+    def fail(app, connection, request):
+        raise RuntimeError('a bug in the share')
+
+    with pytest.raises(ShareRefusedError, match='500'):
+        fetch(lying(file=fail), '', '', here)
+    assert 'a bug in the share' in caplog.text
+
+
+# --- interrupted --------------------------------------------------------------------------------
+
+FETCH = """
+import sys
+from degu.client import Client
+from degu_rpc.files import fetch
+sys.modules['degu_rpc.files.fetch'].PROGRESS_INTERVAL_S = 0.0
+client = Client((sys.argv[1], int(sys.argv[2])))
+fetch(client, '', '', sys.argv[3], progress=lambda p: print(p.bytes_fetched, flush=True))
+"""
+
+
+def start_fetch(client, here, script=FETCH):
+    """Start a fetch of a whole share in a process of its own; it prints its progress."""
+    host, port = client.address
+    command = [sys.executable, '-c', script, host, str(port), str(here)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_fetch_killed_in_the_middle_does_not_fetch_again_what_it_had(lying, source, here, tree):
+    """The share stops after some bytes, the fetch has them all, kill -9; three times."""
+    (source / 'large').write_bytes(os.urandom(12 * MIB))
+    step = 3 * MIB
+    sent = 0
+
+    def lie(app, connection, request):
+        status, reason, headers, body = app(connection, request)
+
+        def pieces():
+            nonlocal sent
+            for piece in body:
+                for start in range(0, len(piece), BLOCK):
+                    if sent >= step:
+                        gone.wait(20)
+                    sent += BLOCK
+                    yield piece[start : start + BLOCK]
+
+        output = connection['rgi.Output'](pieces(), body.content_length)
+        return (status, reason, headers, output)
+
+    client = lying(data=lie)
+    for _ in range(3):
+        sent = 0
+        gone = threading.Event()
+        with start_fetch(client, here) as process:
+            try:
+                assert any(int(line) >= step for line in process.stdout)
+            finally:
+                process.kill()
+                gone.set()
+        assert process.returncode == -signal.SIGKILL
+        assert os.listdir(here) == ['.degu']
+        (name,) = private(here, 'tmp')
+        assert len(name) == 52
+    step = 100 * MIB
+    result = fetch(client, '', '', here)
+    assert result.bytes_fetched == 3 * MIB
+    assert tree(here) == tree(source)
+    assert private(here, 'tmp') == []
+
+
+def test_a_fetch_killed_at_any_moment_leaves_old_or_new_and_is_completed(
+    client, source, here, tree
+):
+    fill(source)
+    for number in range(300):
+        (source / f'new-{number}').write_bytes(b'new %d' % number * 100)
+    here.mkdir()
+    old = {'small': b'old small', 'larger': b'old larger' * BLOCK, 'new-1': b'', 'new-299': b'old'}
+    for name, content in old.items():
+        (here / name).write_bytes(content)
+    for count in (1, 3, 10, 100, 300, 320):
+        with start_fetch(client, here) as process:
+            for _ in range(count):
+                process.stdout.readline()
+            process.kill()
+        for path in here.iterdir():
+            if path.is_file() and not path.is_symlink():
+                expected = {(source / path.name).read_bytes(), old.get(path.name)}
+                assert path.read_bytes() in expected
+        assert not [name for name in old if not (here / name).exists()]
+    fetch(client, '', '', here)
+    assert tree(here) == tree(source)
+    assert private(here, 'swap') == []
+
+
+@pytest.mark.parametrize('size', [10, 20 * BLOCK])
+def test_a_cancel_leaves_the_old_content_or_the_new(client, source, here, size, monkeypatch):
+    monkeypatch.setattr(sys.modules['degu_rpc.files.fetch'], 'PROGRESS_INTERVAL_S', 0.0)
+    for number in range(20):
+        (source / str(number)).write_bytes(b'n' * size)
+    here.mkdir()
+    for number in range(20):
+        (here / str(number)).write_bytes(b'o' * (size - 1))
+    cancel = threading.Event()
+    with pytest.raises(TransferCanceledError):
+        fetch(client, '', '', here, progress=lambda _: cancel.set(), cancel=cancel)
+    found = {(here / str(number)).read_bytes() for number in range(20)}
+    assert found <= {b'n' * size, b'o' * (size - 1)}
+    fetch(client, '', '', here)
+    assert {(here / str(number)).read_bytes() for number in range(20)} == {b'n' * size}
+
+
+def test_a_fetch_that_was_canceled_before_it_began_writes_nothing(client, source, here):
+    fill(source)
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(TransferCanceledError):
+        fetch(client, '', '', here, cancel=cancel)
+    assert os.listdir(here) == ['.degu']
+
+
+def test_progress_counts_to_the_end(client, source, here):
+    count = fill(source)
+    seen = []
+    fetch(client, '', '', here, progress=seen.append)
+    last = seen[-1]
+    assert (last.files_done, last.files_total) == (count, count)
+    assert last.bytes_done == last.bytes_total == last.bytes_fetched
+    assert last.rate > 0
+    for before, after in itertools.pairwise(seen):
+        assert before.bytes_done <= after.bytes_done
+        assert before.files_done <= after.files_done
+
+
+def test_an_error_in_the_callers_progress_ends_the_fetch(client, source, here):
+    fill(source)
+
+    def fail(_):
+        raise RuntimeError('the bar broke')
+
+    with pytest.raises(RuntimeError, match='the bar broke'):
+        fetch(client, '', '', here, progress=fail)
+    assert threading.active_count() <= 5
+
+
+def test_two_fetches_into_one_directory_do_not_disturb_each_other(client, source, here, tree):
+    fill(source)
+    errors = []
+
+    def run():
+        try:
+            fetch(client, '', '', here)
+        except (FilesError, OSError) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert tree(here) == tree(source)
+
+
+def test_a_server_that_is_gone_is_an_oserror(here):
+    with pytest.raises(OSError, match=r'refused|No such file'):
+        fetch(Client(str(here.parent / 'nobody.socket')), '', '', here)
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A file system of 2 MiB."""
+    directory = tmp_path / 'tiny'
+    directory.mkdir()
+    done = subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'none', str(directory)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
+            pytest.fail('cannot mount a tmpfs')
+        pytest.skip('mounting a tmpfs needs privileges')
+    yield directory
+    subprocess.run(['umount', str(directory)], check=True)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_fetched(client, source, tiny):
+    (source / 'f').write_bytes(bytes(4 * MIB))
+    with pytest.raises(NoSpaceError) as caught:
+        fetch(client, '', 'f', tiny)
+    assert caught.value.needed == 4 * MIB
+    assert caught.value.available < 2 * MIB
+    assert os.listdir(tiny) == ['.degu']
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file_and_resumes(lying, source, tiny):
+    content = os.urandom(MIB + BLOCK)
+    (source / 'f').write_bytes(content)
+    filler = tiny / 'filler'
+
+    def fill_up():
+        filler.write_bytes(bytes(MIB + 256 * KIB))
+
+    with pytest.raises(NoSpaceError, match='No space left'):
+        fetch(lying(data=once(fill_up)), '', 'f', tiny)
+    assert sorted(os.listdir(tiny)) == ['.degu', 'filler']
+    filler.unlink()
+    result = fetch(lying(), '', 'f', tiny)
+    assert (tiny / 'f').read_bytes() == content
+    assert result.bytes_fetched < len(content)
+
+
+LIMITED = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({MIB}, {MIB}))
+{FETCH}
+"""
+
+
+def test_a_file_size_limit_is_a_clear_error_and_a_later_run_resumes(client, source, here):
+    content = os.urandom(3 * MIB)
+    (source / 'f').write_bytes(content)
+    host, port = client.address
+    command = [sys.executable, '-c', LIMITED, host, str(port), str(here)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert 'NoSpaceError' in done.stderr
+    assert 'File too large' in done.stderr
+    assert os.listdir(here) == ['.degu']
+    assert fetch(client, '', '', here).bytes_fetched == 2 * MIB
+    assert (here / 'f').read_bytes() == content
+
+
+# --- pure ---------------------------------------------------------------------------------------
+
+
+@given(st.sets(st.integers(0, 50)))
+def test_runs_cover_exactly_the_indexes_and_never_touch(indexes):
+    runs = find_runs(sorted(indexes))
+    assert {index for first, last in runs for index in range(first, last + 1)} == indexes
+    assert all(before[1] + 1 < after[0] for before, after in itertools.pairwise(runs))

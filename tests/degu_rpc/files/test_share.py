@@ -1,0 +1,460 @@
+"""degu_rpc.files.share: who may read, what can be read, and what is said about the rest."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+
+import msgspec
+import pytest
+
+from degu.rgi import ContentRange, Range, Validator
+from degu_rpc.files import FileShare, share
+from degu_rpc.files.blocks import build_manifest, parse_manifest
+from degu_rpc.files.listing import Entry, Kind, Media, Problem, parse_listing
+
+BIG = bytes(range(256)) * 2000
+
+
+@pytest.fixture
+def top(tmp_path):
+    (tmp_path / 'outside').mkdir()
+    (tmp_path / 'outside' / 'secret').write_bytes(b'secret')
+    top = tmp_path / 'top'
+    (top / 'dir' / 'inner').mkdir(parents=True)
+    (top / 'small').write_bytes(b'hello')
+    (top / 'empty').write_bytes(b'')
+    (top / 'dir' / 'big').write_bytes(BIG)
+    (top / 'dir' / 'inner' / 'f').write_bytes(b'f')
+    (top / 'link').symlink_to('../outside/secret')
+    (top / 'dir-link').symlink_to('../outside')
+    (top / '.degu' / 'tmp').mkdir(parents=True)
+    (top / '.degu' / 'tmp' / 'private').write_bytes(b'private')
+    return top
+
+
+@pytest.fixture
+def connection(serve, top):
+    with FileShare(top, 'peer') as app, serve(Validator(app)).connect() as connection:
+        yield connection
+
+
+def listed(connection, uri, media=Media.JSON):
+    response = connection.get(uri, {'accept': media.value})
+    assert response.status == 200
+    found = list(parse_listing(response.body, response.headers['content-type']))
+    return {entry.path: entry for entry in found}
+
+
+def refused(response):
+    body = response.body.read() if response.body else b''
+    assert b'secret' not in body
+    assert b'private' not in body
+    return response.status
+
+
+def root_of(connection, path):
+    return listed(connection, f'/ls/{path}?roots=1')[''].root
+
+
+# --- who may read -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('allow', 'roles', 'status'),
+    [
+        ('peer', ['peer'], 200),
+        ('peer', ['guest', 'peer'], 200),
+        ('peer', ['owner'], 200),
+        (['guest', 'friend'], ['friend'], 200),
+        ('peer', ['guest'], 403),
+        ('peer', ['pee'], 403),
+        (['guest', 'friend'], ['peer'], 403),
+        ('owner', ['peer'], 403),
+    ],
+)
+def test_a_caller_needs_a_role_that_was_allowed(serve, top, allow, roles, status):
+    with FileShare(top, allow) as app, serve(app, *roles).connect() as connection:
+        for uri in ('/file/small', '/ls'):
+            response = connection.get(uri)
+            assert response.status == status
+            list(response.body)
+
+
+@pytest.mark.parametrize('uri', ['/file/small', '/ls', '/nowhere', '/file/..', '/'])
+def test_a_caller_that_is_not_known_learns_nothing(serve, top, uri):
+    with FileShare(top, 'peer') as app, serve(app, anonymous=True).connect() as connection:
+        assert refused(connection.get(uri)) == 403
+
+
+@pytest.mark.parametrize('allow', ['', [], [''], ()])
+def test_a_share_for_nobody_is_a_mistake(top, allow):
+    with pytest.raises(ValueError, match='at least one role'):
+        FileShare(top, allow)
+
+
+# --- what can be read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('path', 'status'),
+    [
+        ('..', 400),
+        ('../outside/secret', 400),
+        ('dir/../../outside/secret', 400),
+        ('%2e%2e/outside/secret', 400),
+        ('%2E%2E/outside/secret', 400),
+        ('.%2e/outside/secret', 400),
+        ('..%2foutside%2fsecret', 400),
+        ('%2fetc%2fpasswd', 400),
+        ('dir%2f..%2f..%2foutside', 400),
+        ('small%00', 400),
+        ('%00', 400),
+        ('%', 400),
+        ('%zz', 400),
+        ('x' * 256, 400),
+        ('.degu/tmp/private', 400),
+        ('.DeGu/tmp/private', 400),
+        ('%2edegu/tmp/private', 400),
+        ('dir/.degu', 400),
+        ('%252e%252e/outside/secret', 404),
+        ('..%5coutside%5csecret', 404),
+        ('..%c0%afoutside', 404),
+        ('%uff0e%uff0e', 400),
+        ('link/x', 404),
+        ('dir-link/secret', 404),
+        ('small/x', 404),
+        ('nothing', 404),
+    ],
+)
+def test_i6_nothing_outside_is_served_in_any_spelling(connection, path, status):
+    for endpoint in ('file', 'ls'):
+        assert refused(connection.get(f'/{endpoint}/{path}')) == status
+        assert refused(connection.head(f'/{endpoint}/{path}')) == status
+
+
+@pytest.mark.parametrize('path', ['link', 'dir-link', 'dir', 'dir/', ''])
+def test_only_files_have_bytes(connection, path):
+    assert refused(connection.get(f'/file/{path}')) == 404
+
+
+def test_special_files_are_reported_and_never_opened(connection, top):
+    os.mkfifo(top / 'fifo')
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(top / 'socket'))
+        entries = listed(connection, '/ls')
+    for name in ('fifo', 'socket'):
+        assert entries[name] == Entry(name, Kind.SKIPPED, problem=Problem.SPECIAL)
+        assert refused(connection.get(f'/file/{name}')) == 404
+
+
+@pytest.mark.parametrize(
+    'name', [b'\xff\xfe', 'ä'.encode(), b'a b', b'%41', b'a?b#c', b'\x01\n', b'+']
+)
+def test_every_name_travels(connection, top, name):
+    (top / os.fsdecode(name)).write_bytes(b'content of ' + name)
+    (text,) = [
+        path for path, entry in listed(connection, '/ls').items() if entry.size == 11 + len(name)
+    ]
+    assert connection.get(f'/file/{text}').body.read() == b'content of ' + name
+
+
+# --- listings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('media', list(Media))
+def test_a_listing_says_what_is_there(connection, top, media):
+    entries = listed(connection, '/ls', media)
+    assert list(entries) == ['', 'dir', 'dir-link', 'empty', 'link', 'small']
+    found = (top / 'small').stat()
+    assert entries['small'] == Entry(
+        'small', Kind.FILE, size=5, mtime_ns=found.st_mtime_ns, mode=found.st_mode & 0o777
+    )
+    assert entries['link'].kind is Kind.SYMLINK
+    assert entries['link'].target == '../outside/secret'
+    assert entries['dir'].kind is Kind.DIRECTORY
+    assert entries['dir'].mtime_ns == (top / 'dir').stat().st_mtime_ns
+
+
+def test_a_recursive_listing_has_each_directory_before_its_content(connection):
+    assert list(listed(connection, '/ls/?recursive=1')) == [
+        '',
+        'dir',
+        'dir-link',
+        'empty',
+        'link',
+        'small',
+        'dir/big',
+        'dir/inner',
+        'dir/inner/f',
+    ]
+    assert list(listed(connection, '/ls/dir?recursive=1')) == ['', 'big', 'inner', 'inner/f']
+
+
+def test_a_listing_hashes_when_asked_and_remembers(connection, top):
+    os.utime(top / 'small', ns=(0, 0))
+    assert {entry.root for entry in listed(connection, '/ls').values()} == {''}
+    entries = listed(connection, '/ls?recursive=1&roots=1')
+    assert entries['small'].root == build_manifest(b'hello').root
+    assert entries['dir/big'].root == build_manifest(BIG).root
+    assert entries['empty'].root == build_manifest(b'').root
+
+
+def test_a_file_that_had_rested_is_hashed_once(top, serve):
+    with FileShare(top, 'peer') as app, serve(app).connect() as connection:
+        first = root_of(connection, 'small')
+        hashed = app._hashes.find_root(first)
+        app._hashes._by_path[b'small',] = hashed._replace(settled=True)
+        assert listed(connection, '/ls')['small'].root == first
+        (top / 'small').write_bytes(b'other')
+        assert listed(connection, '/ls')['small'].root == ''
+        assert root_of(connection, 'small') == build_manifest(b'other').root
+
+
+@pytest.mark.parametrize('query', ['recursive=2', 'roots=', 'depth=1', 'roots', 'recursive=1&x=1'])
+def test_a_listing_refuses_switches_it_does_not_know(connection, query):
+    assert refused(connection.get(f'/ls?{query}')) == 400
+
+
+def test_a_long_hash_is_heard_of(connection, top, monkeypatch):
+    """A heartbeat keeps the peer from giving up; here every step sends one."""
+    monkeypatch.setattr(share, 'HEARTBEAT_S', 0.0)
+    (top / 'long').write_bytes(bytes(5_000_000))
+    for media in Media:
+        response = connection.get('/ls/long?roots=1', {'accept': media.value})
+        chunks = list(response.body)
+        assert len(chunks) >= 6
+        (entry,) = parse_listing(chunks, media.value)
+        assert entry.root == build_manifest(bytes(5_000_000)).root
+
+
+def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
+    path = top / 'restless'
+    path.write_bytes(bytes(3_000_000))
+    count = 0
+    real = share.hash_steps
+
+    def steps(fd, name):
+        """The real hashing, with a writer that is faster."""
+        nonlocal count
+        for step in (hashing := real(fd, name)):
+            count += 1
+            path.write_bytes(bytes(3_000_000 + count))
+            yield step
+        return hashing
+
+    monkeypatch.setattr(share, 'hash_steps', steps)
+    entry = listed(connection, '/ls/restless?roots=1')['']
+    assert entry == Entry('', Kind.SKIPPED, problem=Problem.CHANGING)
+    assert count >= share.HASH_ATTEMPTS
+
+
+def test_a_tree_that_vanishes_while_it_is_listed_ends_well(top):
+    """The entries are read as they are sent."""
+    with FileShare(top, 'peer') as app:
+        entries = app._entries((), top.stat(), True, True)
+        found = [next(entries), next(entries)]
+        subprocess.run(['rm', '-rf', str(top)], check=True)
+        found += list(entries)
+    assert found[0].path == ''
+    assert 'dir/inner/f' not in {entry.path for entry in found if entry}
+
+
+def test_a_tree_deeper_than_a_path_may_be_is_cut_and_reported(connection, top):
+    directory = os.open(top, os.O_RDONLY)
+    for _ in range(40):  # too long a path for one system call, and for one request line
+        os.mkdir('n' * 255, dir_fd=directory)
+        inner = os.open('n' * 255, os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = inner
+    os.close(directory)
+    skipped = [
+        (path, entry)
+        for path, entry in listed(connection, '/ls?recursive=1').items()
+        if entry.kind is Kind.SKIPPED
+    ]
+    ((path, entry),) = skipped
+    assert entry.problem is Problem.NAME
+    assert share.MAX_PATH_TEXT < len(path) <= share.MAX_PATH_TEXT + 256
+    subprocess.run(['rm', '-rf', str(top)], check=True)
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('path', 'content'), [('small', b'hello'), ('dir/big', BIG), ('empty', b'')]
+)
+def test_a_file_comes_with_its_bytes(connection, top, path, content):
+    response = connection.get(f'/file/{path}')
+    assert response.status == 200
+    assert response.headers['x-mtime-ns'] == str((top / path).stat().st_mtime_ns)
+    assert response.body.read() == content
+    head = connection.head(f'/file/{path}')
+    assert (head.status, head.body) == (200, None)
+    assert head.headers == response.headers
+
+
+def test_a_small_file_always_has_its_root_as_etag(connection):
+    response = connection.get('/file/small')
+    assert response.headers['etag'] == f'"{build_manifest(b"hello").root}"'
+    response.body.read()
+
+
+RANGES = [
+    (Range(0, 1), 0, 1),
+    (Range(2, 4), 2, 4),
+    (Range(4, None), 4, None),
+    (Range(-1, None), -1, None),
+    (Range(0, 10**9), 0, None),
+    (Range(-(10**9), None), 0, None),
+]
+
+
+@pytest.mark.parametrize(('asked', 'start', 'stop'), RANGES)
+@pytest.mark.parametrize(('path', 'content'), [('small', b'hello'), ('dir/big', BIG)])
+def test_a_range_is_served(connection, path, content, asked, start, stop):
+    root = root_of(connection, path)
+    part = slice(start, stop).indices(len(content))
+    for uri in (f'/file/{path}', f'/data/{root}'):
+        response = connection.get(uri, {'range': asked})
+        assert response.status == 206
+        assert response.headers['content-range'] == ContentRange(part[0], part[1], len(content))
+        assert response.body.read() == content[start:stop]
+
+
+@pytest.mark.parametrize(
+    ('path', 'asked', 'total'),
+    [
+        ('small', Range(5, None), 5),
+        ('dir/big', Range(10**9, None), len(BIG)),
+        ('empty', Range(0, 1), 0),
+    ],
+)
+def test_a_range_outside_the_file_is_416(connection, path, asked, total):
+    response = connection.get(f'/file/{path}', {'range': asked})
+    assert response.headers['content-range'] == ContentRange(0, 0, total)
+    assert refused(response) == 416
+
+
+def test_a_range_of_another_version_gets_the_whole_file(connection):
+    root = build_manifest(b'hello').root
+    for condition, status in ((f'"{root}"', 206), ('"other"', 200), ('W/"x"', 200)):
+        headers = {'range': Range(0, 2), 'if-range': condition}
+        response = connection.get('/file/small', headers)
+        assert response.status == status
+        response.body.read()
+
+
+def test_content_is_served_by_its_root(connection):
+    root = root_of(connection, 'dir/big')
+    manifest = parse_manifest(connection.get(f'/manifest/{root}').body.read(), root)
+    assert manifest == build_manifest(BIG)
+    assert connection.get(f'/data/{root}').body.read() == BIG
+
+
+@pytest.mark.parametrize('endpoint', ['manifest', 'data'])
+@pytest.mark.parametrize(
+    ('root', 'status'), [('a' * 52, 404), ('A' * 52, 400), ('../small', 400), ('', 400), ('a', 400)]
+)
+def test_a_root_that_is_not_known_or_none_is_refused(connection, endpoint, root, status):
+    assert refused(connection.get(f'/{endpoint}/{root}')) == status
+
+
+@pytest.mark.parametrize('path', ['small', 'dir/big'])
+def test_i10_content_that_changed_is_409_and_then_forgotten(connection, top, path):
+    root = root_of(connection, path)
+    (top / path).write_bytes(b'x' * (top / path).stat().st_size)
+    os.utime(top / path, ns=(5, 5))
+    assert refused(connection.get(f'/data/{root}')) == 409
+    assert refused(connection.get(f'/data/{root}')) == 404
+
+
+def test_content_whose_file_vanished_is_404(connection, top):
+    root = root_of(connection, 'small')
+    (top / 'small').unlink()
+    assert refused(connection.get(f'/data/{root}')) == 404
+
+
+# --- the rest -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('uri', ['/', '/files/small', '/pack', '/LS', '/ls%2f'])
+def test_other_endpoints_are_404(connection, uri):
+    assert refused(connection.get(uri)) == 404
+
+
+@pytest.mark.parametrize('method', ['PUT', 'POST', 'DELETE'])
+def test_other_methods_are_405_and_say_which_there_are(connection, method):
+    response = connection.request(method, '/file/small')
+    assert response.headers['allow'] == 'GET, HEAD'
+    assert refused(response) == 405
+
+
+def test_a_mounted_share_looks_at_its_own_part_of_the_path(serve, top):
+    with FileShare(top, 'peer') as app:
+
+        def mounted(connection, request):
+            assert request['path'].pop(0) == 'photos'
+            return app(connection, request)
+
+        with serve(mounted).connect() as connection:
+            assert connection.get('/photos/file/small').body.read() == b'hello'
+
+
+def test_a_share_leaves_no_file_open(serve, top):
+    with FileShare(top, 'peer') as app, serve(app).connect() as connection:
+        before = len(os.listdir('/proc/self/fd'))
+        for _ in range(50):
+            connection.get('/file/dir/big', {'range': Range(0, 10)}).body.read()
+            connection.head('/file/dir/big')
+            refused(connection.get('/file/dir/big', {'range': Range(10**9, None)}))
+            listed(connection, '/ls?recursive=1&roots=1')
+        assert len(os.listdir('/proc/self/fd')) <= before + 1
+
+
+def test_many_threads_may_use_one_share(serve, top):
+    with FileShare(top, 'peer') as app:
+        client = serve(app)
+        results = []
+
+        def use():
+            with client.connect() as connection:
+                for _ in range(20):
+                    root = root_of(connection, 'dir/big')
+                    results.append(connection.get(f'/data/{root}').body.read() == BIG)
+
+        threads = [threading.Thread(target=use) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [True] * 80
+
+
+def test_curl_fetches_a_file_a_range_and_a_listing(serve, top, program, tmp_path):
+    curl = program('curl')
+    with FileShare(top, 'peer') as app:
+        host, port = serve(app).address
+        base = f'http://{host}:{port}'
+
+        def run(*arguments):
+            done = subprocess.run(
+                [curl, '-sS', '--fail', '--max-time', '10', *arguments],
+                capture_output=True,
+                check=True,
+            )
+            return done.stdout
+
+        assert run(f'{base}/file/dir/big') == BIG
+        assert run('-r', '1000-1999', f'{base}/file/dir/big') == BIG[1000:2000]
+        assert run('-r', '-7', f'{base}/file/small') == b'hello'
+        assert b'etag: "' in run('-I', f'{base}/file/small')
+        partial = tmp_path / 'partial'
+        partial.write_bytes(BIG[:100_000])
+        run('-C', '-', '-o', str(partial), f'{base}/file/dir/big')
+        assert partial.read_bytes() == BIG
+        lines = run(f'{base}/ls').splitlines()
+        assert msgspec.json.decode(lines[-1])['path'] == 'small'

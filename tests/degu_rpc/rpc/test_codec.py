@@ -1,0 +1,617 @@
+"""Both codecs: round trips of every type, and what is refused before it can hurt."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Annotated, Any, Literal, NamedTuple
+from uuid import UUID
+
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from degu_rpc.errors import CodecError
+from degu_rpc.rpc.codec import (
+    CODECS,
+    JSON,
+    MSGPACK,
+    Codec,
+    build_error,
+    build_shape,
+    format_value,
+    parse_value,
+)
+from degu_rpc.rpc.limits import MAX_FAULT_LENGTH, MAX_FAULTS, MAX_NESTING
+
+both = pytest.mark.parametrize('codec', CODECS, ids=lambda codec: codec.name)
+
+
+class Color(enum.Enum):
+    RED = 'red'
+    BLUE = 'blue'
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Point(NamedTuple):
+    x: int
+    y: float
+
+
+@dataclasses.dataclass
+class Stat:
+    path: str
+    size: int
+    mtime: datetime
+    tags: list[str] = dataclasses.field(default_factory=list)
+    next: Stat | None = None
+
+
+class Circle(msgspec.Struct, tag=True):
+    radius: float
+
+
+class Square(msgspec.Struct, tag=True):
+    side: float
+
+
+# --- every type through both codecs --------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=['Cs']))
+int64s = st.integers(-(2**63), 2**64 - 1)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+zones = st.sampled_from(
+    [UTC, timezone(timedelta(hours=5, minutes=30)), timezone(-timedelta(hours=8))]
+)
+datetimes = st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=zones)
+stats = st.builds(
+    Stat,
+    path=texts,
+    size=int64s,
+    mtime=datetimes,
+    tags=st.lists(texts, max_size=3),
+    next=st.none() | st.builds(Stat, path=texts, size=int64s, mtime=datetimes),
+)
+TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    'none': (None, st.none()),
+    'bool': (bool, st.booleans()),
+    'int': (int, int64s),
+    'float': (float, floats),
+    'str': (str, texts),
+    'bytes': (bytes, st.binary()),
+    'datetime': (datetime, datetimes),
+    'date': (date, st.dates()),
+    'timedelta': (timedelta, st.timedeltas(timedelta(days=-99999), timedelta(days=99999))),
+    'uuid': (UUID, st.uuids()),
+    'decimal': (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
+    'enum': (Color, st.sampled_from(Color)),
+    'int enum': (Level, st.sampled_from(Level)),
+    'named tuple': (Point, st.builds(Point, int64s, floats)),
+    'dataclass': (Stat, stats),
+    'struct union': (Circle | Square, st.builds(Circle, floats) | st.builds(Square, floats)),
+    'union': (int | str | None, int64s | texts | st.none()),
+    'literal': (Literal['a', 1], st.sampled_from(['a', 1])),
+    'constrained': (Annotated[int, msgspec.Meta(ge=0, le=9)], st.integers(0, 9)),
+    'list': (list[Stat], st.lists(stats, max_size=3)),
+    'set': (frozenset[int], st.frozensets(int64s)),
+    'tuple': (tuple[bytes, datetime], st.tuples(st.binary(), datetimes)),
+    'int keys': (dict[int, str], st.dictionaries(int64s, texts)),
+    'uuid keys': (dict[UUID, bytes], st.dictionaries(st.uuids(), st.binary())),
+    'any': (Any, st.dictionaries(texts, st.none() | st.booleans() | int64s | floats | texts)),
+}
+
+
+@both
+@pytest.mark.parametrize('name', TYPES)
+@given(data=st.data())
+def test_round_trip_is_identity(codec: Codec, name: str, data: st.DataObject) -> None:
+    annotation, values = TYPES[name]
+    shape = build_shape(annotation)
+    value = data.draw(values)
+    back = parse_value(format_value(value, shape, codec), shape, codec)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@given(st.integers(-(10**300), 10**300))
+def test_json_integers_of_any_size_are_exact(value: int) -> None:
+    assert JSON.decode(JSON.encode(value)) == value
+
+
+@pytest.mark.parametrize('value', [2**64, -(2**63) - 1, 10**40])
+def test_msgpack_refuses_to_write_an_integer_beyond_64_bits(value: int) -> None:
+    with pytest.raises(CodecError, match='64 bits use JSON'):
+        MSGPACK.encode([value])
+
+
+def test_wire_forms_are_the_documented_ones() -> None:
+    moment = datetime(2024, 2, 3, 4, 5, 6, tzinfo=UTC)
+    values = [b'\x00\xff', moment, date(2024, 2, 3), timedelta(days=1, seconds=1), Decimal('1.50')]
+    assert json.loads(JSON.encode(values)) == [
+        'AP8=',
+        '2024-02-03T04:05:06Z',
+        '2024-02-03',
+        'P1DT1S',
+        '1.50',
+    ]
+    assert msgpack.unpackb(MSGPACK.encode(values)) == [
+        b'\x00\xff',
+        msgpack.Timestamp.from_datetime(moment),
+        '2024-02-03',
+        'P1DT1S',
+        '1.50',
+    ]
+
+
+# --- strict --------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize(
+    ('annotation', 'plain', 'reason'),
+    [
+        (int, '1', 'expected int, got str'),
+        (int, True, 'expected int, got bool'),
+        (int, 1.0, 'expected int, got float'),
+        (str, 1, 'expected str, got int'),
+        (bool, 1, 'expected bool, got int'),
+        (Color, 'green', "invalid enum value 'green'"),
+        (Literal['a'], 'b', "invalid enum value 'b'"),
+        (timedelta, 5, 'expected duration, got int'),
+        (datetime, 5, 'expected datetime, got int'),
+        (UUID, 'x', 'invalid UUID'),
+        (set[Any], [[]], 'unhashable'),
+        (Annotated[int, msgspec.Meta(le=9)], 10, 'expected int <= 9'),
+    ],
+)
+def test_value_of_another_type_is_refused(
+    codec: Codec, annotation: Any, plain: Any, reason: str
+) -> None:
+    with pytest.raises(CodecError) as caught:
+        parse_value(codec.encode(plain), build_shape(annotation), codec)
+    assert caught.value.faults[0].path == '$'
+    assert caught.value.faults[0].reason.startswith(reason)
+
+
+@both
+def test_fault_has_the_path_of_the_value(codec: Codec) -> None:
+    data = codec.encode({'path': '/a', 'size': 1, 'mtime': datetime.now(UTC), 'tags': ['a', 1]})
+    with pytest.raises(CodecError) as caught:
+        parse_value(data, build_shape(Stat), codec)
+    assert caught.value.faults == (('$.tags[1]', 'expected str, got int'),)
+
+
+@both
+def test_fault_in_a_key_says_so(codec: Codec) -> None:
+    with pytest.raises(CodecError, match=r'^\$: a key: expected int, got str$'):
+        parse_value(codec.encode({'x': 1}), build_shape(dict[int, int]), codec)
+
+
+@both
+def test_unknown_fields_of_a_dataclass_are_ignored(codec: Codec) -> None:
+    @dataclasses.dataclass
+    class Small:
+        a: int
+
+    assert parse_value(codec.encode({'a': 1, 'b': 2}), build_shape(Small), codec) == Small(1)
+
+
+def test_msgpack_bytes_are_not_taken_from_base64() -> None:
+    with pytest.raises(CodecError, match='expected bytes, got str'):
+        parse_value(MSGPACK.encode('YQ=='), build_shape(bytes), MSGPACK)
+
+
+@both
+def test_datetime_without_a_time_zone_is_refused_by_the_sender(codec: Codec) -> None:
+    value = Stat('/a', 1, datetime(2024, 1, 1, tzinfo=UTC), [], Stat('/b', 1, datetime(2024, 1, 1)))  # noqa: DTZ001, E501, RUF100  # what is tested
+    with pytest.raises(CodecError, match=r'^\$\.next\.mtime: expected datetime with a time zone'):
+        format_value(value, build_shape(Stat), codec)
+
+
+def test_datetime_without_a_time_zone_is_refused_by_the_reader() -> None:
+    with pytest.raises(CodecError, match=r'^\$\[0\]: expected datetime with a time zone'):
+        parse_value(b'["2024-01-01T00:00:00"]', build_shape(list[datetime]), JSON)
+    with pytest.raises(CodecError, match=r'^\$\[0\]: expected datetime, got str'):
+        parse_value(MSGPACK.encode(['2024-01-01T00:00:00']), build_shape(list[datetime]), MSGPACK)
+
+
+@both
+@pytest.mark.parametrize('value', [object(), {(1, 2): 3}, '\ud800', {'\ud800': 1}, iter([1])])
+def test_value_that_cannot_travel_is_refused_by_the_sender(codec: Codec, value: Any) -> None:
+    with pytest.raises(CodecError, match='cannot be written as'):
+        codec.encode(value)
+
+
+@both
+def test_value_that_contains_itself_is_refused(codec: Codec) -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(CodecError, match='recursion'):
+        codec.encode(value)
+
+
+@both
+def test_value_that_cannot_travel_inside_a_dated_type_is_refused(codec: Codec) -> None:
+    with pytest.raises(CodecError, match='cannot travel'):
+        format_value([object()], build_shape(list[datetime | None]), codec)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, [None, -math.inf], Point(1, math.nan)])
+def test_json_refuses_to_write_nan_and_infinity(value: Any) -> None:
+    with pytest.raises(CodecError, match='cannot be written as JSON'):
+        JSON.encode(value)
+
+
+def test_json_writes_null() -> None:
+    assert JSON.encode([None, 'null', 1.5]) == b'[null,"null",1.5]'
+
+
+# --- shapes --------------------------------------------------------------------------------------
+
+
+class Plain:
+    pass
+
+
+@pytest.mark.parametrize(
+    'annotation',
+    [
+        object,
+        Plain,
+        complex,
+        list[Plain],
+        dict[str, list[Plain | None]],
+        Iterator[int],
+        Callable[[], int],
+        datetime | str,
+        dict[bytes, int],
+        dict[datetime, int],
+        dict[tuple[int, int], int],
+        dict[int | bytes, int],
+        bytearray,
+        memoryview,
+        msgspec.Raw,
+        msgspec.msgpack.Ext,
+    ],
+)
+def test_type_that_cannot_travel_is_refused(annotation: Any) -> None:
+    with pytest.raises(TypeError):
+        build_shape(annotation)
+
+
+def test_type_that_cannot_travel_is_found_inside_a_dataclass() -> None:
+    @dataclasses.dataclass
+    class Outer:
+        inner: list[Plain]
+
+    with pytest.raises(TypeError, match='Plain'):
+        build_shape(Outer)
+
+
+def test_annotation_that_is_not_defined_is_a_type_error() -> None:
+    @dataclasses.dataclass
+    class Broken:
+        a: Missing  # type: ignore[name-defined]  # noqa: F821  # what is tested
+
+    with pytest.raises(TypeError, match='Missing'):
+        build_shape(Broken)
+
+
+def test_shape_knows_where_a_datetime_may_be() -> None:
+    assert build_shape(dict[str, list[Stat]]).has_datetime
+    assert not build_shape(dict[str, list[Point]]).has_datetime
+
+
+# --- hostile bytes: both -------------------------------------------------------------------------
+
+
+@both
+@given(data=st.binary())
+def test_arbitrary_bytes_raise_only_codec_errors(codec: Codec, data: bytes) -> None:
+    with contextlib.suppress(CodecError):
+        codec.decode(data)
+
+
+@given(st.text('[]{}":,\\u0dD8eE+-.1ntrf alsue', max_size=40))
+def test_almost_json_raises_only_codec_errors(text: str) -> None:
+    try:
+        value = JSON.decode(text.encode())
+    except CodecError:
+        return
+    assert json.loads(text) == value
+    assert JSON.decode(JSON.encode(value)) == value
+
+
+_msgpack_heads = st.sampled_from(
+    [bytes([n]) for n in range(0xC0, 0xE0)]
+    + [b'\x81', b'\x91', b'\xa1', b'\xc7\x0c\xff', b'\xd7\xff']
+)
+
+
+@given(st.lists(_msgpack_heads | st.binary(max_size=12), max_size=12))
+def test_almost_msgpack_raises_only_codec_errors(pieces: list[bytes]) -> None:
+    with contextlib.suppress(CodecError):
+        MSGPACK.decode(b''.join(pieces))
+
+
+plain_values = st.recursive(
+    st.none() | st.booleans() | int64s | floats | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=100,
+)
+
+
+@both
+@given(plain_values)
+def test_plain_values_round_trip(codec: Codec, value: Any) -> None:
+    assert codec.decode(codec.encode(value)) == value
+
+
+@both
+@given(plain_values, st.integers(1, 8))
+def test_message_cut_short_is_refused(codec: Codec, value: Any, missing: int) -> None:
+    data = codec.encode([value])
+    with pytest.raises(CodecError):
+        codec.decode(data[: max(len(data) - missing, 0)])
+
+
+@both
+@pytest.mark.parametrize('trailing', [b'1', b'\xc0', b'[]'])
+def test_trailing_data_is_refused(codec: Codec, trailing: bytes) -> None:
+    with pytest.raises(CodecError):
+        codec.decode(codec.encode([1]) + trailing)
+
+
+@both
+def test_empty_message_is_refused(codec: Codec) -> None:
+    with pytest.raises(CodecError):
+        codec.decode(b'')
+
+
+def nest(depth: int, inner: str) -> Any:
+    value: Any = {} if inner == 'map' else [] if inner == 'list' else 1
+    for index in range(depth if inner == 'scalar' else depth - 1):
+        value = {'k': value} if index % 2 else [value]
+    return value
+
+
+@both
+@pytest.mark.parametrize('inner', ['map', 'list', 'scalar'])
+def test_nesting_has_a_limit(codec: Codec, inner: str) -> None:
+    value = nest(MAX_NESTING, inner)
+    assert codec.decode(codec.encode(value)) == value
+    with pytest.raises(CodecError, match=f'deeper than {MAX_NESTING}'):
+        codec.decode(codec.encode(nest(MAX_NESTING + 1, inner)))
+
+
+@both
+def test_many_containers_next_to_each_other_are_not_nesting(codec: Codec) -> None:
+    value = [{'a': [1, '[[[{{{"']}] * 1000
+    assert codec.decode(codec.encode(value)) == value
+
+
+@both
+def test_duplicate_keys_are_refused(codec: Codec) -> None:
+    data = b'[{"a":1,"b":2,"a":1}]' if codec is JSON else b'\x91\x82\xa1a\x01\xa1a\x01'
+    with pytest.raises(CodecError, match='a key stands twice'):
+        codec.decode(data)
+
+
+# --- hostile bytes: JSON -------------------------------------------------------------------------
+
+
+class Pairs(NamedTuple):
+    pairs: list[tuple[str, Any]]
+
+
+def write_pairs(tree: Any) -> str:
+    if isinstance(tree, Pairs):
+        inner = (f'{json.dumps(key)} : {write_pairs(value)}' for key, value in tree.pairs)
+        return f'{{{",".join(inner)}}}'
+    if isinstance(tree, list):
+        return f'[{",".join(map(write_pairs, tree))}]'
+    return json.dumps(tree)
+
+
+def has_duplicates(tree: Any) -> bool:
+    if isinstance(tree, Pairs):
+        keys = [key for key, _ in tree.pairs]
+        return len(set(keys)) < len(keys) or any(has_duplicates(value) for _, value in tree.pairs)
+    return isinstance(tree, list) and any(map(has_duplicates, tree))
+
+
+@given(
+    st.recursive(
+        st.sampled_from([1, None, 'a', ':', '{"a":1,"a":2}']),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(st.tuples(st.sampled_from('ab:'), inner), max_size=3).map(Pairs)
+        ),
+        max_leaves=6,
+    )
+)
+def test_json_duplicate_keys_are_found_wherever_they_are(tree: Any) -> None:
+    text = write_pairs(tree)
+    if has_duplicates(tree):
+        with pytest.raises(CodecError, match='a key stands twice'):
+            JSON.decode(text.encode())
+    else:
+        assert JSON.decode(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize('data', [b'[' * 2_000_000, b'{"a":' * 800_000, b'[' * 9999 + b']' * 9999])
+def test_json_nesting_bomb_is_refused_before_decoding(data: bytes) -> None:
+    with pytest.raises(CodecError, match='nested deeper'):
+        JSON.decode(data)
+
+
+@pytest.mark.parametrize('text', ['"' + '[' * 100 + '"', r'"\"' + '[' * 100 + '"', r'["\\","[[["]'])
+def test_json_brackets_in_strings_are_not_nesting(text: str) -> None:
+    assert JSON.decode(text.encode()) == json.loads(text)
+
+
+@given(st.lists(st.text('\\"[]{}'), min_size=65, max_size=70))
+def test_json_strings_of_quotes_and_backslashes_are_not_nesting(texts: list[str]) -> None:
+    value = [[text] for text in texts]
+    assert JSON.decode(JSON.encode(value)) == value
+
+
+@pytest.mark.parametrize('depth', [65, 5000])
+def test_json_quotes_and_backslashes_do_not_hide_nesting(depth: int) -> None:
+    for decoy in (r'"\\"', r'"\""', r'"a\\\""', r'"\\\\"', '""'):
+        text = '[' * depth + decoy + ']' * depth
+        with pytest.raises(CodecError, match='nested deeper'):
+            JSON.decode(text.encode())
+
+
+@pytest.mark.parametrize('text', ['NaN', 'Infinity', '[-Infinity]', '1e999', '[-1e999]'])
+def test_json_without_nan_and_infinity(text: str) -> None:
+    with pytest.raises(CodecError, match='not acceptable JSON'):
+        JSON.decode(text.encode())
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        r'"\ud800"',
+        r'"\uDC00"',
+        r'["a\ud83dx"]',
+        r'{"\ud800": 1}',
+        r'"\ude00\ud83d"',
+        r'"\ud83d\ud83d\ude00"',
+    ],
+)
+def test_json_half_a_surrogate_pair_is_refused(text: str) -> None:
+    with pytest.raises(CodecError, match='not acceptable JSON'):
+        JSON.decode(text.encode())
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'), [(r'"\ud83d\ude00"', '😀'), (r'"\\ud800"', r'\ud800'), (r'"\u00e9"', 'é')]
+)
+def test_json_escapes_that_are_whole_are_accepted(text: str, value: str) -> None:
+    assert JSON.decode(text.encode()) == value
+
+
+@pytest.mark.parametrize(
+    'data', [b'"\xed\xa0\x80"', b'"\xff"', b'\xef\xbb\xbf1', '1'.encode('utf-16')]
+)
+def test_json_is_utf_8_without_a_mark(data: bytes) -> None:
+    with pytest.raises(CodecError, match='not acceptable JSON'):
+        JSON.decode(data)
+
+
+@pytest.mark.parametrize('text', ["{'a': 1}", '[1,]', '01', '+1', '.5', '1.', '"\t"', '//\n1', 'x'])
+def test_json_is_strict(text: str) -> None:
+    with pytest.raises(CodecError, match='not acceptable JSON'):
+        JSON.decode(text.encode())
+
+
+def test_json_integer_that_would_take_long_to_read_is_refused() -> None:
+    with pytest.raises(CodecError, match='out of range'):
+        JSON.decode(b'9' * 1_000_000)
+
+
+# --- hostile bytes: msgpack ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('head', [b'\x91', b'\x81\xa1a'])
+def test_msgpack_nesting_bomb_is_refused(head: bytes) -> None:
+    with pytest.raises(CodecError):
+        MSGPACK.decode(head * 100_000)
+    with pytest.raises(CodecError, match='nested deeper'):
+        MSGPACK.decode(head * 200 + b'\xc0')
+
+
+@pytest.mark.parametrize('head', [0xDD, 0xDF])
+def test_msgpack_length_bomb_takes_no_memory(head: int) -> None:
+    # Each of the nested headers claims as many items as the whole message could hold.
+    size = 4 * 1024 * 1024
+    bomb = (bytes([head]) + struct.pack('>I', size - 5)) * 500
+    if head == 0xDF:
+        bomb = (bytes([head]) + struct.pack('>I', size // 2) + b'\xa1a') * 500
+    data = bomb.ljust(size, b'\xc0')
+    with _memory_limit(), pytest.raises(CodecError, match='truncated'):
+        MSGPACK.decode(data)
+
+
+class _memory_limit:  # noqa: N801  # reads as the statement that it is
+    """Fail in a `with` block that takes 64 MiB of address space more than there is now."""
+
+    def __enter__(self) -> None:
+        import resource
+
+        with open('/proc/self/statm') as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        self._old = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 1024 * 1024, self._old[1]))
+
+    def __exit__(self, *exc: object) -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, self._old)
+
+
+@pytest.mark.parametrize(
+    'data', [b'\xdd\xff\xff\xff\xff', b'\xdb\xff\xff\xff\xff', b'\xc6\x00\x00\x00\x02a']
+)
+def test_msgpack_length_beyond_the_message_is_refused(data: bytes) -> None:
+    with pytest.raises(CodecError, match='truncated'):
+        MSGPACK.decode(data)
+
+
+@pytest.mark.parametrize('data', [b'\xd4\x05a', b'\xc7\x01\x7fa', b'\xd4\xfea', b'\x91\xd5\x00aa'])
+def test_msgpack_unknown_extension_is_refused(data: bytes) -> None:
+    with pytest.raises(CodecError, match=r'extension|code must be'):
+        MSGPACK.decode(data)
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'\xc7\x0c\xff' + b'\xff' * 12,  # nanoseconds beyond a second
+        b'\xc7\x0c\xff' + struct.pack('>Iq', 0, 2**62),  # a year that no calendar has
+        b'\xc7\x03\xff' + b'\x00' * 3,  # no length of a timestamp
+    ],
+)
+def test_msgpack_timestamp_that_is_no_time_is_refused(data: bytes) -> None:
+    with pytest.raises(CodecError, match='not acceptable msgpack'):
+        MSGPACK.decode(data)
+
+
+@pytest.mark.parametrize(
+    'data', [b'\x81\x01\x02', b'\x81\xc0\x02', b'\x81\x90\x02', b'\x81\x81\x01\x02\x03']
+)
+def test_msgpack_keys_must_be_strings(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        MSGPACK.decode(data)
+
+
+@pytest.mark.parametrize('data', [b'\xa1\xff', b'\xa3\xed\xa0\x80', b'\xc1'])
+def test_msgpack_is_strict(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        MSGPACK.decode(data)
+
+
+# --- what an error may say -----------------------------------------------------------------------
+
+
+def test_error_is_cut_to_a_size_that_can_be_sent() -> None:
+    with pytest.raises(CodecError) as caught:
+        parse_value(JSON.encode('x' * 100_000), build_shape(Color), JSON)
+    assert len(caught.value.faults[0].reason) == MAX_FAULT_LENGTH
+    error = build_error([*caught.value.faults, *caught.value.faults] * 50)
+    assert len(error.faults) == MAX_FAULTS
