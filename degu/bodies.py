@@ -79,8 +79,15 @@ class Input:
             if not size:
                 return b''
             raise BodyClosedError(self)
+        channel = self._channel
+        if len(channel.buffered) == size == remaining:  # a small body that came with its preamble
+            data = channel.buffered
+            channel.buffered = b''
+            self.remaining = 0
+            self.closed = True
+            return data
         try:
-            data = self._channel.read(size)
+            data = channel.read(size)
             self.remaining = remaining - len(data)
             if len(data) < size:
                 raise self._underflow()
@@ -216,13 +223,17 @@ class ChunkedInput:
         """
         if self.error is not None:
             raise BodyClosedError(self)
+        max_chunk = self._channel.limits.max_chunk
         gathered = bytearray()
         while not self.closed:
-            gathered += self.readchunk()
-            if len(gathered) > max_size:
-                self.closed = True
+            room = max_size - len(gathered)
+            try:
+                gathered += self._read_chunk(min(max_chunk, room))
+            except ProtocolError as error:
+                if error.status != 413 or room >= max_chunk:
+                    raise
                 self.error = BodyTooLargeError(max_size)
-                raise self.error
+                raise self.error from None
         return bytes(gathered)
 
     def drain(self, max_size: int) -> bool:

@@ -33,6 +33,9 @@ RECEIVE_SIZE = 16 * KIB
 """How much is asked for where the size is not known: preambles and chunk lines."""
 MAX_PIECE = 1 * MIB
 """How much of a body is moved by one call, so that memory never follows a claimed size."""
+TLS_PIECE = 256 * KIB
+"""The same for a write over TLS. OpenSSL does not say how far it came with a piece, so a peer must
+take a whole one within a window; smaller ones would be kinder to slow peers, and slower for all."""
 LINGER_SIZE = 64 * KIB
 LINGER_TIMEOUT_S = 1.0
 """How much, and for how long, the peer may still send while we close."""
@@ -74,17 +77,18 @@ class Pace:
 class Channel:
     """One connection's bytes, in and out."""
 
-    # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _idle_s.
-    # Changed by the one thread that uses the channel: _data, _wait_s, _pace, peer_gone.
+    # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _piece, _idle_s.
+    # Changed by the one thread that uses the channel: buffered, _wait_s, _pace, peer_gone.
     __slots__ = (
-        '_data',
         '_idle_s',
         '_is_plain',
         '_pace',
+        '_piece',
         '_recv',
         '_recv_into',
         '_send',
         '_wait_s',
+        'buffered',
         'limits',
         'peer_gone',
         'sock',
@@ -97,10 +101,12 @@ class Channel:
         self._recv_into = sock.recv_into
         self._send = sock.send
         self._is_plain = not isinstance(sock, ssl.SSLSocket)
+        self._piece = MAX_PIECE if self._is_plain else TLS_PIECE
         self._idle_s = limits.idle_timeout_s
         self.peer_gone = False
         """Whether a write failed because the other side is not there any more."""
-        self._data = b''
+        self.buffered = b''
+        """What was received and nobody asked for yet."""
         self._pace = Pace(limits)
         self._wait_s = 0.0
         self._set_wait(self._idle_s)
@@ -112,18 +118,13 @@ class Channel:
 
     # --- reading ---------------------------------------------------------------------------------
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether bytes that nobody asked for yet are in the buffer."""
-        return bool(self._data)
-
     def read_preamble(self) -> bytes | None:
         """Read to the next empty line and return what is before it; None if the peer closed.
 
         Raises PeerTimeoutError, ProtocolError (431, or a bare CR or LF), ClosedConnectionError for
         an end in the middle, OSError.
         """
-        data = self._data
+        data = self.buffered
         if not data:
             if self._wait_s != self._idle_s:
                 self._set_wait(self._idle_s)
@@ -133,9 +134,9 @@ class Channel:
                 raise PeerTimeoutError('idle between messages', self._idle_s) from None
             if not data:
                 return None
-        preamble, found, self._data = data.partition(b'\r\n\r\n')
+        preamble, found, self.buffered = data.partition(b'\r\n\r\n')
         if not found:
-            preamble, _, self._data = self._complete_preamble(data).partition(b'\r\n\r\n')
+            preamble, _, self.buffered = self._complete_preamble(data).partition(b'\r\n\r\n')
         return preamble
 
     def _complete_preamble(self, start: bytes) -> bytes:
@@ -166,11 +167,11 @@ class Channel:
 
         Raises PeerTimeoutError, OSError.
         """
-        data = self._data
+        data = self.buffered
         if len(data) > size:
-            self._data = data[size:]
+            self.buffered = data[size:]
             return data[:size]
-        self._data = b''
+        self.buffered = b''
         if len(data) == size:
             return data
         # Not a list: a received piece takes a page of memory, however small it is.
@@ -187,13 +188,13 @@ class Channel:
 
         Raises PeerTimeoutError, OSError.
         """
-        data = self._data
+        data = self.buffered
         if not data:
             return self._receive(min(size, MAX_PIECE))
         if len(data) <= size:
-            self._data = b''
+            self.buffered = b''
             return data
-        self._data = data[size:]
+        self.buffered = data[size:]
         return data[:size]
 
     def read_into(self, view: memoryview) -> int:
@@ -201,7 +202,7 @@ class Channel:
 
         Raises PeerTimeoutError, OSError.
         """
-        if self._data:
+        if self.buffered:
             data = self.read_some(len(view))
             view[: len(data)] = data
             return len(data)
@@ -221,7 +222,7 @@ class Channel:
 
         Raises ProtocolError for a line over `max_size` bytes, PeerTimeoutError, OSError.
         """
-        data = self._data or self._await_chunk()
+        data = self.buffered or self._await_chunk()
         while (end := data.find(b'\r\n')) < 0 and len(data) <= max_size + 1:
             more = self._receive(RECEIVE_SIZE)
             if not more:
@@ -229,7 +230,7 @@ class Channel:
             data += more
         if end < 0 or end > max_size:
             raise ProtocolError(f'a chunk line is at most {max_size} bytes')
-        self._data = data[end + 2 :]
+        self.buffered = data[end + 2 :]
         return data[:end]
 
     def _await_chunk(self) -> bytes:
@@ -275,7 +276,7 @@ class Channel:
             self._set_wait(self._pace.next_wait_s())
             started = monotonic()
             try:
-                sent = self._send(view[:MAX_PIECE])
+                sent = self._send(view[: self._piece])
             except WAIT_ENDED:
                 sent = 0
             except OSError:

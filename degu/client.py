@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from degu import net
-from degu.bodies import Body, ChunkedInput, FileOutput, Input, body_length, write_message
+from degu.bodies import JOIN_SIZE, Body, ChunkedInput, FileOutput, Input, body_length, write_message
 from degu.channel import Channel
 from degu.errors import (
     ClosedConnectionError,
@@ -160,14 +160,18 @@ class Connection:
                 headers = {}
             if isinstance(body, io.BufferedReader):
                 body = _build_file_output(body)
-            preamble = format_request(method, uri, headers, body_length(body))
-            if channel.has_unread:
+            length = len(body) if type(body) is bytes else body_length(body)
+            preamble = format_request(method, uri, headers, length)
+            if channel.buffered:
                 raise ProtocolError('the server sent something that is no answer to a request')
             if 'connection' in headers and closes_connection(headers):
                 self._ending = True
             refusal = None
             try:
-                write_message(channel, preamble, body)
+                if type(body) is bytes and len(body) <= JOIN_SIZE:
+                    channel.write(preamble + body)
+                else:
+                    write_message(channel, preamble, body)
             except OSError as error:
                 if not channel.peer_gone:
                     raise
@@ -208,7 +212,7 @@ class Connection:
             body = Input(channel, headers['content-length'])  # type: ignore[arg-type]  # an int, see parse_response
         elif 'transfer-encoding' in headers:
             body = ChunkedInput(channel)
-        elif self._ending and (channel.has_unread or channel.read_some(1)):
+        elif self._ending and (channel.buffered or channel.read_some(1)):
             # RFC 9112 §6.3 rule 8: such a body could be cut short and nobody would know.
             raise ProtocolError(
                 'a body must have a length or be chunked, not end with the connection'

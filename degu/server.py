@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from degu import net
 from degu.bodies import (
+    JOIN_SIZE,
     ChunkedInput,
     ChunkedOutput,
     FileOutput,
@@ -356,7 +357,7 @@ class Server:
                         'body': request_body,
                     },
                 )
-                length = body_length(body)
+                length = len(body) if type(body) is bytes else body_length(body)
                 if has_host and length is None and method != 'HEAD':
                     # A generic client would wait for a body until the connection ends.
                     length = None if status in BODILESS_STATUSES else 0
@@ -368,7 +369,10 @@ class Server:
                 _answer(channel, 500)
                 return '500 an error of the application'
             try:
-                write_message(channel, preamble, body)
+                if type(body) is bytes and len(body) <= JOIN_SIZE:
+                    channel.write(preamble + body)
+                else:
+                    write_message(channel, preamble, body)
             except Exception as error:
                 if channel.peer_gone or isinstance(error, PeerTimeoutError):
                     raise
@@ -389,7 +393,11 @@ class Server:
                 'connection' in response_headers and closes_connection(response_headers)
             ):
                 return 'connection: close'
-            if request_body is not None and not request_body.drain(LINGER_SIZE):
+            if (
+                request_body is not None
+                and not (request_body.closed and request_body.error is None)
+                and not request_body.drain(LINGER_SIZE)
+            ):
                 return 'the request body was not read'
             if requests_left is not None:
                 requests_left -= 1

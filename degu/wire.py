@@ -42,7 +42,8 @@ _LENGTH = r'(?:0|[1-9][0-9]{0,15})'
 # RFC 9112 §3.2. Stricter: of the four forms of a target only origin-form; visible ASCII, no "#"; no
 # "?" with nothing after it, because `query` could not tell it from no query and a proxy could not
 # rebuild it. (That a path has no "//" is checked after the match.)
-_TARGET = r'(/[!"$->@-~]*)(?:\?([!"$-~]+))?'
+_PATH = r'/[!"$->@-~]*'
+_QUERY = r'[!"$-~]+'
 # RFC 9112 §5. Stricter: no underscore in a name, because gateways fold it into "-"; exactly one
 # space after the colon; never an empty value, no tab, no folding.
 _NAME = r'[0-9A-Za-z-]{1,64}'
@@ -53,7 +54,7 @@ _SENT_RESPONSE_TEXT = r'(?! )[ -~\xa1-\xac\xae-\xff]+(?<! )'
 # A whole preamble in one match: one pass in C is several times faster than a loop over its lines. A
 # content-length that comes first, as ours does, is picked out on the way.
 _match_request = re.compile(
-    rf'(GET|HEAD|PUT|POST|DELETE) {_TARGET} HTTP/1\.1'
+    rf'(GET|HEAD|PUT|POST|DELETE) ({_PATH})(?:\?({_QUERY}))? HTTP/1\.1'
     rf'(?:\r\ncontent-length: ({_LENGTH}))?((?:\r\n{_NAME}: {_REQUEST_TEXT})*)'
 ).fullmatch
 # RFC 9112 §4. Stricter: a reason is not empty; no 1xx, because nothing that our client sends asks
@@ -63,7 +64,7 @@ _match_response = re.compile(
     rf'(?:\r\ncontent-length: ({_LENGTH}))?((?:\r\n{_NAME}: {_RESPONSE_TEXT})*)'
 ).fullmatch
 # The parts, for what we send and to say which part of a preamble is wrong.
-_match_target = re.compile(_TARGET).fullmatch
+_match_target = re.compile(rf'{_PATH}(?:\?{_QUERY})?').fullmatch
 _match_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _match_name = re.compile(_NAME).fullmatch
 _match_text = {
@@ -243,23 +244,20 @@ def _check_line_ends(text: str) -> None:
         raise ProtocolError('a line must end with CR LF, and neither may stand alone')
 
 
-def _parse_headers(length: str | None, block: str, parsers: _Parsers, limits: Limits) -> Headers:
-    """Parse what a match found: the content-length if it came first, and the other lines."""
-    headers: Headers = {} if length is None else {'content-length': int(length)}
-    if block:
-        lines = block[2:].split('\r\n')
-        count = len(headers) + len(lines)
-        if count > limits.max_headers:
-            raise ProtocolError(f'there are at most {limits.max_headers} headers', status=431)
-        for line in lines:
-            name, _, value = line.partition(': ')
-            name = name.lower()
-            headers[name] = parsers[name](value) if name in parsers else value
-        if len(headers) < count:
-            raise ProtocolError('a header must not be given twice')
-        if 'transfer-encoding' in headers and 'content-length' in headers:
-            raise ProtocolError('content-length and transfer-encoding exclude each other')
-    return headers
+def _parse_headers(headers: Headers, block: str, parsers: _Parsers, limits: Limits) -> None:
+    """Add the headers that a match found as a block to the one that may have come before it."""
+    lines = block[2:].split('\r\n')
+    count = len(headers) + len(lines)
+    if count > limits.max_headers:
+        raise ProtocolError(f'there are at most {limits.max_headers} headers', status=431)
+    for line in lines:
+        name, _, value = line.partition(': ')
+        name = name.lower()
+        headers[name] = parsers[name](value) if name in parsers else value
+    if len(headers) < count:
+        raise ProtocolError('a header must not be given twice')
+    if 'transfer-encoding' in headers and 'content-length' in headers:
+        raise ProtocolError('content-length and transfer-encoding exclude each other')
 
 
 def _explain_headers(lines: list[str], is_request: bool) -> ProtocolError:
@@ -315,8 +313,10 @@ def parse_request(
     method, target, query, length, block = match.groups()
     if '//' in target:
         raise ProtocolError(_TARGET_RULE)
-    headers = _parse_headers(length, block, _REQUEST_PARSERS, limits)
-    if method not in BODY_METHODS:
+    headers: Headers = {} if length is None else {'content-length': int(length)}
+    if block:
+        _parse_headers(headers, block, _REQUEST_PARSERS, limits)
+    if headers and method not in BODY_METHODS:
         # CouchDB's replicator announces the absence of a body.
         if method != 'DELETE' and headers.get('content-length') == 0:
             del headers['content-length']
@@ -341,7 +341,9 @@ def parse_response(preamble: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[in
         raise ProtocolError('a status line must be "HTTP/1.1 200 Reason", the status 200 to 599')
     digits, reason, length, block = match.groups()
     status = int(digits)
-    headers = _parse_headers(length, block, _RESPONSE_PARSERS, limits)
+    headers: Headers = {} if length is None else {'content-length': int(length)}
+    if block:
+        _parse_headers(headers, block, _RESPONSE_PARSERS, limits)
     if status == 204 and (headers.get('content-length') or 'transfer-encoding' in headers):
         raise ProtocolError('a 204 response must not have a body')
     return status, reason, headers
@@ -413,9 +415,10 @@ def format_request(
         raise ValueError(f'{_TARGET_RULE}, not {uri!r}')
     if method not in BODY_METHODS and (length is not None or 'content-length' in headers):
         raise ValueError(f'a {method} request must not have a body')
-    framing = _format_framing(headers, length)
-    block = _format_headers(headers, is_request=True) if headers else ''
-    return f'{method} {uri} HTTP/1.1\r\n{framing}{block}\r\n'.encode()
+    if headers or length is None or length < 0:
+        framing = _format_framing(headers, length) + _format_headers(headers, is_request=True)
+        return f'{method} {uri} HTTP/1.1\r\n{framing}\r\n'.encode()
+    return f'{method} {uri} HTTP/1.1\r\ncontent-length: {length}\r\n\r\n'.encode()
 
 
 # There is no need to match these again and again.
@@ -457,9 +460,10 @@ def format_response(
         if status != 204:  # it may describe the body that GET would have brought
             described = CHUNKED if 'transfer-encoding' in headers else headers.get('content-length')
             length = described  # type: ignore[assignment]  # _format_headers() checks that it is an int
-    framing = _format_framing(headers, length)
-    block = _format_headers(headers, is_request=False) if headers else ''
-    return f'HTTP/1.1 {status} {reason}\r\n{framing}{block}\r\n'.encode('latin-1')
+    if headers or length is None or length < 0:
+        framing = _format_framing(headers, length) + _format_headers(headers, is_request=False)
+        return f'HTTP/1.1 {status} {reason}\r\n{framing}\r\n'.encode('latin-1')
+    return f'HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\n\r\n'.encode('latin-1')
 
 
 # --- chunks --------------------------------------------------------------------------------------

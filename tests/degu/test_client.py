@@ -1,0 +1,1078 @@
+"""What the client sends, what it takes for a response, and when a connection is over."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+
+from degu import IPv4_LOOPBACK, IPv6_LOOPBACK
+from degu.bodies import ChunkedInput, ChunkedOutput, FileOutput, Input, Output
+from degu.client import (
+    Client,
+    Response,
+    SSLClient,
+    build_client_sslctx,
+    create_client,
+    create_sslclient,
+)
+from degu.errors import (
+    BodyClosedError,
+    BodyTooLargeError,
+    ClosedConnectionError,
+    OverFlowError,
+    PeerRejectedError,
+    PeerTimeoutError,
+    ProtocolError,
+    UnconsumedResponseError,
+    UnderFlowError,
+)
+from degu.rgi import ContentRange, Range, Validator
+from degu.server import build_server_sslctx
+
+SHORT_S = 0.25
+LATE_S = 3.0
+MIB = 1024 * 1024
+OK = b'HTTP/1.1 200 OK\r\n\r\n'
+
+
+def ok(connection, request):
+    return 200, 'OK', {}, None
+
+
+def echo(connection, request):
+    body = request['body']
+    return 200, 'OK', {}, None if body is None else body.read()
+
+
+def answering(*answers):
+    """Build a script that answers one request after the other on each connection."""
+
+    def handle(raw):
+        for answer in answers:
+            raw.read_preamble()
+            raw.send(answer)
+        raw.end()
+        raw.sock.recv(65536)
+
+    return handle
+
+
+# --- where and how to connect --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('address', 'error'),
+    [
+        (None, TypeError),
+        (17, TypeError),
+        (['127.0.0.1', 80], TypeError),
+        (('127.0.0.1',), ValueError),
+        (('127.0.0.1', 80, 0), ValueError),
+        (('127.0.0.1', '80'), TypeError),
+        (('127.0.0.1', 65536), ValueError),
+        ((b'127.0.0.1', 80), TypeError),
+        ('relative/path', ValueError),
+        ('/not/../normal', ValueError),
+        (b'no NUL', ValueError),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_by_name(address, error):
+    with pytest.raises(error, match=re.escape(repr(address))):
+        Client(address)
+
+
+@pytest.mark.parametrize('name', ['timeout_s', 'connect_timeout_s'])
+@pytest.mark.parametrize(
+    ('value', 'error'),
+    [('1', TypeError), (True, TypeError), (0, ValueError), (-1, ValueError), (1e999, ValueError)],
+)
+def test_a_timeout_that_cannot_be_is_refused(name, value, error):
+    with pytest.raises(error, match=f'^{name} must be'):
+        Client(IPv4_LOOPBACK, **{name: value})
+
+
+def test_a_client_holds_no_socket_and_serves_many_threads(serve):
+    client = Client(serve(Validator(echo)).address)
+    failures = []
+
+    def use(number):
+        with client.connect() as conn:
+            for _ in range(20):
+                if conn.put('/', None, b'%d' % number).body.read() != b'%d' % number:
+                    failures.append(number)
+
+    threads = [threading.Thread(target=use, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert repr(client) == f'Client({client.address!r})'
+
+
+@pytest.mark.parametrize('kind', ['ipv4', 'name', 'ipv6', 'path', 'abstract'])
+def test_every_form_of_address_reaches_its_server(serve, tmp_path, kind):
+    address = {
+        'ipv4': IPv4_LOOPBACK,
+        'name': IPv4_LOOPBACK,
+        'ipv6': IPv6_LOOPBACK,
+        'path': str(tmp_path / 'socket'),
+        'abstract': b'\0degu-test-client-%d' % os.getpid(),
+    }[kind]
+    server = serve(Validator(ok), address)
+    where = ('localhost', server.address[1]) if kind == 'name' else server.address
+    with Client(where).connect() as conn:
+        assert conn.get('/') == (200, 'OK', {}, None)
+
+
+def test_an_ipv6_address_is_no_name():
+    with pytest.raises(ValueError, match="IPv6 address, not 'localhost'"):
+        Client(('localhost', 80, 0, 0))
+
+
+def test_who_does_not_listen_is_an_oserror(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Client(str(tmp_path / 'socket')).connect()
+
+
+def test_connecting_has_its_time():
+    """A full backlog answers nobody."""
+    with socket.create_server(IPv4_LOOPBACK, backlog=0) as listener:
+        client = Client(listener.getsockname(), connect_timeout_s=SHORT_S)
+        conns = []
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            conns.extend(client.connect() for _ in range(10))
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + LATE_S
+        for conn in conns:
+            conn.close()
+
+
+def test_a_tls_handshake_has_its_time_in_total(temp_pki):
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    with socket.create_server(IPv4_LOOPBACK) as listener:
+        client = SSLClient(sslctx, listener.getsockname(), connect_timeout_s=SHORT_S)
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            client.connect()
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + LATE_S
+
+
+# --- what is sent --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sent(script):
+    """Give `sent(use, **options)`: what `use(connection)` sends, its requests all answered OK."""
+
+    def run(use, *, answer=OK, **options):
+        received = []
+        done = threading.Event()
+
+        def handle(raw):
+            raw.send(answer)
+            while data := raw.sock.recv(65536):
+                received.append(data)
+            done.set()
+
+        # The answer is there before its request: only what one request sends can be looked at.
+        server = script(handle)
+        with Client(server.address, **options).connect() as conn:
+            use(conn)
+        assert done.wait(LATE_S)
+        return b''.join(received)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('use', 'expected'),
+    [
+        (lambda c: c.request('GET', '/'), b'GET / HTTP/1.1\r\n\r\n'),
+        (lambda c: c.get('/a/b?c'), b'GET /a/b?c HTTP/1.1\r\n\r\n'),
+        (lambda c: c.head('/', {'a': 'b'}), b'HEAD / HTTP/1.1\r\na: b\r\n\r\n'),
+        (lambda c: c.delete('/', {'a': 'b'}), b'DELETE / HTTP/1.1\r\na: b\r\n\r\n'),
+        (
+            lambda c: c.get('/', {'range': Range(1, 3)}),
+            b'GET / HTTP/1.1\r\nrange: bytes=1-2\r\n\r\n',
+        ),
+        (lambda c: c.put('/'), b'PUT / HTTP/1.1\r\n\r\n'),
+        (lambda c: c.post('/', None, b''), b'POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n'),
+        (
+            lambda c: c.put('/', {'a': 'b'}, b'hello'),
+            b'PUT / HTTP/1.1\r\na: b\r\ncontent-length: 5\r\n\r\nhello',
+        ),
+        (
+            lambda c: c.put('/', {'content-length': 5}, bytearray(b'hello')),
+            b'PUT / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello',
+        ),
+        (
+            lambda c: c.put('/', {}, Output([b'he', b'llo'], 5)),
+            b'PUT / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello',
+        ),
+        (
+            lambda c: c.put('/', {}, FileOutput(io.BytesIO(b'hello'), 5)),
+            b'PUT / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello',
+        ),
+        (
+            lambda c: c.put('/', {}, ChunkedOutput([b'he', (b'a=b', b'llo'), b''])),
+            b'PUT / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n'
+            b'2\r\nhe\r\n3;a=b\r\nllo\r\n0\r\n\r\n',
+        ),
+        (
+            lambda c: c.put('/', {'content-range': ContentRange(0, 5, 9)}, b'hello'),
+            b'PUT / HTTP/1.1\r\ncontent-range: bytes 0-4/9\r\ncontent-length: 5\r\n\r\nhello',
+        ),
+    ],
+)
+def test_a_request_is_sent_like_this_and_nothing_is_added(sent, use, expected):
+    assert sort_headers(sent(use)) == sort_headers(expected)
+
+
+def sort_headers(data):
+    """The order of the headers is nobody's business."""
+    preamble, empty_line, rest = data.partition(b'\r\n\r\n')
+    first, *headers = preamble.split(b'\r\n')
+    return first, sorted(headers), empty_line, rest
+
+
+def test_a_buffered_reader_is_sent_as_a_file_from_its_position(sent, tmp_path):
+    path = tmp_path / 'content'
+    path.write_bytes(b'..hello')
+    with path.open('rb') as fp:
+        fp.read(2)
+        expected = b'PUT / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello'
+        assert sent(lambda c: c.put('/', None, fp)) == expected
+
+
+def test_base_headers_go_with_each_request_and_the_request_s_own_win(sent):
+    base = {'host': 'h', 'a': 'base'}
+    expected = b'GET / HTTP/1.1\r\nhost: h\r\na: own\r\nc: d\r\n\r\n'
+    assert sent(lambda c: c.get('/', {'a': 'own', 'c': 'd'}), base_headers=base) == expected
+    assert sent(lambda c: c.get('/'), base_headers=base) == (
+        b'GET / HTTP/1.1\r\nhost: h\r\na: base\r\n\r\n'
+    )
+
+
+def test_base_headers_are_copied(sent):
+    base = {'a': 'b'}
+    client = Client(IPv4_LOOPBACK, base)
+    base['c'] = 'd'
+    assert client.base_headers == {'a': 'b'}
+
+
+@pytest.mark.parametrize(
+    'headers', [{'A': 'b'}, {'a': ''}, {'a': 'b\r\nc: d'}, {'a': 1}, {'content-length': 5}]
+)
+def test_base_headers_are_checked_at_once(headers):
+    with pytest.raises((ValueError, TypeError)):
+        Client(IPv4_LOOPBACK, headers)
+
+
+@pytest.mark.parametrize('body', [None, b'hello', ChunkedOutput([b''])])
+def test_the_caller_s_headers_are_not_modified(serve, body):
+    headers = {'a': 'b'}
+    with Client(serve(Validator(echo)).address, {'c': 'd'}).connect() as conn:
+        conn.put('/', headers, body)
+    assert headers == {'a': 'b'}
+
+
+def used_up():
+    body = Output([b'x'], 1)
+    list(body)
+    return body
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('get', '/'),
+        ('PATCH', '/'),
+        ('GET\r\n', '/'),
+        (b'GET', '/'),
+        (None, '/'),
+        ('GET', ''),
+        ('GET', 'a'),
+        ('GET', '*'),
+        ('GET', 'http://h/'),
+        ('GET', '//'),
+        ('GET', '/a//b'),
+        ('GET', '/a b'),
+        ('GET', '/a#b'),
+        ('GET', '/a?'),
+        ('GET', '/ HTTP/1.1\r\na: b\r\n\r\nGET /'),
+        ('GET', '/\x00'),
+        ('GET', '/caf\xe9'),
+        ('GET', b'/'),
+        ('GET', None),
+        ('GET', '/', {'A': 'b'}),
+        ('GET', '/', {'a b': 'c'}),
+        ('GET', '/', {'a_b': 'c'}),
+        ('GET', '/', {'a:': 'c'}),
+        ('GET', '/', {'': 'c'}),
+        ('GET', '/', {'a' * 65: 'c'}),
+        ('GET', '/', {b'a': 'c'}),
+        ('GET', '/', {'a': ''}),
+        ('GET', '/', {'a': ' b'}),
+        ('GET', '/', {'a': 'b '}),
+        ('GET', '/', {'a': 'b\r\nc: d'}),
+        ('GET', '/', {'a': 'b\n'}),
+        ('GET', '/', {'a': '\x7f'}),
+        ('GET', '/', {'a': 'caf\xe9'}),
+        ('GET', '/', {'a': b'b'}),
+        ('GET', '/', {'a': 1}),
+        ('GET', '/', {'a': None}),
+        ('GET', '/', {'content-length': 0}, b''),
+        ('GET', '/', {}, b''),
+        ('HEAD', '/', {}, b'x'),
+        ('DELETE', '/', {}, b'x'),
+        ('GET', '/', {'content-length': 5}),
+        ('GET', '/', {'transfer-encoding': 'chunked'}),
+        ('PUT', '/', {'content-length': 5}),
+        ('PUT', '/', {'content-length': 5}, b'hell'),
+        ('PUT', '/', {'content-length': '5'}, b'hello'),
+        ('PUT', '/', {'transfer-encoding': 'chunked'}, b'hello'),
+        ('PUT', '/', {'transfer-encoding': 'gzip'}, ChunkedOutput([b''])),
+        ('PUT', '/', {'content-length': 5}, ChunkedOutput([b''])),
+        ('PUT', '/', {}, 'text'),
+        ('PUT', '/', {}, [b'x']),
+        ('PUT', '/', {}, 17),
+        ('PUT', '/', {}, used_up()),
+    ],
+)
+def test_nothing_is_sent_when_an_argument_is_outside_the_grammar(script, arguments):
+    received = []
+    done = threading.Event()
+
+    def handle(raw):
+        received.append(raw.sock.recv(65536))
+        done.set()
+
+    with Client(script(handle).address).connect() as conn:
+        with pytest.raises((ValueError, TypeError, BodyClosedError)):
+            conn.request(*arguments)
+        assert conn.closed
+        assert done.wait(LATE_S)
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+    assert received == [b'']
+
+
+# --- what comes back -----------------------------------------------------------------------------
+
+
+def test_a_response_is_a_namedtuple_with_exactly_this_repr(serve):
+    server = serve(Validator(lambda c, r: (200, 'OK', {'x-msg': 'hello, world'}, None)))
+    with Client(server.address).connect() as conn:
+        response = conn.request('GET', '/')
+        assert isinstance(response, Response)
+        assert repr(response) == (
+            "Response(status=200, reason='OK', headers={'x-msg': 'hello, world'}, body=None)"
+        )
+        status, reason, headers, body = response
+        assert (status, reason, headers, body) == (200, 'OK', {'x-msg': 'hello, world'}, None)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'expected'),
+    [
+        (b'HTTP/1.1 200 OK\r\n\r\n', (200, 'OK', {}, None)),
+        (b'HTTP/1.1 599 A b!\r\n\r\n', (599, 'A b!', {}, None)),
+        (b'HTTP/1.1 404 Caf\xe9\r\n\r\n', (404, 'Caf\xe9', {}, None)),
+        (
+            b'HTTP/1.1 200 OK\r\nX-MiXed: A, b\r\nServer: caf\xe9\r\n\r\n',
+            (200, 'OK', {'x-mixed': 'A, b', 'server': 'caf\xe9'}, None),
+        ),
+        (b'HTTP/1.1 204 No Content\r\nA: b\r\n\r\n', (204, 'No Content', {'a': 'b'}, None)),
+        (
+            b'HTTP/1.1 206 P\r\nContent-Range: bytes 1-2/9\r\n\r\n',
+            (206, 'P', {'content-range': ContentRange(1, 3, 9)}, None),
+        ),
+        (
+            b'HTTP/1.1 304 Not Modified\r\nContent-Length: 17\r\n\r\n',
+            (304, 'Not Modified', {'content-length': 17}, None),
+        ),
+    ],
+)
+@pytest.mark.parametrize('is_split', [False, True])
+def test_a_response_without_a_body(script, answer, expected, is_split):
+    def handle(raw):
+        raw.read_preamble()
+        if is_split:
+            raw.send_each(answer[i : i + 1] for i in range(len(answer)))
+        else:
+            raw.send(answer)
+        raw.sock.recv(1)
+
+    with Client(script(handle).address).connect() as conn:
+        assert conn.get('/') == expected
+
+
+@pytest.mark.parametrize(
+    ('framing', 'kind'),
+    [
+        (b'content-length: 5\r\n\r\nhello', Input),
+        (b'transfer-encoding: chunked\r\n\r\n2;a=b\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n', ChunkedInput),
+    ],
+)
+@pytest.mark.parametrize('is_split', [False, True])
+def test_a_response_with_a_body(script, framing, kind, is_split):
+    answer = b'HTTP/1.1 200 OK\r\n' + framing
+
+    def handle(raw):
+        for _ in range(2):
+            raw.read_preamble()
+            if is_split:
+                raw.send_each(answer[i : i + 1] for i in range(len(answer)))
+            else:
+                raw.send(answer)
+        raw.sock.recv(1)
+
+    with Client(script(handle).address).connect() as conn:
+        for _ in range(2):
+            body = conn.get('/').body
+            assert isinstance(body, kind)
+            assert body.read() == b'hello'
+
+
+@pytest.mark.parametrize(
+    'framing', [b'', b'content-length: 17\r\n', b'transfer-encoding: chunked\r\n']
+)
+def test_a_response_to_head_has_no_body_whatever_it_says(script, framing):
+    answer = b'HTTP/1.1 200 OK\r\n' + framing + b'\r\n'
+    with Client(script(answering(answer, answer)).address).connect() as conn:
+        for _ in range(2):
+            assert conn.head('/').body is None
+
+
+MALFORMED = [
+    b'\r\n\r\n',
+    b'HTTP/1.1\r\n\r\n',
+    b'HTTP/1.1 200\r\n\r\n',
+    b'HTTP/1.1 200 \r\n\r\n',
+    b'HTTP/1.1  200 OK\r\n\r\n',
+    b'HTTP/1.1 200  OK\r\n\r\n',
+    b'HTTP/1.1 200 OK \r\n\r\n',
+    b' HTTP/1.1 200 OK\r\n\r\n',
+    b'\r\nHTTP/1.1 200 OK\r\n\r\n',
+    b'HTTP/1.0 200 OK\r\n\r\n',
+    b'HTTP/2 200 OK\r\n\r\n',
+    b'http/1.1 200 OK\r\n\r\n',
+    b'ICY 200 OK\r\n\r\n',
+    b'HTTP/1.1 100 Continue\r\n\r\n',
+    b'HTTP/1.1 101 Switching Protocols\r\n\r\n',
+    b'HTTP/1.1 600 OK\r\n\r\n',
+    b'HTTP/1.1 2000 OK\r\n\r\n',
+    b'HTTP/1.1 20 OK\r\n\r\n',
+    b'HTTP/1.1 +20 OK\r\n\r\n',
+    b'HTTP/1.1 2_0 OK\r\n\r\n',
+    b'HTTP/1.1 200 O\x00K\r\n\r\n',
+    b'HTTP/1.1 200 O\tK\r\n\r\n',
+    b'HTTP/1.1 200 OK\n\n',
+    b'HTTP/1.1 200 OK\na: b\r\n\r\n',
+    b'HTTP/1.1 200 OK\ra: b\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na:b\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na : b\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na:  b\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na: \r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na: b \r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na: b\r\n c\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na: b\rc\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na: b\nc: d\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na: b\x00\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na_b: c\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\ncaf\xe9: c\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na: b\r\nA: b\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\nhello',
+    b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\nhello',
+    b'HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n0\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\nhello',
+    b'HTTP/1.1 200 OK\r\ncontent-length: 05\r\n\r\nhello',
+    b'HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello',
+    b'HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\nhello',
+    b'HTTP/1.1 200 OK\r\ncontent-length: ' + b'1' * 17 + b'\r\n\r\nhello',
+    b'HTTP/1.1 200 OK\r\ncontent-range: bytes 2-1/9\r\n\r\n',
+    b'HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nhello',
+    b'HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\na: ' + b'b' * 8190 + b'\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\n' + b''.join(b'a%d: b\r\n' % i for i in range(33)) + b'\r\n',
+    b'HTTP/1.1 200 OK\r\na: ' + b'b' * 40_000,
+]
+SPLITS = {
+    'whole': lambda data: [data],
+    'lines': lambda data: re.findall(rb'[\r\n]|[^\r\n]{1,1000}', data),
+    'bytes': lambda data: (
+        re.findall(rb'(?s).', data[:200]) + re.findall(rb'(?s).{1,1000}', data[200:])
+    ),
+}
+
+
+@pytest.mark.parametrize('split', SPLITS)
+@pytest.mark.parametrize('answer', MALFORMED)
+def test_a_malformed_response_is_a_protocol_error_and_ends_the_connection(script, answer, split):
+    def handle(raw):
+        raw.read_preamble()
+        raw.send_each(SPLITS[split](answer))
+        raw.end()
+
+    with Client(script(handle).address).connect() as conn:
+        with pytest.raises(ProtocolError):
+            conn.get('/')
+        assert conn.closed
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+
+
+@pytest.mark.parametrize(
+    ('answer', 'error'),
+    [
+        (b'', ClosedConnectionError),
+        (b'HTTP/1.1 200', ClosedConnectionError),
+        (b'HTTP/1.1 200 OK\r\n', ClosedConnectionError),
+        (b'HTTP/1.1 200 OK\r\n\r', ClosedConnectionError),
+    ],
+)
+def test_an_end_inside_a_preamble_is_no_response(script, answer, error):
+    with Client(script(answering(answer)).address).connect() as conn:
+        with pytest.raises(error):
+            conn.get('/')
+        assert conn.closed
+
+
+def test_a_body_that_ends_with_the_connection_is_refused(script):
+    """It could be cut short and nobody would know."""
+    answer = b'HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello'
+    with (
+        Client(script(answering(answer)).address).connect() as conn,
+        pytest.raises(ProtocolError, match='must have a length or be chunked'),
+    ):
+        conn.get('/')
+
+
+@pytest.mark.parametrize(
+    ('framing', 'received', 'expected'),
+    [
+        (b'content-length: 5\r\n\r\nhel', 3, 5),
+        (b'transfer-encoding: chunked\r\n\r\n', 0, None),
+        (b'transfer-encoding: chunked\r\n\r\n5\r\nhel', 3, 5),
+    ],
+)
+def test_a_body_that_ends_early_is_an_underflow_and_ends_the_connection(
+    script, framing, received, expected
+):
+    answer = b'HTTP/1.1 200 OK\r\n' + framing
+    with Client(script(answering(answer)).address).connect() as conn:
+        body = conn.get('/').body
+        with pytest.raises(UnderFlowError) as caught:
+            body.read()
+        assert (caught.value.received, caught.value.expected) == (received, expected)
+        with pytest.raises(BodyClosedError):
+            body.read()
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+
+
+# --- one request after the other -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'framing',
+    [
+        b'content-length: 5\r\n\r\nhello',
+        b'transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n',
+    ],
+)
+def test_a_request_before_the_last_response_was_read_is_refused_and_nothing_is_lost(
+    script, framing
+):
+    answer = b'HTTP/1.1 200 OK\r\n' + framing
+    with Client(script(answering(answer, OK)).address).connect() as conn:
+        body = conn.get('/').body
+        for _ in range(2):
+            with pytest.raises(UnconsumedResponseError) as caught:
+                conn.get('/')
+            assert caught.value.body is body
+        assert body.read() == b'hello'
+        assert conn.get('/').status == 200
+
+
+def test_an_empty_body_need_not_be_read(script):
+    answer = b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n'
+    with Client(script(answering(answer, OK)).address).connect() as conn:
+        assert conn.get('/').body.content_length == 0
+        assert conn.get('/').status == 200
+
+
+@pytest.mark.parametrize('method', ['read', 'iterate'])
+def test_what_is_left_of_a_body_that_was_too_large_never_becomes_a_response(script, method):
+    """Else a file's content could answer the next request."""
+    inside = b'HTTP/1.1 200 OK\r\nx: forged\r\n\r\n'
+    answer = (
+        b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
+        b'5\r\nhello\r\n' + inside + b'0\r\n\r\n'
+    )
+    with Client(script(answering(answer, OK)).address).connect() as conn:
+        body = conn.get('/').body
+        if method == 'read':
+            with pytest.raises(BodyTooLargeError):
+                body.read(max_size=4)
+        else:
+            with pytest.raises(ProtocolError):
+                list(body)
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+        assert conn.closed
+
+
+def test_what_comes_of_a_body_after_its_time_never_becomes_a_response(script):
+    asked = threading.Event()
+
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(b'HTTP/1.1 200 OK\r\ncontent-length: 33\r\n\r\n')
+        assert asked.wait(LATE_S)
+        raw.send(b'HTTP/1.1 200 OK\r\nx: forged\r\n\r\n')
+        raw.sock.recv(65536)
+
+    with Client(script(handle).address, timeout_s=SHORT_S).connect() as conn:
+        body = conn.get('/').body
+        with pytest.raises(PeerTimeoutError):
+            body.read()
+        asked.set()
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+
+
+@pytest.mark.parametrize(
+    'answer',
+    [
+        OK + b'x',
+        OK + OK,
+        b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n',
+        b'HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\nhello',
+    ],
+)
+def test_bytes_after_a_response_are_never_the_next_one(script, answer):
+    with Client(script(answering(answer, OK)).address).connect() as conn:
+        conn.get('/')
+        with pytest.raises(ProtocolError, match='no answer to a request'):
+            conn.get('/')
+        assert conn.closed
+
+
+@pytest.mark.parametrize(
+    ('headers', 'answer'),
+    [
+        ({}, b'HTTP/1.1 200 OK\r\nConnection: close\r\ncontent-length: 0\r\n\r\n'),
+        ({}, b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n'),
+        ({'connection': 'close'}, b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n'),
+        ({'connection': 'close'}, b'HTTP/1.1 200 OK\r\n\r\n'),
+    ],
+)
+def test_connection_close_on_either_side_ends_it_after_the_response(script, headers, answer):
+    with Client(script(answering(answer)).address).connect() as conn:
+        assert conn.get('/', headers).status == 200
+        with pytest.raises(ClosedConnectionError, match='closed the connection after its last'):
+            conn.get('/')
+        assert conn.closed
+
+
+def test_a_server_that_closed_in_the_meantime_is_a_closed_connection(script):
+    with Client(script(answering(OK)).address).connect() as conn:
+        conn.get('/')
+        with pytest.raises((ClosedConnectionError, ConnectionError)):
+            conn.get('/')
+        assert conn.closed
+
+
+def test_an_answer_that_comes_while_the_body_is_still_sent_is_the_response(serve):
+    """The server does not read the body; what it says is worth more than a reset."""
+
+    def app(connection, request):
+        return 403, 'Forbidden', {'connection': 'close'}, b'no'
+
+    with Client(serve(Validator(app)).address, timeout_s=LATE_S).connect() as conn:
+        response = conn.put('/', None, Output([bytes(MIB)] * 64, 64 * MIB))
+        assert response[:2] == (403, 'Forbidden')
+        assert response.body.read() == b'no'
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+
+
+@pytest.mark.parametrize(
+    ('build', 'error'),
+    [
+        (lambda: Output([b'hel'], 5), UnderFlowError),
+        (lambda: Output([b'hel', b'lo!'], 5), OverFlowError),
+        (lambda: ChunkedOutput([b'hel']), UnderFlowError),
+        (lambda: ChunkedOutput([b'hel', b'', b'lo']), OverFlowError),
+        (lambda: ChunkedOutput([(b'bad', b'hel'), b'']), ValueError),
+        (lambda: FileOutput(io.BytesIO(b'hel'), 5), UnderFlowError),
+    ],
+)
+def test_a_request_body_that_fails_ends_the_connection(script, build, error):
+    received = []
+    done = threading.Event()
+
+    def handle(raw):
+        received.append(raw.read_to_end())
+        done.set()
+
+    with Client(script(handle).address).connect() as conn:
+        with pytest.raises(error):
+            conn.put('/', None, build())
+        assert conn.closed
+        assert done.wait(LATE_S)
+    assert not received[0].endswith(b'lo!')
+
+
+# --- time limits ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('has_tls', [False, True])
+@pytest.mark.parametrize(
+    ('answer', 'where'),
+    [
+        (b'', 'request'),
+        (b'HTTP/1.1 200', 'request'),
+        (b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel', 'body'),
+        (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n', 'body'),
+        (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel', 'body'),
+    ],
+)
+def test_each_wait_for_the_server_has_its_time(script, temp_pki, answer, where, has_tls):
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(answer)
+        raw.sock.recv(65536)
+
+    if has_tls:
+        server = script(handle, build_server_sslctx(temp_pki.get_server_config()))
+        sslctx = build_client_sslctx(temp_pki.get_client_config())
+        client = SSLClient(sslctx, server.address, timeout_s=SHORT_S)
+    else:
+        client = Client(script(handle).address, timeout_s=SHORT_S)
+    with client.connect() as conn:
+        started = time.monotonic()
+        with pytest.raises(PeerTimeoutError) as caught:
+            conn.get('/').body.read()
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + LATE_S
+        assert isinstance(caught.value, TimeoutError)
+        assert caught.value.timeout_s == SHORT_S
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+
+
+def test_small_chunks_may_come_for_as_long_as_the_server_likes(script):
+    """Events, one now and then: each wait has its time, not what they move."""
+
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n')
+        for chunk in [b'1\r\nx\r\n'] * 6 + [b'0\r\n\r\n']:
+            time.sleep(SHORT_S / 2)  # the time between two events
+            raw.send(chunk)
+        raw.sock.recv(1)
+
+    with Client(script(handle).address, timeout_s=SHORT_S).connect() as conn:
+        assert conn.get('/').body.read() == b'xxxxxx'
+
+
+@pytest.mark.parametrize('has_tls', [False, True])
+def test_a_server_that_does_not_read_has_its_time(script, temp_pki, has_tls):
+    end = threading.Event()
+
+    def handle(raw):
+        assert end.wait(LATE_S * 2)
+
+    if has_tls:
+        server = script(handle, build_server_sslctx(temp_pki.get_server_config()))
+        sslctx = build_client_sslctx(temp_pki.get_client_config())
+        client = SSLClient(sslctx, server.address, timeout_s=SHORT_S)
+    else:
+        client = Client(script(handle).address, timeout_s=SHORT_S)
+    with client.connect() as conn:
+        started = time.monotonic()
+        with pytest.raises(PeerTimeoutError):
+            conn.put('/', None, bytes(32 * MIB))
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + LATE_S
+        assert conn.closed
+    end.set()
+
+
+def test_an_idle_connection_has_no_time_on_the_client_s_side(serve):
+    with Client(serve(Validator(ok)).address, timeout_s=SHORT_S).connect() as conn:
+        conn.get('/')
+        time.sleep(SHORT_S * 2)  # longer than any wait may take
+        assert conn.get('/').status == 200
+
+
+# --- closing -------------------------------------------------------------------------------------
+
+
+def test_close_may_come_twice_and_a_closed_connection_says_so(serve):
+    conn = Client(serve(Validator(ok)).address).connect()
+    assert not conn.closed
+    conn.close()
+    conn.close()
+    assert conn.closed
+    with pytest.raises(ClosedConnectionError):
+        conn.get('/')
+    with pytest.raises(ClosedConnectionError):
+        _ = conn.peer_certificate
+
+
+def test_a_with_block_closes(serve):
+    with Client(serve(Validator(ok)).address).connect() as conn:
+        conn.get('/')
+    assert conn.closed
+
+
+def test_a_collected_connection_is_closed(script):
+    ended = threading.Event()
+
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(OK)
+        assert raw.sock.recv(1) == b''
+        ended.set()
+
+    conn = Client(script(handle).address).connect()
+    conn.get('/')
+    del conn
+    assert ended.wait(LATE_S)
+
+
+def test_an_unread_body_keeps_its_connection(serve):
+    content = os.urandom(3 * MIB)
+    client = Client(serve(lambda c, r: (200, 'OK', {}, content)).address)
+    body = client.connect().get('/').body
+    gc.collect()
+    assert body.read() == content
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+def test_a_rejection_that_comes_as_an_alert(serve, temp_pki):
+    server = serve(ok, sslctx=build_server_sslctx(temp_pki.get_server_config()))
+    sslctx = build_client_sslctx(temp_pki.get_anonymous_client_config())
+    with SSLClient(sslctx, server.address).connect() as conn:
+        with pytest.raises(PeerRejectedError) as caught:
+            conn.get('/')
+        assert isinstance(caught.value.__cause__, ssl.SSLError)
+        assert isinstance(caught.value, ConnectionError)
+        assert conn.closed
+
+
+def reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')
+
+
+@pytest.mark.parametrize('end', [lambda sock: None, reset])
+def test_a_rejection_that_comes_as_an_end_or_a_reset(script, temp_pki, end):
+    def handle(raw):
+        raw.sock.recv(1)
+        end(raw.sock)
+
+    server = script(handle, build_server_sslctx(temp_pki.get_server_config()))
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    with SSLClient(sslctx, server.address).connect() as conn:
+        with pytest.raises(PeerRejectedError):
+            conn.get('/')
+        assert conn.closed
+
+
+@pytest.mark.parametrize(
+    ('end', 'error'),
+    [
+        (lambda sock: None, ClosedConnectionError),
+        # Some versions of OpenSSL tell a reset from an end, some do not.
+        (reset, (ClosedConnectionError, ConnectionResetError)),
+        (lambda sock: socket.socket.sendall(sock, b'not TLS'), ssl.SSLError),
+    ],
+)
+def test_after_the_first_response_an_end_is_no_rejection(script, temp_pki, end, error):
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(OK)
+        raw.read_preamble()
+        end(raw.sock)
+
+    server = script(handle, build_server_sslctx(temp_pki.get_server_config()))
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    with SSLClient(sslctx, server.address).connect() as conn:
+        conn.get('/')
+        with pytest.raises(error):
+            conn.get('/')
+
+
+def test_a_body_over_tls_cannot_be_cut_short_unnoticed(script, temp_pki):
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel')
+
+    server = script(handle, build_server_sslctx(temp_pki.get_server_config()))
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    with (
+        SSLClient(sslctx, server.address).connect() as conn,
+        pytest.raises((UnderFlowError, ssl.SSLError)),
+    ):
+        conn.get('/').body.read()
+
+
+def test_the_peer_s_certificate_is_the_verified_one(serve, temp_pki):
+    server = serve(Validator(ok), sslctx=build_server_sslctx(temp_pki.get_server_config()))
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    with (
+        SSLClient(sslctx, server.address).connect() as conn,
+        open(temp_pki.get_server_config()['cert_file']) as fp,
+    ):
+        assert conn.peer_certificate == ssl.PEM_cert_to_DER_cert(fp.read())
+    with Client(serve(Validator(ok)).address).connect() as plain:
+        assert plain.peer_certificate is None
+
+
+def test_a_name_that_the_server_does_not_prove_is_refused(serve, temp_pki):
+    """TempPKI's certificates have no name in them."""
+    server = serve(ok, sslctx=build_server_sslctx(temp_pki.get_server_config()))
+    config = temp_pki.get_client_config()
+    del config['check_hostname']
+    client = SSLClient(build_client_sslctx(config), server.address)
+    with pytest.raises(ssl.SSLCertVerificationError, match=r'(?i)hostname|IP address mismatch'):
+        client.connect()
+
+
+@pytest.fixture
+def names(script, temp_pki):
+    """A TLS server's address, and the names that its clients asked for (SNI)."""
+    seen = []
+    sslctx = build_server_sslctx(temp_pki.get_server_config())
+    sslctx.sni_callback = lambda sock, name, context: seen.append(name)
+    return script(answering(OK), sslctx).address, seen
+
+
+@pytest.mark.parametrize(
+    ('host', 'asked'),
+    [('example.test', 'example.test'), ('example.test:8443', 'example.test'), (None, None)],
+)
+def test_sni_is_the_host_header_s_name(names, temp_pki, host, asked):
+    address, seen = names
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    headers = {} if host is None else {'host': host}
+    with SSLClient(sslctx, address, headers).connect() as conn:
+        assert conn.get('/').status == 200
+    assert seen == [asked]
+
+
+def test_sni_of_a_url_is_its_host(names, temp_pki):
+    address, seen = names
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    with create_sslclient(sslctx, f'https://localhost:{address[1]}/').connect() as conn:
+        assert conn.get('/').status == 200
+    assert seen == ['localhost']
+
+
+def test_a_name_to_check_needs_a_name(temp_pki, tmp_path):
+    config = temp_pki.get_client_config() | {'check_hostname': True}
+    with pytest.raises(ValueError, match='no host name to check'):
+        SSLClient(build_client_sslctx(config), str(tmp_path / 'socket'))
+
+
+@pytest.mark.parametrize(
+    ('attributes', 'reason'),
+    [
+        ({'verify_mode': ssl.CERT_NONE}, 'verify_mode'),
+        ({'minimum_version': ssl.TLSVersion.TLSv1_2}, 'minimum_version'),
+        ({'verify_flags': ssl.VERIFY_DEFAULT}, 'verify_flags'),
+        ({'options': ssl.OP_ALL}, 'options'),
+    ],
+)
+def test_a_lax_context_is_refused_with_the_reason(temp_pki, attributes, reason):
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    for name, value in attributes.items():
+        setattr(sslctx, name, value)
+    with pytest.raises(ValueError, match=f'sslctx.{reason} must'):
+        SSLClient(sslctx, IPv4_LOOPBACK)
+
+
+def test_a_context_that_is_none_is_refused():
+    with pytest.raises(TypeError, match=r'ssl\.SSLContext'):
+        SSLClient(None, IPv4_LOOPBACK)
+
+
+# --- URLs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('url', 'address', 'host'),
+    [
+        ('http://example.test', ('example.test', 80), 'example.test'),
+        ('http://example.test/', ('example.test', 80), 'example.test'),
+        ('http://example.test:8080', ('example.test', 8080), 'example.test:8080'),
+        ('http://127.0.0.1:8080/', ('127.0.0.1', 8080), '127.0.0.1:8080'),
+    ],
+)
+def test_create_client_takes_host_and_port_from_the_url(url, address, host):
+    client = create_client(url, {'a': 'b'}, timeout_s=7)
+    assert client.address == address
+    assert client.base_headers == {'host': host, 'a': 'b'}
+    assert client.timeout_s == client.connect_timeout_s == 7
+
+
+def test_create_sslclient_takes_host_and_port_from_the_url(temp_pki):
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    client = create_sslclient(sslctx, 'https://example.test')
+    assert isinstance(client, SSLClient)
+    assert client.address == ('example.test', 443)
+    assert client.base_headers == {'host': 'example.test'}
+    assert client.server_hostname == 'example.test'
+    assert client.sslctx is sslctx
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        '',
+        'example.test',
+        'https://example.test',
+        'ftp://example.test',
+        'http:///path',
+        'http://example.test/path',
+        'http://example.test/?query',
+        'http://example.test#fragment',
+        'http://user@example.test',
+        'http://user:secret@example.test',
+        'http://example.test:port',
+        'http://example.test:65536',
+        'http://a b',
+        'http://a\r\nb',
+    ],
+)
+def test_another_kind_of_url_is_refused(url):
+    with pytest.raises(ValueError):
+        create_client(url)
+
+
+def test_the_host_of_a_url_goes_with_each_request(serve):
+    seen = []
+
+    def app(connection, request):
+        seen.append(request['headers'])
+        return 200, 'OK', {}, None
+
+    port = serve(Validator(app)).address[1]
+    with create_client(f'http://localhost:{port}').connect() as conn:
+        assert conn.get('/').body.read() == b''
+    assert seen == [{'host': f'localhost:{port}'}]
