@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import select
+import signal
 import socket
 import ssl
 import threading
@@ -51,6 +52,7 @@ from degu.wire import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from degu.rgi import App
@@ -127,7 +129,8 @@ class Server:
         self._listener, self._socket_file = net.listen(address)
         self.address: net.Address = self._listener.getsockname()
         self._waker = socket.socketpair()
-        self._waker[1].setblocking(False)
+        for sock in self._waker:
+            sock.setblocking(False)
         self._lock = threading.Lock()
         self._connections: dict[_Connection, None] = {}
         self._per_host: dict[str, int] = {}
@@ -184,16 +187,19 @@ class Server:
             each.register(self._waker[0], select.POLLIN)
         backoff_s = _MIN_BACKOFF_S
         try:
-            while not self._stopping:
-                poller.poll()
-                try:
-                    self._accept()
-                    backoff_s = _MIN_BACKOFF_S
-                except (OSError, RuntimeError) as error:
-                    # No descriptor, memory or thread left: that passes, and this loop must not.
-                    log.warning('%r: cannot accept, trying again: %s', self.address, error)
-                    waker.poll(backoff_s * 1000)
-                    backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+            with _woken_by_signals(self._waker[1]):
+                while not self._stopping:
+                    poller.poll()
+                    with contextlib.suppress(BlockingIOError):  # nobody woke us
+                        self._waker[0].recv(4096)
+                    try:
+                        self._accept()
+                        backoff_s = _MIN_BACKOFF_S
+                    except (OSError, RuntimeError) as error:
+                        # No descriptor, memory or thread left: that passes, this loop must not.
+                        log.warning('%r: cannot accept, trying again: %s', self.address, error)
+                        waker.poll(backoff_s * 1000)
+                        backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
         finally:
             self._stopping = True
             self._finish()
@@ -453,6 +459,23 @@ class SSLServer(Server):
         connection['ssl_cipher'] = sock.cipher()
         connection['ssl_compression'] = sock.compression()
         connection['ssl_peer_cert'] = sock.getpeercert(True)
+
+
+@contextlib.contextmanager
+def _woken_by_signals(sock: socket.socket) -> Iterator[None]:
+    """Have each signal write to `sock`, if this is the thread that handles signals.
+
+    A handler runs between two steps of Python code. A signal that comes just before a wait, or to
+    another thread, would be handled only after that wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.set_wakeup_fd(sock.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
 
 
 def _join_all(connections: list[_Connection], timeout_s: float) -> int:

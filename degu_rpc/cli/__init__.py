@@ -5,21 +5,37 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from degu import __version__
 
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command `degu` and exit with its status."""
+    try:
+        commands.main(prog_name='degu', standalone_mode=False)
+    except click.Abort:
+        click.echo('interrupted', err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+
 
 @click.group(context_settings={'help_option_names': ['-h', '--help']})
 @click.version_option(__version__, prog_name='degu')
-def main() -> None:
+def commands() -> None:
     """Devices on a local network call each other and hand each other files.
 
     Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
 
 
-@main.command()
+@commands.command()
 def demo() -> None:
     """Show it all on this machine: two homes with their own identities, as two processes.
 

@@ -9,6 +9,7 @@ Both are started as fresh interpreters and end when the pipe to the demo does.
 from __future__ import annotations
 
 import contextlib
+import signal
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +134,13 @@ def measure_calls(api: HomeApi, name: str, calls: int) -> float:
     return calls / (perf_counter() - started)
 
 
+def _leave_ctrl_c_to_the_demo() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def serve_home(home: Home, pipe: Connection) -> None:
     """Run the node of a home until the demo closes its end of the pipe."""
+    _leave_ctrl_c_to_the_demo()
     with FileShare(find_library(), allow='peer') as share:
         router = Router()
         router.mount('/rpc', RpcApp([_build_service(home)]))
@@ -151,6 +157,7 @@ def fetch_library(
     home: Home, machine_id: str, port: int, destination: Path, pipe: Connection
 ) -> None:
     """Fetch the library of another home; send (files here, bytes fetched) as it goes, then None."""
+    _leave_ctrl_c_to_the_demo()
     client = home.build_client(machine_id, port)
     with RpcClient(client) as calls:
         names = calls.bind(HomeApi, SERVICE).library()

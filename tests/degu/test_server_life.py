@@ -243,6 +243,37 @@ def test_shutdown_from_a_signal_handler(dial, tmp_path):
         assert process.wait(WAIT_S) == 0
 
 
+def test_a_signal_that_another_thread_gets_wakes_the_accept_loop_too(dial, tmp_path):
+    """So does one that comes in the moment before the loop begins to wait."""
+    prepare = """
+def app(connection, request):
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    return 200, 'OK', {}, None
+server.app = app
+"""
+    with serving_process(tmp_path, prepare) as (address, process, _log):
+        peer = dial(address)
+        peer.send(GET)
+        assert peer.read_to_end() == OK
+        assert process.wait(WAIT_S) == 0
+
+
+def test_signals_that_mean_nothing_to_the_server_do_not_keep_it_busy(dial, tmp_path):
+    prepare = 'signal.signal(signal.SIGUSR1, lambda number, frame: None)'
+    with serving_process(tmp_path, prepare) as (address, process, _log):
+        for _ in range(3):
+            process.send_signal(signal.SIGUSR1)
+            peer = dial(address)
+            peer.send(GET)
+            assert peer.read_preamble() == OK
+        with open(f'/proc/{process.pid}/stat') as fp:
+            before = fp.read().split()[13:15]
+        time.sleep(0.3)  # a loop that does not wait would use all of this time
+        with open(f'/proc/{process.pid}/stat') as fp:
+            after = fp.read().split()[13:15]
+        assert sum(map(int, after)) - sum(map(int, before)) <= 5  # ticks of 10 ms
+
+
 def test_the_accept_loop_survives_a_lack_of_descriptors(dial, tmp_path):
     prepare = 'resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))'
     with serving_process(tmp_path, prepare) as (address, process, log):

@@ -1,0 +1,5 @@
+"""`python -m degu_rpc.cli` is the command `degu`."""
+
+from degu_rpc.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""`degu demo` as a user runs it: a process of its own, judged by what it prints and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+DEMO = [sys.executable, '-m', 'degu_rpc.cli', 'demo']
+
+
+def test_help_says_what_it_does_and_how_it_exits():
+    done = subprocess.run([*DEMO, '--help'], capture_output=True, text=True, check=True)
+    assert 'mutual TLS' in done.stdout
+    assert 'Exit status: 0 if all of it really happened' in done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_shows_everything_and_leaves_nothing_behind(tmp_path):
+    done = subprocess.run(
+        DEMO,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, 'TMPDIR': str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'laptop -> studio' in done.stdout
+    assert 'studio -> laptop' in done.stdout
+    assert f'sees uid {os.getuid()}, role owner' in done.stdout
+    assert len(re.findall(r'calls on one connection: [\d,]+ calls/s', done.stdout)) == 2
+    total = re.search(r': ([\d,]+) files, ', done.stdout)
+    killed = re.search(r'killed with SIGKILL at ([\d,]+) files', done.stdout)
+    assert total is not None
+    assert killed is not None
+    assert int(killed[1].replace(',', '')) < int(total[1].replace(',', ''))
+    assert f'verified: {total[1]} files are the same' in done.stdout
+    assert 'no certificate: refused' in done.stdout
+    assert "a stranger's certificate: refused" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_demo_that_is_interrupted_leaves_nothing_behind(tmp_path):
+    process = subprocess.Popen(
+        DEMO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, 'TMPDIR': str(tmp_path), 'PYTHONUNBUFFERED': '1'},
+    )
+    with process:
+        assert process.stdout is not None
+        while 'fetches the standard library' not in process.stdout.readline():
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+        process.stdout.read()
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_usage_exits_with_2_and_says_what_there_is():
+    done = subprocess.run([*DEMO[:-1], 'nope'], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "No such command 'nope'" in done.stderr
