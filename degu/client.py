@@ -24,7 +24,7 @@ from degu.errors import (
     ProtocolError,
     UnconsumedResponseError,
 )
-from degu.limits import DEFAULT_LIMITS
+from degu.limits import DEFAULT_LIMITS, check_timeout
 from degu.tls import build_client_sslctx, check_client_sslctx
 from degu.wire import (
     BODILESS_STATUSES,
@@ -281,8 +281,8 @@ class Client:
         self.address = address
         self.base_headers: Headers = dict(base_headers or {})
         format_request('GET', '/', self.base_headers, None)
-        self.timeout_s = _check_timeout('timeout_s', timeout_s)
-        self.connect_timeout_s = _check_timeout(
+        self.timeout_s = check_timeout('timeout_s', timeout_s)
+        self.connect_timeout_s = check_timeout(
             'connect_timeout_s', timeout_s if connect_timeout_s is None else connect_timeout_s
         )
         self._limits = DEFAULT_LIMITS._replace(
@@ -344,14 +344,6 @@ class SSLClient(Client):
         except BaseException:
             sock.close()
             raise
-
-
-def _check_timeout(name: str, value: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f'{name} must be a number of seconds, not {value!r}')
-    if not 0 < value < float('inf'):
-        raise ValueError(f'{name} must be finite and above zero, not {value!r}')
-    return value
 
 
 def _find_hostname(address: net.Address, headers: Headers) -> str | None:

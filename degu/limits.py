@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 KIB = 1024
 MIB = 1024 * KIB
+MAX_TIMEOUT_S = 365 * 24 * 3600
+"""What the kernel can be told, and longer than anybody waits."""
 
 
 class Limits(NamedTuple):
@@ -58,16 +60,24 @@ def build_limits(**options: Any) -> Limits:
             raise TypeError(f'{name!r} is not an option; there are {", ".join(Limits._fields)}')
         if value is None and Limits._field_defaults[name] is None:
             continue
-        allowed = (int, float) if name.endswith('_s') else (int,)
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            raise TypeError(
-                f'{name} must be a number of type {allowed[-1].__name__}, not {value!r}'
-            )
-        if not 0 < value < float('inf'):
-            raise ValueError(f'{name} must be finite and above zero, not {value!r}')
+        if name.endswith('_s'):
+            check_timeout(name, value)
+        elif not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f'{name} must be an int, not {value!r}')
+        elif value <= 0:
+            raise ValueError(f'{name} must be above zero, not {value!r}')
     limits = Limits(**options)
     # A line is part of a preamble: only what is longer than the one is measured by the other.
     return limits._replace(max_line=min(limits.max_line, limits.max_preamble))
+
+
+def check_timeout(name: str, value: float) -> float:
+    """Return a number of seconds that can be waited. Raises TypeError, ValueError."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f'{name} must be a number of seconds, not {value!r}')
+    if not 0 < value <= MAX_TIMEOUT_S:
+        raise ValueError(f'{name} must be above zero and at most {MAX_TIMEOUT_S}, not {value!r}')
+    return value
 
 
 DEFAULT_LIMITS = Limits()

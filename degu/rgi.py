@@ -122,8 +122,6 @@ class Validator:
         _require(
             connection['requests'] == 0, "connection['requests'] must be 0", connection['requests']
         )
-        added = [name for name in connection if name.startswith('_')]
-        _require(not added, 'connection must have no key of an application yet', added)
         if self._on_connect is None:
             return True
         before = set(connection)

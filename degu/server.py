@@ -40,7 +40,7 @@ from degu.bodies import (
     write_message,
 )
 from degu.channel import LINGER_SIZE, Channel
-from degu.errors import DeguError, PeerTimeoutError, ProtocolError
+from degu.errors import ClosedConnectionError, DeguError, PeerTimeoutError, ProtocolError
 from degu.limits import build_limits
 from degu.tls import build_server_sslctx, check_server_sslctx
 from degu.wire import (
@@ -444,6 +444,11 @@ class SSLServer(Server):
             conn.sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )
         conn.sock = sock
+        # An interrupt() before this line met the socket that was wrapped, and was lost.
+        with self._lock:
+            is_expected = conn in self._handshakes and not self._stopping
+        if not is_expected:
+            raise ClosedConnectionError('a TLS handshake was ended before it began')
         try:
             sock.do_handshake()
         except TimeoutError:

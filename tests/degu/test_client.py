@@ -780,13 +780,13 @@ def test_small_chunks_may_come_for_as_long_as_the_server_likes(script):
     def handle(raw):
         raw.read_preamble()
         raw.send(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n')
-        for chunk in [b'1\r\nx\r\n'] * 6 + [b'0\r\n\r\n']:
-            time.sleep(SHORT_S / 2)  # the time between two events
+        for chunk in [b'1\r\nx\r\n'] * 15 + [b'0\r\n\r\n']:
+            time.sleep(SHORT_S / 6)  # the time between two events
             raw.send(chunk)
         raw.sock.recv(1)
 
     with Client(script(handle).address, timeout_s=SHORT_S).connect() as conn:
-        assert conn.get('/').body.read() == b'xxxxxx'
+        assert conn.get('/').body.read() == b'x' * 15
 
 
 @pytest.mark.parametrize('has_tls', [False, True])

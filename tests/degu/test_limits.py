@@ -59,33 +59,33 @@ def test_none_is_no_limit_where_that_is_the_default(name):
     'name', sorted({*Limits._fields} - {'max_requests', 'chunk_gap_timeout_s'})
 )
 def test_none_is_refused_elsewhere(name):
-    with pytest.raises(TypeError, match=f'{name} must be a number'):
+    with pytest.raises(TypeError, match=f'{name} must be a'):
         build_limits(**{name: None})
 
 
 @pytest.mark.parametrize('name', Limits._fields)
 @pytest.mark.parametrize('value', [0, -1])
 def test_a_limit_is_above_zero(name, value):
-    with pytest.raises(ValueError, match=f'{name} must be finite and above zero, not {value}'):
+    with pytest.raises(ValueError, match=f'{name} must be above zero'):
         build_limits(**{name: value})
 
 
-@pytest.mark.parametrize('value', [float('inf'), float('nan'), -0.5])
-def test_a_time_is_finite_and_above_zero(value):
-    with pytest.raises(ValueError, match='idle_timeout_s must be finite and above zero'):
+@pytest.mark.parametrize('value', [float('inf'), float('nan'), -0.5, 1e9])
+def test_a_time_can_be_waited(value):
+    with pytest.raises(ValueError, match='idle_timeout_s must be above zero and at most'):
         build_limits(idle_timeout_s=value)
 
 
 @pytest.mark.parametrize('name', Limits._fields)
 @pytest.mark.parametrize('value', ['7', True, [7]])
 def test_a_limit_is_a_number(name, value):
-    with pytest.raises(TypeError, match=f'{name} must be a number'):
+    with pytest.raises(TypeError, match=f'{name} must be a'):
         build_limits(**{name: value})
 
 
 @pytest.mark.parametrize('name', [n for n in Limits._fields if not n.endswith('_s')])
 def test_a_count_or_a_size_is_whole(name):
-    with pytest.raises(TypeError, match=f'{name} must be a number of type int, not 1.5'):
+    with pytest.raises(TypeError, match=f'{name} must be an int, not 1.5'):
         build_limits(**{name: 1.5})
 
 
