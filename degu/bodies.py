@@ -239,7 +239,8 @@ class ChunkedInput:
     def drain(self, max_size: int) -> bool:
         """Read and drop the rest; False if that is more than `max_size` bytes, or after a failure.
 
-        Raises what readchunk() raises.
+        False too for what is outside the grammar: the response is out already, so nobody could be
+        told. Raises UnderFlowError, PeerTimeoutError, OSError.
         """
         while not self.closed:
             try:

@@ -8,8 +8,8 @@
 Inside a body a peer is judged by what it moves in the time we wait for it (`Pace`). No clock is
 read as long as one receive or one send is enough, which is the case for every small message.
 
-A channel belongs to the one thread that serves or uses its connection, except that any thread may
-call `interrupt()`. It knows nothing of HTTP but where a preamble and a line end.
+A channel belongs to the one thread that serves or uses its connection. It knows nothing of HTTP but
+where a preamble and a line end.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Channel:
     """One connection's bytes, in and out."""
 
     # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _piece, _idle_s.
-    # Changed by the one thread that uses the channel: buffered, _wait_s, _pace, peer_gone.
+    # Changed by the one thread that uses the channel: buffered, _wait_s, _pace, write_error.
     __slots__ = (
         '_idle_s',
         '_is_plain',
@@ -90,8 +90,8 @@ class Channel:
         '_wait_s',
         'buffered',
         'limits',
-        'peer_gone',
         'sock',
+        'write_error',
     )
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
@@ -103,8 +103,8 @@ class Channel:
         self._is_plain = not isinstance(sock, ssl.SSLSocket)
         self._piece = MAX_PIECE if self._is_plain else TLS_PIECE
         self._idle_s = limits.idle_timeout_s
-        self.peer_gone = False
-        """Whether a write failed because the other side is not there any more."""
+        self.write_error: OSError | None = None
+        """What a write failed with, to tell it from what the source of a body failed with."""
         self.buffered = b''
         """What was received and nobody asked for yet."""
         self._pace = Pace(limits)
@@ -259,19 +259,22 @@ class Channel:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`. Raises PeerTimeoutError, OSError."""
-        sent = 0
-        if self._is_plain and len(data) <= MAX_PIECE:
-            # Only what need not wait: the loop below looks at the clock. TLS cannot tell the two.
-            try:
-                sent = self._send(data, socket.MSG_DONTWAIT)
-            except WAIT_ENDED:
-                pass
-            except OSError:
-                self.peer_gone = True
-                raise
-            if sent == len(data):
-                return
-        view = memoryview(data)[sent:]
+        try:
+            sent = 0
+            if self._is_plain and len(data) <= MAX_PIECE:
+                # Only what need not wait: the rest looks at the clock. TLS cannot tell the two.
+                try:
+                    sent = self._send(data, socket.MSG_DONTWAIT)
+                except WAIT_ENDED:
+                    sent = 0
+                if sent == len(data):
+                    return
+            self._write_paced(memoryview(data)[sent:])
+        except OSError as error:
+            self.write_error = error
+            raise
+
+    def _write_paced(self, view: memoryview) -> None:
         while view:
             self._set_wait(self._pace.next_wait_s())
             started = monotonic()
@@ -279,9 +282,6 @@ class Channel:
                 sent = self._send(view[: self._piece])
             except WAIT_ENDED:
                 sent = 0
-            except OSError:
-                self.peer_gone = True
-                raise
             self._pace.add(monotonic() - started, sent)
             view = view[sent:]
 
@@ -296,30 +296,26 @@ class Channel:
         Raises PeerTimeoutError, OSError.
         """
         sent = 0
-        while sent < size:
-            self._set_wait(self._pace.next_wait_s())
-            started = monotonic()
-            try:
-                count: int | None = os.sendfile(
-                    self.sock.fileno(), fp.fileno(), offset + sent, min(size - sent, MAX_PIECE)
-                )
-            except WAIT_ENDED:
-                count = None
-            except OSError:
-                self.peer_gone = True
-                raise
-            self._pace.add(monotonic() - started, count or 0)
-            if count == 0:
-                break
-            sent += count or 0
+        try:
+            while sent < size:
+                self._set_wait(self._pace.next_wait_s())
+                started = monotonic()
+                try:
+                    count: int | None = os.sendfile(
+                        self.sock.fileno(), fp.fileno(), offset + sent, min(size - sent, MAX_PIECE)
+                    )
+                except WAIT_ENDED:
+                    count = None
+                self._pace.add(monotonic() - started, count or 0)
+                if count == 0:
+                    break
+                sent += count or 0
+        except OSError as error:
+            self.write_error = error
+            raise
         return sent
 
     # --- closing ---------------------------------------------------------------------------------
-
-    def interrupt(self, how: int = socket.SHUT_RDWR) -> None:
-        """Wake the thread that waits in this channel, from any other; it then sees the end."""
-        with contextlib.suppress(OSError):  # already gone
-            socket.socket.shutdown(self.sock, how)
 
     def __del__(self) -> None:
         # The last of connection and unread body to go takes the socket with it.
@@ -328,7 +324,8 @@ class Channel:
 
     def close(self) -> None:
         """Close at once. The shutdown reaches the peer even if a forked process has a copy."""
-        self.interrupt()
+        with contextlib.suppress(OSError):  # already gone
+            self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
     def close_orderly(self) -> None:
@@ -336,8 +333,10 @@ class Channel:
 
         A close with unread bytes would make the kernel send a reset, which destroys what the peer
         has not read yet; so only the write side ends, and a bounded rest is read and dropped.
+        SSLSocket.shutdown() lets go of TLS: no close_notify is sent, which is safe because every
+        body has a length or is chunked, and what is dropped is not even decrypted.
         """
-        with contextlib.suppress(OSError):  # the peer was faster
+        with contextlib.suppress(OSError):  # the peer was faster, or took too long
             self.sock.shutdown(socket.SHUT_WR)
             deadline = Deadline(LINGER_TIMEOUT_S)
             drained = 0

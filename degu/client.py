@@ -21,6 +21,7 @@ from degu.channel import Channel
 from degu.errors import (
     ClosedConnectionError,
     PeerRejectedError,
+    PeerTimeoutError,
     ProtocolError,
     UnconsumedResponseError,
 )
@@ -173,7 +174,7 @@ class Connection:
                 else:
                     write_message(channel, preamble, body)
             except OSError as error:
-                if not channel.peer_gone:
+                if error is not channel.write_error or isinstance(error, PeerTimeoutError):
                     raise
                 # It may have answered before it went, without waiting for the body.
                 refusal = error

@@ -10,7 +10,9 @@
     ├── UnconsumedResponseError  a request before the last response was read      .body
     ├── PeerTimeoutError         the peer was too slow (also a TimeoutError)      .limit .timeout_s
     ├── ClosedConnectionError    the connection is closed (also a ConnectionError)
-    └── PeerRejectedError        the TLS server refused us (also a ConnectionError)
+    ├── PeerRejectedError        the TLS server refused us (also a ConnectionError)
+    ├── rgi.ValidationError      one side broke the application contract
+    └── pki.CertificateError     a certificate is not in our profile              .fault .detail
 
 A wrong argument is a plain TypeError or ValueError that names the value; what the operating system
 says about a socket (refused, unreachable, reset) stays the OSError it is.

@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from degu import pki, start_server, start_sslserver
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from degu.net import Address
     from degu.rgi import App
+
+
+_END_TIMEOUT_S = 10.0
 
 
 class _TempProcess:
@@ -35,7 +38,7 @@ class _TempProcess:
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.address!r})'
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -49,6 +52,8 @@ class _TempProcess:
 
 def _end(process: ForkProcess) -> None:
     process.terminate()
+    process.join(_END_TIMEOUT_S)
+    process.kill()  # nothing that is still running then would end by itself
     process.join()
     process.close()
 

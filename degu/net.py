@@ -56,7 +56,10 @@ def parse_address(address: object) -> tuple[socket.AddressFamily, Address]:
         return (socket.AF_INET if len(address) == 2 else socket.AF_INET6), address
     if isinstance(address, str):
         if not os.path.isabs(address) or os.path.normpath(address) != address:
-            raise ValueError(f'a socket path must be absolute and normalized, not {address!r}')
+            raise ValueError(
+                f'a str is a socket path and must be absolute and normalized, not {address!r}; '
+                "for TCP give a tuple like ('127.0.0.1', 8080)"
+            )
         size = len(os.fsencode(address))
         if size > _MAX_UNIX_PATH or '\0' in address:
             raise ValueError(
@@ -97,7 +100,8 @@ def check_ip(family: socket.AddressFamily, host: str) -> None:
         socket.inet_pton(family, host)
     except OSError:
         kind = 'IPv6' if family == socket.AF_INET6 else 'IPv4'
-        raise ValueError(f'the host must be an {kind} address, not {host!r}') from None
+        hint = '' if kind == 'IPv6' else "; IPv6 is a tuple of four, like ('::1', 0, 0, 0)"
+        raise ValueError(f'the host must be an {kind} address, not {host!r}{hint}') from None
 
 
 def listen(address: Address) -> tuple[socket.socket, SocketIdentity | None]:
@@ -118,9 +122,17 @@ def listen(address: Address) -> tuple[socket.socket, SocketIdentity | None]:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(address)
-        sock.listen(_LISTEN_BACKLOG)
-        sock.setblocking(False)
-        return sock, _identify(address)
+        identity = _identify(address)
+        try:
+            sock.listen(_LISTEN_BACKLOG)
+            sock.setblocking(False)
+        except BaseException:
+            remove_socket_file(address, identity)
+            raise
+        return sock, identity
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f'cannot listen at {address!r}: {error.strerror}') from error
     except BaseException:
         sock.close()
         raise
@@ -133,8 +145,7 @@ def _bind_unix(sock: socket.socket, address: Address) -> None:
         if error.errno != errno.EADDRINUSE:
             raise
         raise OSError(
-            errno.EADDRINUSE,
-            f'{address!r} exists: if no server runs there any more, remove it',
+            errno.EADDRINUSE, 'it exists; if no server runs there any more, remove it'
         ) from None
 
 

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from degu import wire
 from degu.bodies import Body, ChunkedInput, Input, body_length
-from degu.errors import BodyClosedError
+from degu.errors import BodyClosedError, DeguError
 from degu.net import Credentials, parse_address
 from degu.wire import ContentRange, Range
 
@@ -61,7 +61,7 @@ class OnConnect(Protocol):
         """Return True to let the connection go on."""
 
 
-class ValidationError(Exception):
+class ValidationError(DeguError):
     """One side broke the contract; the message says which, where and what was there instead."""
 
 

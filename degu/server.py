@@ -26,7 +26,7 @@ import socket
 import ssl
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from degu import net
 from degu.bodies import (
@@ -40,8 +40,14 @@ from degu.bodies import (
     write_message,
 )
 from degu.channel import LINGER_SIZE, Channel
-from degu.errors import ClosedConnectionError, DeguError, PeerTimeoutError, ProtocolError
-from degu.limits import build_limits
+from degu.errors import (
+    BodyTooLargeError,
+    ClosedConnectionError,
+    DeguError,
+    PeerTimeoutError,
+    ProtocolError,
+)
+from degu.limits import build_limits, check_timeout
 from degu.tls import build_server_sslctx, check_server_sslctx
 from degu.wire import (
     BODILESS_STATUSES,
@@ -68,6 +74,7 @@ _CUT_OFF_TIMEOUT_S = 1.0
 _MIN_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 0.1
 _CLOSED_BY_CLIENT = 'closed by the client'
+_SHUTS_DOWN = 'the server shuts down'
 _REASONS = {
     400: 'Bad Request',
     405: 'Method Not Allowed',
@@ -126,11 +133,16 @@ class Server:
             raise TypeError(f'app.on_connect must be callable, not {self._on_connect!r}')
         self.app = app
         self.limits = build_limits(**options)
-        self._listener, self._socket_file = net.listen(address)
-        self.address: net.Address = self._listener.getsockname()
         self._waker = socket.socketpair()
         for sock in self._waker:
             sock.setblocking(False)
+        try:
+            self._listener, self._socket_file = net.listen(address)
+        except BaseException:
+            for sock in self._waker:
+                sock.close()
+            raise
+        self.address: net.Address = self._listener.getsockname()
         self._lock = threading.Lock()
         self._connections: dict[_Connection, None] = {}
         self._per_host: dict[str, int] = {}
@@ -142,7 +154,7 @@ class Server:
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.address!r}, {self.app!r})'
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self.serve_forever, name='degu.accept')
         self._thread.start()
         return self
@@ -153,25 +165,30 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.shutdown()
+        if not self._stopping:
+            self.shutdown()
         assert self._thread is not None
         self._thread.join()
 
     def close(self) -> None:
-        """Give up a server that does not serve: stop listening and remove the socket file."""
-        net.remove_socket_file(self.address, self._socket_file)
-        self._socket_file = None
-        self._listener.close()
-        for sock in self._waker:
+        """Give up a server that does not serve: stop listening and remove the socket file.
+
+        Raises OSError if the file cannot be removed; all else is done then, too.
+        """
+        for sock in (self._listener, *self._waker):
             sock.close()
+        identity, self._socket_file = self._socket_file, None
+        net.remove_socket_file(self.address, identity)
 
     def shutdown(self, timeout_s: float = DEFAULT_SHUTDOWN_TIMEOUT_S) -> None:
         """Ask the server to stop; serve_forever() returns when it has.
 
         Running requests have `timeout_s` to end, idle connections end at once. From any thread or
         signal handler: it takes no lock and does not wait.
+
+        Raises TypeError or ValueError for a time that cannot be waited.
         """
-        self._stop_timeout_s = timeout_s
+        self._stop_timeout_s = check_timeout('timeout_s', timeout_s)
         self._stopping = True
         with contextlib.suppress(OSError):  # awake already, or stopped
             self._waker[1].send(b'x')
@@ -195,7 +212,7 @@ class Server:
                     try:
                         self._accept()
                         backoff_s = _MIN_BACKOFF_S
-                    except (OSError, RuntimeError) as error:
+                    except (OSError, RuntimeError, MemoryError) as error:
                         # No descriptor, memory or thread left: that passes, this loop must not.
                         log.warning('%r: cannot accept, trying again: %s', self.address, error)
                         waker.poll(backoff_s * 1000)
@@ -215,10 +232,14 @@ class Server:
             log.warning('%r: refused %r: %s', self.address, address, refusal)
             sock.close()
             return
-        conn.thread = threading.Thread(target=self._run, args=(conn,), name='degu.connection')
+        # Daemon: serve_forever() waits for it as long as it was told and says if it goes on; the
+        # interpreter must not wait again, for ever, for a request that hangs.
+        conn.thread = threading.Thread(
+            target=self._run, args=(conn,), name='degu.connection', daemon=True
+        )
         try:
             conn.thread.start()
-        except BaseException:
+        except (RuntimeError, MemoryError):
             self._forget(conn)
             sock.close()
             raise
@@ -253,7 +274,10 @@ class Server:
                     del self._per_host[host]
 
     def _finish(self) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            log.exception('%r: cannot remove the socket file', self.address)
         with self._lock:
             connections = list(self._connections)
         for conn in connections:
@@ -269,6 +293,13 @@ class Server:
     # --- one connection, in its own thread -------------------------------------------------------
 
     def _run(self, conn: _Connection) -> None:
+        try:
+            self._serve_connection(conn)
+        finally:
+            self._forget(conn)  # last: a shutdown does not wait for what comes after it
+
+    def _serve_connection(self, conn: _Connection) -> None:
+        """Serve one connection to its end and log how that came."""
         started = monotonic()
         connection: dict[str, Any] = {
             'scheme': self.scheme,
@@ -289,7 +320,6 @@ class Server:
             log.exception('%r: %r: ended by an error', self.address, conn.address)
         finally:
             conn.sock.close()
-            self._forget(conn)
         log.info(
             '%r: %r: %d requests in %.3f s: %s',
             self.address,
@@ -303,18 +333,31 @@ class Server:
         """Prepare and serve one connection; return or raise why it ended."""
         self._prepare(conn, connection)
         channel = Channel(conn.sock, self.limits)
-        on_connect = self._on_connect
-        if on_connect is not None and on_connect(conn.sock, connection) is not True:
-            ending = 'rejected by on_connect'
-        else:
+        ending = self._ask_on_connect(conn, connection)
+        if ending is None:
             try:
                 ending = self._serve_requests(conn, channel, connection)
             except ProtocolError as error:
                 _answer(channel, error.status, f'{error}\n')
                 ending = f'{error.status} {error}'
+            except BodyTooLargeError as error:
+                _answer(channel, 413, f'{error}\n')
+                ending = f'413 {error}'
         if ending != _CLOSED_BY_CLIENT:
             channel.close_orderly()
         return ending
+
+    def _ask_on_connect(self, conn: _Connection, connection: dict[str, Any]) -> str | None:
+        """Return why the application does not want this connection, None if it does."""
+        if self._on_connect is None:
+            return None
+        try:
+            if self._on_connect(conn.sock, connection) is True:
+                return None
+        except Exception:
+            log.exception('%r: %r: on_connect failed', self.address, conn.address)
+            return 'on_connect failed'
+        return 'rejected by on_connect'
 
     def _prepare(self, conn: _Connection, connection: dict[str, Any]) -> None:
         """Make the socket ready for requests and say in `connection` who is there."""
@@ -338,10 +381,10 @@ class Server:
         while True:
             conn.busy = False
             if self._stopping:
-                return 'the server shuts down'
+                return _SHUTS_DOWN
             preamble = channel.read_preamble()
             if preamble is None:
-                return _CLOSED_BY_CLIENT
+                return _SHUTS_DOWN if self._stopping else _CLOSED_BY_CLIENT
             conn.busy = True
             method, path, query, headers = parse_request(preamble, limits)
             request_body: Input | ChunkedInput | None = None
@@ -352,7 +395,7 @@ class Server:
             has_host = 'host' in headers
             is_last = 'connection' in headers and closes_connection(headers)
             try:
-                status, reason, response_headers, body = app(
+                response = app(
                     connection,
                     {
                         'method': method,
@@ -363,6 +406,12 @@ class Server:
                         'body': request_body,
                     },
                 )
+                try:
+                    status, reason, response_headers, body = response
+                except (TypeError, ValueError):
+                    raise TypeError(
+                        f'an app returns (status, reason, headers, body), not {response!r}'
+                    ) from None
                 length = len(body) if type(body) is bytes else body_length(body)
                 if has_host and length is None and method != 'HEAD':
                     # A generic client would wait for a body until the connection ends.
@@ -380,7 +429,7 @@ class Server:
                 else:
                     write_message(channel, preamble, body)
             except Exception as error:
-                if channel.peer_gone or isinstance(error, PeerTimeoutError):
+                if error is channel.write_error:
                     raise
                 if request_body is None or request_body.error is not error:
                     log.exception(
@@ -414,8 +463,6 @@ class Server:
 class SSLServer(Server):
     """An HTTPS server for one application at one address."""
 
-    # Replaced as a whole, at any time: sslctx; a handshake takes the one that is there.
-
     scheme = 'https'
 
     def __init__(
@@ -426,8 +473,20 @@ class SSLServer(Server):
         Raises TypeError or ValueError for an argument that cannot be, a lax context included,
         OSError from the system.
         """
-        self.sslctx = check_server_sslctx(sslctx)
+        self._sslctx = check_server_sslctx(sslctx)
         super().__init__(address, app, **options)
+
+    @property
+    def sslctx(self) -> ssl.SSLContext:
+        """The context of the next handshake; another one may be set at any time.
+
+        Setting one raises TypeError or ValueError if it is lax.
+        """
+        return self._sslctx
+
+    @sslctx.setter
+    def sslctx(self, sslctx: ssl.SSLContext) -> None:
+        self._sslctx = check_server_sslctx(sslctx)
 
     def _expect_handshake(self, conn: _Connection) -> None:
         if len(self._handshakes) >= self.limits.max_handshakes:
@@ -440,16 +499,16 @@ class SSLServer(Server):
     def _prepare(self, conn: _Connection, connection: dict[str, Any]) -> None:
         super()._prepare(conn, connection)
         conn.sock.settimeout(self.limits.handshake_timeout_s)
-        sock = self.sslctx.wrap_socket(
+        sock = self._sslctx.wrap_socket(
             conn.sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )
         conn.sock = sock
-        # An interrupt() before this line met the socket that was wrapped, and was lost.
-        with self._lock:
-            is_expected = conn in self._handshakes and not self._stopping
-        if not is_expected:
-            raise ClosedConnectionError('a TLS handshake was ended before it began')
         try:
+            # An interrupt() before the line above met the socket that was wrapped, and was lost.
+            with self._lock:
+                is_expected = conn in self._handshakes and not self._stopping
+            if not is_expected:
+                raise ClosedConnectionError('the TLS handshake was ended before it began')
             sock.do_handshake()
         except TimeoutError:
             raise PeerTimeoutError('a TLS handshake', self.limits.handshake_timeout_s) from None
@@ -460,7 +519,7 @@ class SSLServer(Server):
         with self._lock:
             self._handshakes.pop(conn, None)
         if sock.session_reused:
-            raise ProtocolError('a resumed TLS session is not accepted')
+            raise ClosedConnectionError('a resumed TLS session is not accepted')
         connection['ssl_cipher'] = sock.cipher()
         connection['ssl_compression'] = sock.compression()
         connection['ssl_peer_cert'] = sock.getpeercert(True)

@@ -29,8 +29,6 @@ _CLIENT_KEYS = _FILES | {'check_hostname'}
 # an anchor even if another CA signed it.
 _VERIFY_FLAGS = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
 
-TlsConfig = dict[str, Any]
-
 
 def build_server_sslctx(config: Mapping[str, Any]) -> ssl.SSLContext:
     """Build the context of a server.

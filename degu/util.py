@@ -62,6 +62,6 @@ def output_from_input(
         chunked: ChunkedOutput = connection['rgi.ChunkedOutput'](body)
         return chunked
     if isinstance(body, Input):
-        output: Output = connection['rgi.Output'](body, body.content_length)
+        output: Output = connection['rgi.Output'](body, body.remaining)
         return output
     raise TypeError(f'body must be None, Input or ChunkedInput, not {type(body).__name__}')

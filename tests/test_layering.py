@@ -27,7 +27,6 @@ CORE = (
     'client',
     'server',
     'rgi',
-    'wsgi',
     'util',
     'pki',
     'process',

@@ -223,12 +223,12 @@ def measure_bodies(kind: str, direction: str, quick: bool) -> tuple[float, float
 # --- memory --------------------------------------------------------------------------------------
 
 IDLE_SERVER = """
-import sys
+import json, sys
 from degu.server import Server, SSLServer, build_server_sslctx
 options = {'max_connections_per_address': 256}
 def app(connection, request):
     return 200, 'OK', {}, request['body'].read()
-config = eval(sys.argv[1])
+config = json.loads(sys.argv[1])
 if config:
     server = SSLServer(build_server_sslctx(config), ('127.0.0.1', 0), app, **options)
 else:
@@ -251,7 +251,9 @@ def measure_memory(kind: str) -> tuple[int, float]:
     with TempPKI() as pki:
         config = pki.get_server_config() if kind == 'tls' else None
         process = subprocess.Popen(
-            [sys.executable, '-c', IDLE_SERVER, repr(config)], stdout=subprocess.PIPE, text=True
+            [sys.executable, '-c', IDLE_SERVER, json.dumps(config)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         with process, contextlib.ExitStack() as stack:
             stack.callback(process.terminate)

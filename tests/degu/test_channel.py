@@ -503,17 +503,17 @@ def write_often(channel, data):
 def test_a_write_to_a_peer_that_is_gone_says_so(make_pair, data):
     channel, peer = make_pair()
     peer.close()
-    assert not channel.peer_gone
-    with pytest.raises(OSError):
+    assert channel.write_error is None
+    with pytest.raises(OSError) as caught:
         write_often(channel, data)
-    assert channel.peer_gone
+    assert channel.write_error is caught.value
 
 
-def test_a_timeout_is_no_peer_that_is_gone(make_pair):
+def test_a_timeout_of_a_write_is_a_write_error(make_pair):
     channel, _peer = make_pair(Limits(body_window_s=0.05))
-    with pytest.raises(PeerTimeoutError):
+    with pytest.raises(PeerTimeoutError) as caught:
         channel.write(bytes(4 * MIB))
-    assert not channel.peer_gone
+    assert channel.write_error is caught.value
 
 
 def test_only_plain_sockets_can_send_files(make_pair):
@@ -558,9 +558,9 @@ def test_send_file_to_a_peer_that_is_gone_says_so(plain_pair, tmp_path):
     path.write_bytes(bytes(4 * MIB))
     channel = Channel(ours, DEFAULT_LIMITS)
     theirs.close()
-    with path.open('rb') as fp, pytest.raises(OSError):
+    with path.open('rb') as fp, pytest.raises(OSError) as caught:
         channel.send_file(fp, 0, 4 * MIB)
-    assert channel.peer_gone
+    assert channel.write_error is caught.value
 
 
 # --- the end -------------------------------------------------------------------------------------
@@ -581,7 +581,7 @@ def test_interrupt_wakes_a_read_with_the_end(make_pair, wait, seen):
     thread = threading.Thread(target=lambda: results.append(wait(channel)))
     thread.start()
     wait_until_blocked(thread)
-    channel.interrupt()
+    interrupt(channel)
     thread.join(HANG_S)
     assert results == [seen]
 
@@ -591,7 +591,7 @@ def test_interrupt_wakes_a_write_with_an_error(make_pair):
     writer = Peer(lambda _stopped: channel.write(bytes(8 * MIB)))
     with writer:
         wait_until_blocked(writer)
-        channel.interrupt()
+        interrupt(channel)
     assert isinstance(writer.result, OSError)
     assert not isinstance(writer.result, PeerTimeoutError)
 
@@ -599,17 +599,21 @@ def test_interrupt_wakes_a_write_with_an_error(make_pair):
 def test_interrupt_of_the_read_side_lets_an_answer_out(plain_pair):
     sock, peer = plain_pair
     channel = Channel(sock, DEFAULT_LIMITS)
-    channel.interrupt(socket.SHUT_RD)
+    interrupt(channel, socket.SHUT_RD)
     assert channel.read_preamble() is None
     channel.write(b'the last answer')
     assert peer.recv(100) == b'the last answer'
 
 
-def test_interrupt_of_a_closed_channel_does_nothing(make_pair):
+def test_a_second_close_does_nothing(make_pair):
     channel, _peer = make_pair()
     channel.close()
-    channel.interrupt()
     channel.close()
+
+
+def interrupt(channel, how=socket.SHUT_RDWR):
+    """Do what the server does from another thread: SSLSocket's own would disturb the channel."""
+    socket.socket.shutdown(channel.sock, how)
 
 
 def wait_until_blocked(thread):
@@ -685,6 +689,6 @@ def test_an_orderly_close_reads_64_kib_at_most(tcp_pair):
 
 def test_an_orderly_close_of_a_dead_connection_is_a_close(make_pair):
     channel, _peer = make_pair()
-    channel.interrupt()
+    interrupt(channel)
     channel.close_orderly()
     assert channel.sock.fileno() == -1

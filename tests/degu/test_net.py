@@ -91,13 +91,25 @@ def test_each_form_has_its_family(address, family):
         (('127.0.0.1', 80, 0, 0), ValueError, 'the host must be an IPv6 address'),
         (('localhost', 80, 0, 0), ValueError, 'the host must be an IPv6 address'),
         (('fe80::1%eth0', 80, 0, 0), ValueError, 'the host must be an IPv6 address'),
-        ('', ValueError, 'a socket path must be absolute and normalized'),
-        ('my.socket', ValueError, 'a socket path must be absolute and normalized'),
-        ('./my.socket', ValueError, 'a socket path must be absolute and normalized'),
-        ('/run/../my.socket', ValueError, 'a socket path must be absolute and normalized'),
-        ('/run/./my.socket', ValueError, 'a socket path must be absolute and normalized'),
-        ('/run//my.socket', ValueError, 'a socket path must be absolute and normalized'),
-        ('/run/', ValueError, 'a socket path must be absolute and normalized'),
+        ('', ValueError, 'a str is a socket path and must be absolute and normalized'),
+        ('my.socket', ValueError, 'a str is a socket path and must be absolute and normalized'),
+        ('./my.socket', ValueError, 'a str is a socket path and must be absolute and normalized'),
+        (
+            '/run/../my.socket',
+            ValueError,
+            'a str is a socket path and must be absolute and normalized',
+        ),
+        (
+            '/run/./my.socket',
+            ValueError,
+            'a str is a socket path and must be absolute and normalized',
+        ),
+        (
+            '/run//my.socket',
+            ValueError,
+            'a str is a socket path and must be absolute and normalized',
+        ),
+        ('/run/', ValueError, 'a str is a socket path and must be absolute and normalized'),
         ('/a\0b', ValueError, 'a socket path is at most 107 bytes, no NUL'),
         ('/' + 'x' * 107, ValueError, 'a socket path is at most 107 bytes'),
         ('/' + '\u00e9' * 54, ValueError, 'a socket path is at most 107 bytes'),
@@ -319,7 +331,7 @@ def test_a_file_that_exists_is_refused_and_kept(tmp_path, kind):
         if kind == 'dead_socket':
             other.close()
     before = os.lstat(path)
-    with pytest.raises(OSError, match='exists: if no server runs there any more, remove it'):
+    with pytest.raises(OSError, match='it exists; if no server runs there any more, remove it'):
         listen(str(path))
     assert os.lstat(path) == before
     if other is not None:
