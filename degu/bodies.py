@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_READ = 16 * MIB
 """What `ChunkedInput.read()` takes unless it is told another bound."""
+_LEAST_CHUNK = 5  # what a chunk takes beside its data: a digit and twice CRLF
 JOIN_SIZE = 64 * KIB
 """Up to this size a body leaves in one buffer with what goes before it."""
 
@@ -242,12 +243,16 @@ class ChunkedInput:
         False too for what is outside the grammar: the response is out already, so nobody could be
         told. Raises UnderFlowError, PeerTimeoutError, OSError.
         """
+        size_left = lines_left = max_size
         while not self.closed:
             try:
-                max_size -= len(self._read_chunk(max_size))
+                size_left -= len(self._read_chunk(size_left))
+                lines_left -= len(self.extension or b'') + _LEAST_CHUNK
             except ProtocolError:
                 break
-        return self.error is None
+            if lines_left < 0:
+                break
+        return self.closed and self.error is None
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the data of each chunk, the last one's b'' included.

@@ -46,32 +46,35 @@ _BARE_CR_OR_LF = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)').search
 class Pace:
     """Judge a peer by the bytes it moved while we waited for it; our own pauses do not count."""
 
-    __slots__ = ('_moved', '_rate', '_waited_s', '_window_s')
+    __slots__ = ('_moved', '_rate', '_window_s', 'waited_s')
 
     def __init__(self, limits: Limits) -> None:
         self._rate = limits.min_body_rate
         self._window_s = limits.body_window_s
-        self._waited_s = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew: small waits of many bodies must not add up to a slow one."""
+        self.waited_s = 0.0
         self._moved = 0
 
     def add(self, waited_s: float, moved: int) -> None:
         """Count one wait. Raises PeerTimeoutError when a window ends with too few bytes."""
-        self._waited_s += waited_s
+        self.waited_s += waited_s
         self._moved += moved
-        if self._waited_s >= self._window_s:
+        if self.waited_s >= self._window_s:
             if self._moved < self._rate * self._window_s:
                 raise PeerTimeoutError(
                     f'a body must move at least {self._rate} bytes/s', self._window_s
                 )
-            self._waited_s = 0.0
-            self._moved = 0
+            self.begin()
 
     def next_wait_s(self) -> float:
         """Return how long the next wait may be: to the end of the window, in 32 coarse steps.
 
         The steps keep the socket's timeout from being set anew at every receive.
         """
-        return self._window_s - int(self._waited_s * 32 / self._window_s) * self._window_s / 32
+        return self._window_s - int(self.waited_s * 32 / self._window_s) * self._window_s / 32
 
 
 class Channel:
@@ -124,6 +127,8 @@ class Channel:
         Raises PeerTimeoutError, ProtocolError (431, or a bare CR or LF), ClosedConnectionError for
         an end in the middle, OSError.
         """
+        if self._pace.waited_s:
+            self._pace.begin()
         data = self.buffered
         if not data:
             if self._wait_s != self._idle_s:

@@ -56,6 +56,7 @@ DEFAULT_TIMEOUT_S = 60.0
 """How long a client waits for the server at each step, unless told otherwise."""
 
 
+_UNFRAMED = 'a body must have a length or be chunked, not end with the connection'
 # Twice as fast as calling a NamedTuple, and once a request.
 _new_tuple = tuple.__new__
 
@@ -213,11 +214,11 @@ class Connection:
             body = Input(channel, headers['content-length'])  # type: ignore[arg-type]  # an int, see parse_response
         elif 'transfer-encoding' in headers:
             body = ChunkedInput(channel)
-        elif self._ending and (channel.buffered or channel.read_some(1)):
+        elif self._ending and not channel.buffered and channel.read_some(1):
+            raise ProtocolError(_UNFRAMED)
+        if body is None and channel.buffered:
             # RFC 9112 §6.3 rule 8: such a body could be cut short and nobody would know.
-            raise ProtocolError(
-                'a body must have a length or be chunked, not end with the connection'
-            )
+            raise ProtocolError(_UNFRAMED)
         self._body = body
         return _new_tuple(Response, (status, reason, headers, body))
 

@@ -25,6 +25,7 @@ import signal
 import socket
 import ssl
 import threading
+from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -490,8 +491,11 @@ class SSLServer(Server):
 
     def _expect_handshake(self, conn: _Connection) -> None:
         if len(self._handshakes) >= self.limits.max_handshakes:
-            # The one that took longest is the least likely to be honest.
-            oldest = next(iter(self._handshakes))
+            # Of the address that has the most, the one that took longest is the least likely to be
+            # honest; one address alone can then not push the others out.
+            counts = Counter(each.host for each in self._handshakes)
+            busiest = max(counts, key=counts.__getitem__)
+            oldest = next(each for each in self._handshakes if each.host == busiest)
             del self._handshakes[oldest]
             oldest.interrupt(socket.SHUT_RDWR)
         self._handshakes[conn] = None

@@ -512,6 +512,12 @@ def test_chunked_drain_gives_up_at_what_is_too_much(make_chunked):
     assert body.closed
 
 
+def test_chunked_drain_gives_up_at_too_many_lines(make_chunked):
+    body = make_chunked(b'1;name=%b\r\nx\r\n' % (b'v' * 40) * 20 + b'0\r\n\r\n')
+    assert body.drain(100) is False
+    assert not body.closed
+
+
 def test_chunked_drain_of_what_is_no_chunk_gives_up(make_chunked):
     assert make_chunked(b'what?\r\n').drain(100) is False
 

@@ -480,6 +480,18 @@ def test_a_peer_that_does_not_read_is_limited(make_pair, size):
         channel.write(bytes(size))
 
 
+def test_small_waits_of_many_bodies_do_not_add_up(plain_pair):
+    ours, theirs = plain_pair
+    channel = Channel(ours, Limits(body_window_s=0.2))
+    for _ in range(6):  # 0.3 s of waiting in all
+        theirs.sendall(b'preamble\r\n\r\n')
+        assert channel.read_preamble() == b'preamble'
+        timer = threading.Timer(0.05, theirs.sendall, [b'body'])
+        timer.start()
+        assert channel.read(4) == b'body'
+        timer.join()
+
+
 def test_a_peer_that_reads_too_slowly_is_limited(make_pair):
     channel, peer = make_pair(Limits(body_window_s=0.3, min_body_rate=10**9))
     channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -171,6 +171,18 @@ def test_of_too_many_handshakes_the_longest_is_ended(limited, dial, temp_pki):
         assert third.sock.fileno() > 0
 
 
+def test_the_handshakes_of_one_address_do_not_push_out_those_of_another(limited, dial, temp_pki):
+    sslctx = build_server_sslctx(temp_pki.get_server_config())
+    server = limited(ok, IPv4_LOOPBACK, sslctx, max_handshakes=3)
+    honest = dial(server.address, source='127.0.0.2')
+    strangers = [dial(server.address, source='127.0.0.3') for _ in range(4)]
+    assert strangers[0].is_cut_off()
+    assert strangers[1].is_cut_off()
+    honest.sock.settimeout(SHORT_S)
+    with pytest.raises(TimeoutError):
+        honest.sock.recv(1)
+
+
 # --- times ---------------------------------------------------------------------------------------
 
 

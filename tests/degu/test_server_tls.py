@@ -224,10 +224,12 @@ def lax(config, **attributes):
         ({'options': ssl.OP_ALL}, 'options'),
     ],
 )
-def test_a_lax_context_is_refused_with_the_reason(temp_pki, attributes, reason):
+def test_a_lax_context_is_refused_with_the_reason(secured, temp_pki, attributes, reason):
     sslctx = lax(temp_pki.get_server_config(), **attributes)
     with pytest.raises(ValueError, match=f'sslctx.{reason} must'):
         SSLServer(sslctx, IPv4_LOOPBACK, print)
+    with pytest.raises(ValueError, match=f'sslctx.{reason} must'):
+        secured.sslctx = sslctx
 
 
 def test_a_client_s_context_is_refused(temp_pki):
