@@ -672,7 +672,7 @@ def test_what_comes_of_a_body_after_its_time_never_becomes_a_response(script):
 )
 def test_bytes_after_a_response_are_never_the_next_one(script, answer):
     with Client(script(answering(answer, OK)).address).connect() as conn:
-        with pytest.raises(ProtocolError, match='no answer to a request|must have a length'):  # noqa: PT012  # the first or the second
+        with pytest.raises(ProtocolError, match=r'no answer to a request|must have a length'):  # noqa: PT012  # the first or the second
             conn.get('/')
             conn.get('/')
         assert conn.closed
