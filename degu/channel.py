@@ -40,6 +40,7 @@ LINGER_SIZE = 64 * KIB
 LINGER_TIMEOUT_S = 1.0
 """How much, and for how long, the peer may still send while we close."""
 
+_DONT_WAIT = int(socket.MSG_DONTWAIT)
 _BARE_CR_OR_LF = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)').search
 
 
@@ -269,7 +270,7 @@ class Channel:
             if self._is_plain and len(data) <= MAX_PIECE:
                 # Only what need not wait: the rest looks at the clock. TLS cannot tell the two.
                 try:
-                    sent = self._send(data, socket.MSG_DONTWAIT)
+                    sent = self._send(data, _DONT_WAIT)
                 except WAIT_ENDED:
                     sent = 0
                 if sent == len(data):

@@ -160,9 +160,12 @@ class Connection:
                 headers = {**self._base_headers, **(headers or {})}
             elif headers is None:
                 headers = {}
-            if isinstance(body, io.BufferedReader):
-                body = _build_file_output(body)
-            length = len(body) if type(body) is bytes else body_length(body)
+            if type(body) is bytes:
+                length: int | None = len(body)
+            else:
+                if isinstance(body, io.BufferedReader):
+                    body = _build_file_output(body)
+                length = body_length(body)
             preamble = format_request(method, uri, headers, length)
             if channel.buffered:
                 raise ProtocolError('the server sent something that is no answer to a request')

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from degu_rpc.errors import Code, RpcError
-    from degu_rpc.files.fetch import fetch
+    from degu_rpc.files.fetch import Fetched, Progress, fetch
     from degu_rpc.files.share import FileShare
+    from degu_rpc.node import Node
     from degu_rpc.peers.identity import Peer
     from degu_rpc.router import Router
     from degu_rpc.rpc.client import RpcClient
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     'Code',
     'Context',
+    'Fetched',
     'FileShare',
+    'Node',
     'Peer',
+    'Progress',
     'Router',
     'RpcApp',
     'RpcClient',
@@ -35,8 +39,11 @@ __all__ = [
 _MODULES = {
     'Code': 'degu_rpc.errors',
     'Context': 'degu_rpc.rpc.service',
+    'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
+    'Node': 'degu_rpc.node',
     'Peer': 'degu_rpc.peers.identity',
+    'Progress': 'degu_rpc.files.fetch',
     'Router': 'degu_rpc.router',
     'RpcApp': 'degu_rpc.rpc.connect',
     'RpcClient': 'degu_rpc.rpc.client',
@@ -46,13 +53,16 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
+# A type checker must not see it: with it, every name would be there.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        module = _MODULES.get(name)
+        if module is None:
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        value = getattr(importlib.import_module(module), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

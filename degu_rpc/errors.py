@@ -1,17 +1,21 @@
 """What every wing raises, on one page.
 
-RpcError                    a call that failed, on either side          .code .message .details
-CodecError                  bytes or a value that cannot travel         .faults
+DeguRpcError
+├── RpcError                    a call that failed, on either side       .code .message .details
+├── CodecError                  bytes or a value that cannot travel      .faults
+├── IdentityError               my own identity cannot be used           .path .remedy
+├── UnknownPeerError            somebody whom we do not know
+└── FilesError                  moving files: see degu_rpc/files/
+    ├── PathError               a name or path that must not be used     .path .reason
+    ├── ListingError            a peer's listing makes no sense          .reason
+    ├── IntegrityError          bytes are not what they were said to be  .path .block .reason
+    ├── ContentChangedError     a file that changes faster than it moves .path
+    ├── BlockedError            something of another kind is in the way  .path .reason
+    ├── NoSpaceError            the disk or a quota is full              .path .needed ...
+    ├── ShareRefusedError       the share answered with an error         .path .status .reason
+    └── TransferCanceledError   the caller asked to stop
 
-FilesError                  moving files: see degu_rpc/files/
-├── PathError               a name or path that must not be used         .path .reason
-├── ListingError            a peer's listing makes no sense              .reason
-├── IntegrityError          bytes that are not what they were said to be .path .block .reason
-├── ContentChangedError     a file that changes faster than it moves     .path
-├── BlockedError            something of another kind is in the way      .path .reason
-├── NoSpaceError            the disk or a quota is full                  .path .needed ...
-├── ShareRefusedError       the share answered with an error             .path .status .reason
-└── TransferCanceledError   the caller asked to stop
+What the core raises (`degu.errors`, a rejected connection for one) is not among them.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 
 class Code(enum.Enum):
@@ -69,7 +74,11 @@ _HTTP_STATUSES = {
 }
 
 
-class RpcError(Exception):
+class DeguRpcError(Exception):
+    """Base of what the wings raise on purpose."""
+
+
+class RpcError(DeguRpcError):
     """A call that failed: raised by a method to say why, and by the client to its caller.
 
     `.code` is a Code, `.message` is for people, `.details` is a tuple of JSON objects. All three
@@ -96,7 +105,7 @@ class Fault(NamedTuple):
     reason: str
 
 
-class CodecError(ValueError):
+class CodecError(DeguRpcError, ValueError):
     """Bytes that are no acceptable message, or a value that cannot travel; `.faults` say why."""
 
     def __init__(self, *faults: Fault) -> None:
@@ -107,7 +116,20 @@ class CodecError(ValueError):
         return '; '.join(f'{path}: {reason}' for path, reason in self.faults)
 
 
-class FilesError(Exception):
+class IdentityError(DeguRpcError):
+    """The identity on disk cannot be used: `path` is where, `remedy` what to do about it."""
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        super().__init__(f'{path} {problem}; {remedy}')
+        self.path = path
+        self.remedy = remedy
+
+
+class UnknownPeerError(DeguRpcError):
+    """Somebody proved who they are (or the kernel could not say), and it is nobody we know."""
+
+
+class FilesError(DeguRpcError):
     """Base of what the files wing raises. A transfer that failed goes on where it stopped."""
 
 

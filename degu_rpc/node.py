@@ -47,7 +47,9 @@ class Node:
     ) -> None:
         """Bind both addresses; nothing is served before the `with` block.
 
-        `users` are the trusted users by id and `trusted_ca_file` has their certificates (PEM).
+        `users` are the trusted users by id and `trusted_ca_file` has their certificates (PEM):
+        both must hold the same users. One who is only in the file is refused after the handshake,
+        one who is only in `users` in it.
 
         Raises OSError where an address cannot be had, ValueError or ssl.SSLError for the files.
         """
@@ -76,4 +78,14 @@ class Node:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving, and free both addresses; for a node that was never entered, too.
+
+        A second time does nothing. Raises OSError if the socket file cannot be removed.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._tls.close)
+            stack.callback(self._unix.close)
+            stack.callback(self._stack.close)

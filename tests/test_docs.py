@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ import degu_rpc
 from degu import bodies, channel, client, server
 from degu.limits import Limits
 from degu.wire import METHODS
+from degu_rpc.files import limits as files_limits
 from degu_rpc.rpc import limits as rpc_limits
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -296,7 +298,7 @@ def format_limit(name: str, value: float | None) -> str:
     if name.lower().endswith('_s'):
         return f'{value:g} s'
     for unit, size in (('MiB', 1024 * 1024), ('KiB', 1024)):
-        if name not in {'max_connections', 'max_headers'} and value >= size:
+        if name not in {'max_connections', 'max_headers'} and value >= size and value % size == 0:
             return f'{value // size} {unit}'
     return f'{value}'
 
@@ -310,9 +312,10 @@ def test_the_table_of_limits_is_the_table_in_the_code() -> None:
     assert found == [(n, format_limit(n, v)) for n, v in Limits._field_defaults.items()]
 
 
-def test_the_limits_of_calls_are_those_in_the_code() -> None:
-    found = {name: value for name, value, *_ in table_of(LIMITS) if hasattr(rpc_limits, name)}
-    values = {name: value for name, value in vars(rpc_limits).items() if name.isupper()}
+@pytest.mark.parametrize('table', [rpc_limits, files_limits], ids=['calls', 'files'])
+def test_the_limits_of_a_wing_are_those_in_the_code(table: types.ModuleType) -> None:
+    found = {name: value for name, value, *_ in table_of(LIMITS) if hasattr(table, name)}
+    values = {name: value for name, value in vars(table).items() if name.isupper()}
     assert found == {name: format_limit(name, value) for name, value in values.items()}
 
 

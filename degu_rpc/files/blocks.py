@@ -26,6 +26,8 @@ Buffer = bytes | bytearray | memoryview
 
 MIN_BLOCK_SIZE = 128 * 1024
 MAX_BLOCK_SIZE = 16 * 1024 * 1024
+SMALL_SIZE = MIN_BLOCK_SIZE
+"""Up to this size, one block, a file is hashed when it is asked for and comes in one answer."""
 WANTED_BLOCKS = 2048
 LEAF_SIZE = 32
 MAX_SIZE = 2**63 - 1

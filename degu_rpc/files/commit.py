@@ -45,7 +45,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import BlockedError, ContentChangedError
 from degu_rpc.files.content import Signature, hash_file, signature_of
-from degu_rpc.files.paths import Path, Root, format_path, open_or_make
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS
+from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,8 +56,6 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 SYNC_FILE_RANGE_WRITE = 2
 SYMLINK_PREFIX = b'symlink.'
-EXCHANGE_ATTEMPTS = 16
-"""How often a name may appear and vanish under our hands before we give up."""
 
 # ctypes because Python binds neither call, and no other call can exchange two names or start
 # writing a file to the disk without waiting for it.
@@ -106,14 +105,15 @@ class Workspace:
     """Our private directory in a root, and the commits that go through it. See the module."""
 
     def __init__(self, root: Root) -> None:
-        """Open or make the directories. Raises OSError."""
+        """Open or make the directories. Raises BlockedError where others could write, OSError."""
         # Set once. `_unsynced` and `_trash_name` change with the one thread that commits.
         self._root = root
         with contextlib.ExitStack() as stack:
-            self._tmp = _closing(stack, root.open_private(b'tmp'))
-            self._swap = _closing(stack, root.open_private(b'swap'))
-            self._trash = _closing(stack, root.open_private(b'trash'))
             private = _closing(stack, root.open_private())
+            _require_private(private, PRIVATE_NAME)
+            self._tmp = _closing(stack, _open_ours(private, b'tmp'))
+            self._swap = _closing(stack, _open_ours(private, b'swap'))
+            self._trash = _closing(stack, _open_ours(private, b'trash'))
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=private))
             self._stack = stack.pop_all()
@@ -343,6 +343,29 @@ def close(replacement: Replacement) -> None:
 def _closing(stack: contextlib.ExitStack, fd: int) -> int:
     stack.callback(os.close, fd)
     return fd
+
+
+def _open_ours(private: int, name: bytes) -> int:
+    """Open or make one of the directories in our own."""
+    fd = open_or_make(os.dup(private), (name,))
+    try:
+        _require_private(fd, PRIVATE_NAME, name)
+    except BlockedError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_private(directory: int, *names: bytes) -> None:
+    """Refuse a directory that others may have prepared: what is in it could become a file."""
+    found = os.fstat(directory)
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.geteuid() or mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BlockedError(
+            format_path(names),
+            f'it must belong to user {os.geteuid()} and nobody else may write to it, '
+            f'but it belongs to user {found.st_uid} and its mode is {mode:o}',
+        )
 
 
 def _new_trash_name() -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import ContentChangedError
 from degu_rpc.files.blocks import Manifest, ManifestHasher
+from degu_rpc.files.limits import MAX_REMEMBERED
 from degu_rpc.files.paths import Path, format_path
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ READ_SIZE = 1024 * 1024
 SETTLED_NS = 2_000_000_000
 """A file that rested this long before it was hashed cannot have changed unseen: no file system in
 use has timestamps coarser than two seconds."""
-MAX_REMEMBERED = 64 * 1024 * 1024
-"""Bytes of manifests that are remembered, each counted with RECORD_SIZE for its path and tables."""
 RECORD_SIZE = 512
+"""Bytes that a remembered file counts besides its leaves: its path and tables."""
 
 
 class Signature(NamedTuple):
@@ -104,8 +104,7 @@ class HashCache:
     Losing one costs time, never data. May be used by many threads.
     """
 
-    def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
-        self._max_remembered = max_remembered
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         # Guarded by self._lock. `_by_root` points to one of the paths with that content.
         self._by_path: collections.OrderedDict[Path, Hashed] = collections.OrderedDict()
@@ -121,7 +120,7 @@ class HashCache:
             self._by_path[path] = hashed
             self._by_root[hashed.root] = path
             self._size += _cost(hashed)
-            while self._size > self._max_remembered and len(self._by_path) > 1:
+            while self._size > MAX_REMEMBERED and len(self._by_path) > 1:
                 self._forget(next(iter(self._by_path)))
         return hashed
 

@@ -4,7 +4,8 @@
    that has the size and the modification time (to the nanosecond) of the listing is taken to be
    there; nothing is read to find out. If only the size agrees, the contents decide: both sides
    hash, and if they agree only mode and time are set.
-2. Check that there is room, make the directories, set what is only metadata.
+2. Check that there is room, make the directories, set what is only metadata. The room is checked
+   again for each file that turns out to be larger than it was listed.
 3. A few threads, each with a connection, take one file after the other. A small one comes in one
    answer with its root. For a larger one the share is asked for the root and the manifest; what an
    earlier run left in the temporary file is hashed and kept where it matches; the missing runs of
@@ -32,6 +33,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import NoSpaceError, TransferCanceledError
 from degu_rpc.files.commit import Outcome, Replacement, Symlink, Workspace, close
+from degu_rpc.files.limits import (
+    BATCH_FILES,
+    BATCH_SIZE,
+    CONNECTIONS,
+    KEEP_FREE,
+    KEEP_FREE_FRACTION,
+    PROGRESS_INTERVAL_S,
+    QUEUE_FILES,
+)
 from degu_rpc.files.listing import Entry, Problem
 from degu_rpc.files.paths import Path, Root, format_path, parse_target, path_from_native
 from degu_rpc.files.plan import File, Plan, Skipped, plan_fetch
@@ -42,20 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from degu.client import Client
-
-CONNECTIONS = 2
-"""Connections to the share; a file uses one. 10,000 small files over loopback, on two cores:
-7.0 s with one, 5.3 s with two, 5.0 s with four."""
-QUEUE_FILES = 64
-"""Files that wait for the commit; each keeps a descriptor open."""
-BATCH_FILES = 128
-"""Files that are made durable and renamed together; each keeps a descriptor open until then ..."""
-BATCH_SIZE = 64 * 1024 * 1024
-"""... or so many bytes of them, whichever comes first."""
-KEEP_FREE = 512 * 1024 * 1024
-KEEP_FREE_FRACTION = 100
-"""What is left free on the disk: the smaller of KEEP_FREE bytes and 1/100 of it."""
-PROGRESS_INTERVAL_S = 0.1
 
 
 class Progress(NamedTuple):
@@ -125,9 +121,9 @@ def fetch(
 class _Transfer:
     """One fetch.
 
-    Guarded by self._lock: `_jobs`, `_skipped`, `_progress`, `_reported_at`. Used by the thread that
-    commits only: `_batch`, the other counters. Set once: the rest. The queue brings it what the
-    workers have: a Replacement, an exception, or None from each worker at its end.
+    Guarded by self._lock: `_jobs`, `_skipped`, `_progress`, `_reported_at`, `_spare`. Used by
+    the thread that commits only: `_batch`, the other counters. Set once: the rest. The queue brings
+    it what the workers have: a Replacement, an exception, or None from each worker at its end.
     """
 
     def __init__(
@@ -153,6 +149,7 @@ class _Transfer:
         self._skipped: list[Skipped] = []
         self._progress = Progress(0, 0, 0, 0, 0, 0.0)
         self._reported_at = self._started_at
+        self._spare = 0
         self._batch: list[Replacement] = []
         self._files_fetched = 0
         self._files_replaced = 0
@@ -160,8 +157,8 @@ class _Transfer:
     def run(self, source: Path) -> Fetched:
         """Do all of it; see the module."""
         self._workspace.recover()
-        with Remote(self._client, self._prefix) as remote:
-            plan = plan_fetch(self._root, source, self._until_canceled(remote.list_tree(source)))
+        with Remote(self._client, self._prefix, self._check_canceled) as remote:
+            plan = plan_fetch(self._root, source, remote.list_tree(source))
         self._begin(plan)
         for path in plan.directories:
             if path:
@@ -184,11 +181,6 @@ class _Transfer:
             tuple(self._skipped),
         )
 
-    def _until_canceled(self, entries: Iterator[Entry]) -> Iterator[Entry]:
-        for entry in entries:
-            self._check_canceled()
-            yield entry
-
     def _begin(self, plan: Plan) -> None:
         """Set the totals and see that there is room. Raises NoSpaceError."""
         needed = sum(file.entry.size for file in plan.files)
@@ -202,6 +194,14 @@ class _Transfer:
         available = disk.f_bavail * disk.f_frsize - keep + self._workspace.temporary_size()
         if needed > available:
             raise NoSpaceError(self._root.name, needed, available)
+        self._spare = available - needed
+
+    def _reserve(self, size: int) -> None:
+        """See that there is room for `size` bytes more than planned. Raises NoSpaceError."""
+        with self._lock:
+            if size > self._spare:
+                raise NoSpaceError(self._root.name, size, self._spare)
+            self._spare -= size
 
     def _finish_directory(self, path: Path, entry: Entry) -> None:
         found = self._root.lstat(path)
@@ -279,8 +279,8 @@ class _Transfer:
 
     def _work(self) -> None:
         try:
-            with Remote(self._client, self._prefix) as remote:
-                receiver = Receiver(remote, self._root, self._workspace, self._moved)
+            with Remote(self._client, self._prefix, self._check_canceled) as remote:
+                receiver = Receiver(remote, self._root, self._workspace, self._moved, self._reserve)
                 while (file := self._next_job()) is not None:
                     self._check_canceled()
                     received = receiver.receive(file)

@@ -20,12 +20,11 @@ import msgspec
 
 from degu_rpc.errors import ListingError
 from degu_rpc.files.blocks import MAX_SIZE
+from degu_rpc.files.limits import MAX_RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-MAX_RECORD = 64 * 1024
-"""Bytes of one record: room for a path and a symlink target of 4096 bytes, all percent-encoded."""
 
 _Text = Annotated[str, msgspec.Meta(pattern=r'\A[!-~]*\Z')]
 _PIECE = 16 * 1024

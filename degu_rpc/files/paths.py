@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from degu_rpc.errors import PathError
+from degu_rpc.files.limits import MAX_DEPTH, MAX_NAME, MAX_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 
 Path = tuple[bytes, ...]
 
-MAX_NAME = 255
-"""Bytes in a name: what Linux file systems hold."""
-MAX_DEPTH = 256
-"""Names in a path."""
-MAX_TARGET = 4095
-"""Bytes in the text of a symlink: what Linux holds."""
 PRIVATE_NAME = b'.degu'
 """Our own directory in a root: refused as a name everywhere, in any case."""
 
@@ -215,10 +210,10 @@ class Root:
         with self.directory(path[:-1]) as parent:
             return _make_below(parent, check_name(path[-1]))
 
-    def open_private(self, *names: bytes) -> int:
-        """Open a directory below our own `.degu`, making what is missing (mode 0700)."""
+    def open_private(self) -> int:
+        """Open our own `.degu`, making it if it is missing (mode 0700)."""
         start = os.open('.', _DIRECTORY_FLAGS, dir_fd=self._fd)
-        return open_or_make(start, (PRIVATE_NAME, *names))
+        return open_or_make(start, (PRIVATE_NAME,))
 
 
 def open_or_make(start: int, names: Path, *, durable: bool = False) -> int:

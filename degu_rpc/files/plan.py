@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import BlockedError, ListingError
 from degu_rpc.files.content import Signature, signature_of
+from degu_rpc.files.limits import MAX_ENTRIES, MAX_LISTING_TEXT, NAME_COST
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.paths import Path, Root, format_path, parse_path
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
-
-MAX_ENTRIES = 1_000_000
-"""Entries in a listing; about 1 KiB of memory each."""
 
 
 class Skipped(NamedTuple):
@@ -60,7 +58,13 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
     base = source[-1:]
     here = _Here(root, base)
     seen: set[Path] = set()
-    for entry in entries:
+    text = 0
+    for count, entry in enumerate(entries):
+        if count == MAX_ENTRIES:
+            raise ListingError(f'it has more than {MAX_ENTRIES} entries')
+        text += _text_size(entry)
+        if text > MAX_LISTING_TEXT:
+            raise ListingError(f'it has more than {MAX_LISTING_TEXT} bytes of text')
         if entry.kind is Kind.SKIPPED:
             plan.skipped.append(Skipped(entry.path, entry.problem or Problem.SPECIAL))
             continue
@@ -68,8 +72,6 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
         target = base + below
         if below in seen:
             raise ListingError(f'{entry.path!r} is there twice')
-        if len(seen) == MAX_ENTRIES:
-            raise ListingError(f'it has more than {MAX_ENTRIES} entries')
         if bool(below) != bool(seen) or (below and base + below[:-1] not in plan.directories):
             raise ListingError(f'{entry.path!r} comes without its directory')
         if not target and entry.kind is not Kind.DIRECTORY:
@@ -77,6 +79,12 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
         seen.add(below)
         _plan_entry(plan, File(source + below, target, entry, None), here.look(target))
     return plan
+
+
+def _text_size(entry: Entry) -> int:
+    """Return what an entry counts towards MAX_LISTING_TEXT."""
+    names = entry.path.count('/') + 1
+    return len(entry.path) + len(entry.target) + len(entry.root) + names * NAME_COST
 
 
 def _plan_entry(plan: Plan, file: File, found: os.stat_result | None) -> None:

@@ -23,9 +23,10 @@ from degu_rpc.errors import (
     PathError,
     ShareRefusedError,
 )
-from degu_rpc.files.blocks import MIN_BLOCK_SIZE, Manifest, is_root
+from degu_rpc.files.blocks import SMALL_SIZE, Manifest, is_root
 from degu_rpc.files.commit import Replacement, Workspace
 from degu_rpc.files.content import hash_file
+from degu_rpc.files.limits import FETCH_ATTEMPTS
 from degu_rpc.files.listing import Kind, Problem
 from degu_rpc.files.paths import Path, Root, format_path
 from degu_rpc.files.remote import Remote, StaleError
@@ -42,27 +43,31 @@ if TYPE_CHECKING:
         def __call__(self, size: int, *, fetched: bool) -> None:
             """Count it. What this raises ends the transfer: this is where a cancel comes in."""
 
+    class Reserve(Protocol):
+        """Called with the size in bytes of what was not planned, before it is written."""
 
-SMALL_SIZE = MIN_BLOCK_SIZE
-"""Up to this size, one block, a file is asked for by its path and comes in one answer."""
-FETCH_ATTEMPTS = 3
-"""How often a file that changes at the source is begun again."""
+        def __call__(self, size: int) -> None:
+            """Take it from what is free. Raises NoSpaceError."""
 
 
 class Receiver:
     """Brings one file after the other from one remote into one workspace."""
 
-    def __init__(self, remote: Remote, root: Root, workspace: Workspace, moved: Moved) -> None:
-        """Remember where from, where to, and whom to tell."""
+    def __init__(
+        self, remote: Remote, root: Root, workspace: Workspace, moved: Moved, reserve: Reserve
+    ) -> None:
+        """Remember where from, where to, whom to tell, and whom to ask for more room."""
         self._remote = remote
         self._root = root
         self._workspace = workspace
         self._moved = moved
+        self._reserve = reserve
+        self._written = 0
 
     def receive(self, file: File) -> Replacement | Problem | None:
         """Bring `file` and return what to commit; None if it is here, a Problem if it cannot come.
 
-        Raises IntegrityError, ListingError, ShareRefusedError, DeguError, OSError.
+        Raises IntegrityError, ListingError, ShareRefusedError, NoSpaceError, DeguError, OSError.
         """
         if file.entry.size <= SMALL_SIZE:
             try:
@@ -82,6 +87,7 @@ class Receiver:
         if self._is_here(file, len(content), root):
             self._workspace.set_metadata(file.target, entry.mode, mtime_ns)
             return None
+        self._reserve(max(len(content) - entry.size, 0))
         temporary = self._workspace.open_temporary(root)
         try:
             _write(temporary.fd, content, 0)
@@ -92,6 +98,8 @@ class Receiver:
         return Replacement(temporary, file.target, len(content), entry.mode, mtime_ns, file.local)
 
     def _receive_large(self, file: File) -> Replacement | Problem | None:
+        reserved, root = file.entry.size, ''
+        self._written = 0
         for _ in range(FETCH_ATTEMPTS):
             try:
                 entry = self._remote.list_file(file.source)
@@ -101,6 +109,11 @@ class Receiver:
                 return entry.problem or Problem.VANISHED
             if not is_root(entry.root):
                 raise ListingError(f'{format_path(file.source)} comes without the root asked for')
+            if entry.root != root:
+                # What is begun stays, for a later run: another content takes room besides it.
+                more = max(self._written + entry.size - reserved, 0)
+                self._reserve(more)
+                reserved, root = reserved + more, entry.root
             try:
                 return self._receive_content(file._replace(entry=entry))
             except StaleError:
@@ -163,6 +176,7 @@ class Receiver:
                     format_path(file.source), index, 'the bytes do not match the manifest'
                 )
             _write(fd, block, start)
+            self._written += len(block)
             self._moved(stop - start, fetched=True)
 
     def _is_here(self, file: File, size: int, root: str) -> bool:

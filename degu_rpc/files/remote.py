@@ -2,7 +2,8 @@
 
 Every answer is checked for its shape here (status, length); whether the bytes are right is for the
 caller to check. All questions are safe to ask twice, so one that finds a kept connection closed is
-asked once more on a new one. A Remote belongs to one thread.
+asked once more on a new one. A listing may take forever, so its pieces and its entries are where a
+cancel comes in. A Remote belongs to one thread.
 """
 
 from __future__ import annotations
@@ -14,20 +15,19 @@ from degu.bodies import ChunkedInput, Input
 from degu.rgi import Range
 from degu_rpc.errors import FilesError, IntegrityError, ListingError, ShareRefusedError
 from degu_rpc.files.blocks import Manifest, build_manifest, is_root, manifest_size, parse_manifest
-from degu_rpc.files.listing import Entry, Media, parse_listing
+from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST
+from degu_rpc.files.listing import Entry, Kind, Media, parse_listing
 from degu_rpc.files.paths import Path, format_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from degu.client import Client, Connection, Response
 
-MAX_ERROR_TEXT = 4096
-"""Bytes of an error's explanation that are read; a longer one costs the connection."""
-
 
 _MTIME = re.compile(r'-?[0-9]{1,19}').fullmatch
+_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 
 
 class StaleError(FilesError):
@@ -49,10 +49,14 @@ class SmallFile(NamedTuple):
 class Remote:
     """One connection to a share, made when it is needed. Close it, or use it with `with`."""
 
-    def __init__(self, client: Client, prefix: str) -> None:
-        """Remember where the share is: `prefix` is the path it is mounted at, '' for the top."""
+    def __init__(self, client: Client, prefix: str, check: Callable[[], None]) -> None:
+        """Remember where the share is: `prefix` is the path it is mounted at, '' for the top.
+
+        `check` is called for each piece of a listing; what it raises ends the question.
+        """
         self._client = client
         self._prefix = prefix.rstrip('/')
+        self._check = check
         self._connection: Connection | None = None
 
     def close(self) -> None:
@@ -84,17 +88,32 @@ class Remote:
 
         Raises StaleError when it is gone, ShareRefusedError, ListingError.
         """
-        entries = list(self._list(path, 'roots=1'))
-        if not entries or entries[0].path:
+        entries = self._list(path, 'roots=1')
+        entry = next(entries, None)
+        if entry is None or entry.path:
+            self.close()
             raise ListingError('it does not begin with what was asked for')
-        return entries[0]
+        if entry.kind is Kind.DIRECTORY:
+            self.close()  # what is in it was not asked for
+        elif next(entries, None) is not None:
+            self.close()
+            raise ListingError(f'{format_path(path)} is no directory, and something is in it')
+        return entry
 
     def _list(self, path: Path, query: str) -> Iterator[Entry]:
         uri = '/ls/' + format_path(path) if path else '/ls'
         response = self._get(path, f'{uri}?{query}', {'accept': Media.JSON.value})
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(path, response, 'a listing comes in chunks')
-        yield from parse_listing(response.body, response.headers.get('content-type'))
+        pieces = self._checked(response.body)
+        for entry in parse_listing(pieces, response.headers.get('content-type')):
+            self._check()
+            yield entry
+
+    def _checked(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._check()
+            yield piece
 
     def read_small(self, path: Path, max_size: int) -> SmallFile:
         """Read a file of up to `max_size` bytes, and check that it is what the share says it is.
@@ -120,8 +139,13 @@ class Remote:
     def read_manifest(self, path: Path, root: str, size: int) -> Manifest:
         """Read and check the manifest of the content `root`, which has `size` bytes.
 
-        Raises StaleError when the share does not know it, IntegrityError, ShareRefusedError.
+        Raises StaleError when the share does not know it, ListingError for a size that no manifest
+        of ours describes, IntegrityError, ShareRefusedError.
         """
+        if manifest_size(size) > MAX_MANIFEST:
+            raise ListingError(
+                f'{format_path(path)} has {size} bytes, and its manifest more than {MAX_MANIFEST}'
+            )
         response = self._get(path, f'/manifest/{root}')
         body = response.body
         if not isinstance(body, Input) or body.content_length != manifest_size(size):
@@ -156,7 +180,7 @@ class Remote:
             why = body.read().decode('utf-8', 'replace').strip() or why
         elif body is not None:
             self.close()
-        refusal = ShareRefusedError(format_path(path), response.status, why)
+        refusal = ShareRefusedError(format_path(path), response.status, _escape(why))
         if response.status in {404, 409}:
             raise StaleError(refusal)
         raise refusal
@@ -174,3 +198,8 @@ class Remote:
         """Return the error for an answer of the wrong shape; the connection is closed with it."""
         self.close()
         return ShareRefusedError(format_path(path), response.status, f'an odd answer: {rule}')
+
+
+def _escape(text: str) -> str:
+    """Return a peer's text so that it can do nothing to a terminal."""
+    return _CONTROL.sub(lambda found: f'\\x{ord(found[0]):02x}', text)

@@ -32,9 +32,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from degu_rpc.errors import ContentChangedError, PathError
-from degu_rpc.files.blocks import MIN_BLOCK_SIZE, build_manifest, format_manifest, is_root
+from degu_rpc.errors import ContentChangedError, PathError, UnknownPeerError
+from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, format_manifest, is_root
 from degu_rpc.files.content import HashCache, Hashed, hash_steps, signature_of
+from degu_rpc.files.limits import CHUNK_SIZE, HASH_ATTEMPTS, HEARTBEAT_S, MAX_PATH_TEXT
 from degu_rpc.files.listing import (
     HEARTBEAT,
     Entry,
@@ -52,24 +53,15 @@ from degu_rpc.files.paths import (
     format_target,
     parse_path,
 )
+from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator
     from types import TracebackType
 
-SMALL_SIZE = MIN_BLOCK_SIZE
-"""Up to this size, one block, a file is read and hashed when it is asked for."""
-CHUNK_SIZE = 64 * 1024
-"""Bytes of a listing that are sent at once ..."""
-HEARTBEAT_S = 2.0
-"""... and how long it says nothing."""
-MAX_PATH_TEXT = 7 * 1024
-"""Characters of a percent-encoded path: what fits in a request line, with room for a prefix."""
-HASH_ATTEMPTS = 3
-"""How often a file that changes while it is hashed is hashed again."""
 
 _PLAIN: dict[str, Any] = {'content-type': 'application/octet-stream'}
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 _REASONS = {
     400: 'Bad Request',
     403: 'Forbidden',
@@ -115,12 +107,10 @@ class FileShare:
     def __init__(self, directory: str | os.PathLike[str], allow: str | Collection[str]) -> None:
         """Share `directory` with callers that have the role `allow`, or one of them, or `owner`.
 
-        Raises ValueError for no role, OSError where the directory cannot be opened.
+        Raises TypeError or ValueError for roles that are none, OSError where the directory cannot
+        be opened.
         """
-        roles = {allow} if isinstance(allow, str) else set(allow)
-        if not roles or not all(roles):
-            raise ValueError(f'allow must name at least one role, not {allow!r}')
-        self._roles = roles | {'owner'}
+        self._roles = build_roles(allow)
         self._endpoints = {
             'ls': self._list,
             'file': self._send_file,
@@ -158,8 +148,11 @@ class FileShare:
         return _without_body(response) if request['method'] == 'HEAD' else response
 
     def _answer(self, connection: dict[str, Any], request: dict[str, Any]) -> _Response:
-        peer = connection.get('_peer')
-        if peer is None or self._roles.isdisjoint(peer.roles):
+        try:
+            peer = find_caller(connection)
+        except UnknownPeerError as error:
+            raise _RefusalError(403, str(error)) from None
+        if self._roles.isdisjoint(peer.roles):
             raise _RefusalError(403, 'your roles do not include one that this share allows')
         endpoint, *segments = request['path'] or ['']
         answer = self._endpoints.get(endpoint)
@@ -237,8 +230,12 @@ class FileShare:
                 except ContentChangedError:
                     yield _skipped(below, Problem.CHANGING)
                     return
-                except (FileNotFoundError, NotADirectoryError, PathError):
-                    return  # gone since its parent was read
+                except PathError:
+                    return  # something else is there since its parent was read
+                except OSError as error:
+                    if error.errno not in _NOT_THERE:
+                        raise
+                    return  # gone, or something else is there
                 signature = hashed.signature
             yield Entry(
                 text,

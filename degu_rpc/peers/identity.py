@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import logging
 import os
 import shlex
@@ -36,11 +37,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu import pki
 from degu.client import Connection, SSLClient
+from degu_rpc.errors import IdentityError, UnknownPeerError
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -59,19 +61,6 @@ _MACHINE_KEY = 'machine.key'
 _MACHINE_CERT = 'machine.crt'
 
 _log = logging.getLogger('degu_rpc.peers')
-
-
-class IdentityError(Exception):
-    """The identity on disk cannot be used: `path` is where, `remedy` what to do about it."""
-
-    def __init__(self, path: Path, problem: str, remedy: str) -> None:
-        super().__init__(f'{path} {problem}; {remedy}')
-        self.path = path
-        self.remedy = remedy
-
-
-class UnknownPeerError(Exception):
-    """Somebody proved who they are (or the kernel could not say), and it is nobody we know."""
 
 
 class PeerKind(enum.Enum):
@@ -116,7 +105,7 @@ class Identity:
     user_cert: bytes
 
     @classmethod
-    def create(cls, directory: Path, now: datetime) -> Identity:
+    def create(cls, directory: str | os.PathLike[str], now: datetime) -> Identity:
         """Make a new user and machine in *directory*, or finish what a killed `create` began.
 
         The directory and its parents are made with mode 0700 where they are missing; *now* is our
@@ -125,7 +114,7 @@ class Identity:
         Raises FileExistsError if a complete identity is there (nothing is ever replaced),
         IdentityError for what cannot be used or finished, and any other OSError.
         """
-        directory = directory.resolve()
+        directory = Path(directory).resolve()
         _make_directories(directory)
         _check_private(directory, directory.stat())
         machine_cert_file = directory / _MACHINE_CERT
@@ -139,13 +128,13 @@ class Identity:
         return cls.open(directory)
 
     @classmethod
-    def open(cls, directory: Path) -> Identity:
+    def open(cls, directory: str | os.PathLike[str]) -> Identity:
         """Read the identity in *directory* and check that it is private and fits together.
 
         Raises FileNotFoundError if there is no complete identity (`create` makes one),
         IdentityError with the remedy for one that cannot be used, and any other OSError.
         """
-        directory = directory.resolve()
+        directory = Path(directory).resolve()
         _check_private(directory, directory.stat())
         machine_pem = _read_private(directory / _MACHINE_CERT)
         with contextlib.suppress(FileNotFoundError):
@@ -274,7 +263,7 @@ def _derive_machine(cert_der: bytes, users: Mapping[str, TrustedUser]) -> Peer:
     if user is None:
         raise UnknownPeerError(
             f'machine {claimed.machine_id} says it belongs to user {claimed.user_id}, who is not '
-            'trusted here; pair with that user first'
+            'trusted here; to trust them, add that user to `users`'
         )
     ids = pki.check_issued_by(cert_der, user.ca_cert)
     return Peer(PeerKind.MACHINE, ids.user_id, ids.machine_id, user.name, user.roles, None, None)
@@ -303,6 +292,38 @@ def check_server(cert_der: bytes | None, machine_id: str) -> None:
         raise pki.CertificateError(
             pki.CertificateFault.MACHINE_ID, f'expected {machine_id}, found {found}'
         )
+
+
+def build_roles(allow: str | Collection[str]) -> frozenset[str]:
+    """Return the roles that may do something: `allow`, which is one or several, and OWNER.
+
+    Raises TypeError for what is no name, ValueError where none is named.
+    """
+    roles = frozenset({allow} if isinstance(allow, str) else allow)
+    if not all(isinstance(role, str) for role in roles):
+        raise TypeError(f'allow must be the name of a role or several, not {allow!r}')
+    if not roles or '' in roles:
+        raise ValueError(f'allow must name a role, not {allow!r}; {OWNER!r} is my own user')
+    return roles | {OWNER}
+
+
+def find_caller(connection: Mapping[str, Any]) -> Peer:
+    """Return who makes the requests of a connection that `Authenticated` has looked at.
+
+    Raises UnknownPeerError, for the caller to read: nobody knows who it is, or nobody looked.
+    """
+    if '_peer' not in connection:
+        _warn_of_missing_middleware()
+        raise UnknownPeerError('this server was set up without a way to know who calls')
+    peer: Peer | None = connection['_peer']
+    if peer is None:
+        raise UnknownPeerError('who calls is not known; use a client certificate, or a unix socket')
+    return peer
+
+
+@functools.cache  # once is enough: it is true of every request
+def _warn_of_missing_middleware() -> None:
+    _log.warning('nothing says who calls: wrap the application in Authenticated')
 
 
 class MachineClient(SSLClient):
@@ -338,6 +359,12 @@ class Authenticated:
     """
 
     def __init__(self, app: App, users: Mapping[str, TrustedUser], own_uid: int) -> None:
+        """Raises TypeError for a user whose roles are no frozenset (those of a str are letters)."""
+        for user in users.values():
+            if not isinstance(user.roles, frozenset):
+                raise TypeError(
+                    f'the roles of {user.name!r} must be a frozenset of names, not {user.roles!r}'
+                )
         self._app = app
         self._users = users
         self._own_uid = own_uid

@@ -21,12 +21,15 @@ from __future__ import annotations
 
 import inspect
 import re
+import ssl
 import threading
 import typing
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from degu.errors import DeguError, PeerRejectedError, ProtocolError
+from degu.pki import CertificateError
+from degu.wire import closes_connection
 from degu_rpc.errors import Code, CodecError, RpcError
 from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.connect import PROTOCOL_VERSION, find_codec, parse_error, read_message
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from degu.client import Client, Connection, Response
+    from degu.net import Address
     from degu_rpc.rpc.codec import Codec, Shape
 
 _Api = TypeVar('_Api')
@@ -152,9 +156,9 @@ class RpcClient:
 
         Raises RpcError: what the server answered; `unavailable` when it cannot be reached or went
         away during the call (which then may have been executed), `deadline_exceeded` when it took
-        longer than the `degu` client waits, `unauthenticated` when it refused our certificate,
-        `resource_exhausted` for a message above the limit in either direction, `internal` for an
-        answer that makes no sense.
+        longer than the `degu` client waits, `unauthenticated` when one side refused the other's
+        certificate (trying again will not help), `resource_exhausted` for a message above the limit
+        in either direction, `internal` for an answer that makes no sense.
         Raises CodecError for arguments that cannot travel, TypeError for a `result_type` that
         cannot, ValueError for a name that no service or method has; nothing was sent then.
         """
@@ -169,10 +173,11 @@ class RpcClient:
                 Code.RESOURCE_EXHAUSTED,
                 f'the arguments of {procedure} are larger than {MAX_MESSAGE_SIZE} bytes',
             )
-        response, data = self._exchange(f'{self._prefix}/{procedure}', message)
+        uri = f'{self._prefix}/{procedure}'
+        response, data = self._exchange(uri, message)
         content_type = response.headers.get('content-type')
         if response.status != 200:
-            raise parse_error(response.status, _as_text(content_type), data)
+            raise parse_error(response.status, _as_text(content_type), data, uri)
         if find_codec(_as_text(content_type)) is not codec:
             raise RpcError(
                 Code.INTERNAL,
@@ -192,7 +197,7 @@ class RpcClient:
         try:
             response = connection.request('POST', uri, self._headers, message)
             data = read_message(response.body)
-            reusable = 'close' not in str(response.headers.get('connection', '')).lower()
+            reusable = not closes_connection(response.headers)
         except (OSError, DeguError) as error:
             raise _explain(error, uri) from error
         finally:
@@ -227,9 +232,7 @@ class RpcClient:
         except BaseException as error:
             self._forget_connection()
             if isinstance(error, OSError | DeguError):
-                raise RpcError(
-                    Code.UNAVAILABLE, f'cannot connect to {self._client.address!r}: {error}'
-                ) from error
+                raise _explain_connect(error, self._client.address) from error
             raise
 
     def _put_connection(self, connection: Connection, reusable: bool) -> None:
@@ -264,7 +267,11 @@ class ServiceProxy:
         if method.startswith('_'):
             raise AttributeError(f'no method can be named {method!r}')
 
-        def call(**arguments: Any) -> Any:
+        def call(*values: Any, **arguments: Any) -> Any:
+            if values:
+                raise TypeError(
+                    f'{method}(): arguments are named here; bind() gives positional ones'
+                )
             return self._client.call(self._service, method, arguments)
 
         return call
@@ -298,6 +305,15 @@ def _merge(
         if name in arguments:
             raise TypeError(f'{method}() got {name!r} twice')
     return named | arguments
+
+
+def _explain_connect(error: OSError | DeguError, address: Address) -> RpcError:
+    """Build the error that says what it means that there is no connection."""
+    if isinstance(error, CertificateError | ssl.SSLCertVerificationError):
+        return RpcError(
+            Code.UNAUTHENTICATED, f'what answers at {address!r} is not who was meant: {error}'
+        )
+    return RpcError(Code.UNAVAILABLE, f'cannot connect to {address!r}: {error}')
 
 
 def _explain(error: OSError | DeguError, uri: str) -> RpcError:

@@ -3,8 +3,9 @@
 A message goes through two steps, and neither trusts its sender:
 
 1. `Codec.decode` turns bytes into plain values (None, bool, int, float, str, list, dict; in msgpack
-   also bytes and datetime), whatever the bytes: nothing recurses deeper than MAX_NESTING and
-   nothing is allocated because a length was claimed.
+   also bytes and datetime), whatever the bytes: nothing recurses deeper than MAX_NESTING, nothing
+   is allocated because a length was claimed, and values are counted, up to MAX_VALUES, before any
+   of them is built.
 2. A `Shape`, built once from an annotation, says which types the plain values stand for, and
    checks them strictly: `parse_value` is both steps.
 
@@ -13,13 +14,17 @@ value in one step.
 
 Types are the same through both codecs: bytes (JSON: base64; msgpack: bin), aware datetime (JSON:
 RFC 3339; msgpack: the timestamp extension), date, time and timedelta (ISO 8601), UUID, Decimal,
-enums, dataclasses, NamedTuples, msgspec structs, unions, Literal. Keys of a map are strings on the
-wire. What is not the same: msgpack has no integer beyond 64 bits (an error at the sender, never a
-rounded number), and JSON has no NaN and no infinity (an error at both ends). `Any` gives plain
-values, so a date is a str there and in JSON bytes are too.
+enums, dataclasses, NamedTuples, msgspec structs, unions, Literal. What is not the same: msgpack has
+no integer beyond 64 bits (an error at the sender, never a rounded number), and JSON has no NaN and
+no infinity (an error at both ends). `Any` gives plain values, so a date is a str there and in JSON
+bytes are too.
 
-It does not check a returned value against its annotation, beyond time zones: msgspec writes what it
-is given, and the reader checks.
+Keys of a map are str, enums or Literal, and a set holds these or bytes. The hashes of numbers,
+dates, UUID and Decimal are no secret: a peer could send thousands that have the same, and putting
+these into a set or map takes quadratic time.
+
+It does not check what it writes, beyond time zones: not a returned value against its annotation,
+and not MAX_NESTING and MAX_VALUES. msgspec writes what it is given, and the reader checks.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ import msgpack
 import msgspec
 
 from degu_rpc.errors import CodecError, Fault
-from degu_rpc.rpc.limits import MAX_FAULT_LENGTH, MAX_FAULTS, MAX_NESTING
+from degu_rpc.rpc.limits import MAX_FAULT_LENGTH, MAX_FAULTS, MAX_NESTING, MAX_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,8 +96,6 @@ def convert_plain(plain: Any, shape: Shape, codec: Codec) -> Any:
         )
     except msgspec.ValidationError as error:
         raise CodecError(_parse_fault(str(error))) from None
-    except TypeError as error:  # a list or map where a set needs what can be hashed
-        raise _fail(str(error)) from None
     if shape.has_datetime:
         _refuse_naive(value)
     return value
@@ -116,15 +119,19 @@ _ONE_CODEC_TYPES = (
     msgspec.inspect.ByteArrayType,
     msgspec.inspect.MemoryViewType,
 )
+# What is hashed: a peer must not be able to choose the hash. That of str and bytes has a secret in
+# it; enums and Literal have few values. A key that is Any is a str.
+_SET_TYPES = (
+    msgspec.inspect.StrType,
+    msgspec.inspect.BytesType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+)
 _KEY_TYPES = (
     msgspec.inspect.AnyType,
     msgspec.inspect.StrType,
-    msgspec.inspect.IntType,
     msgspec.inspect.EnumType,
     msgspec.inspect.LiteralType,
-    msgspec.inspect.UUIDType,
-    msgspec.inspect.DateType,
-    msgspec.inspect.DecimalType,
 )
 
 
@@ -148,6 +155,13 @@ def build_shape(annotation: Any) -> Shape:
                 if not isinstance(key, _KEY_TYPES):
                     raise TypeError(
                         f'{annotation!r}: {type(key).__name__} cannot be the key of a map; use str'
+                    )
+        if isinstance(info, msgspec.inspect.SetType | msgspec.inspect.FrozenSetType):
+            for item in _alternatives(info.item_type):
+                if not isinstance(item, _SET_TYPES):
+                    raise TypeError(
+                        f'{annotation!r}: {type(item).__name__} cannot be in a set: a peer may '
+                        'choose many with one hash; use a list'
                     )
         has_datetime = has_datetime or isinstance(info, msgspec.inspect.DateTimeType)
     return Shape(annotation, has_datetime)
@@ -212,6 +226,9 @@ def _fail(reason: str) -> CodecError:
     return CodecError(Fault('$', reason[:MAX_FAULT_LENGTH]))
 
 
+_TOO_MANY = f'more than {MAX_VALUES} values in one message; send them in several, or as bytes'
+
+
 def _build_map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -234,7 +251,7 @@ def _encode_json(value: Any) -> bytes:
 
 
 def _decode_json(data: bytes) -> Any:
-    _check_json_nesting(data)
+    _check_json_structure(data)
     try:
         value = _parse_json(data)
         # msgspec is strict about all but one thing: it keeps the last of two equal keys. There are
@@ -251,18 +268,29 @@ _parse_json = msgspec.json.Decoder().decode
 _find_duplicate_keys = json.JSONDecoder(object_pairs_hook=_build_map).decode
 _AS_ARRAYS = bytes.maketrans(b'{}', b'[]')
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b'[]')
+_SPACES = b' \t\r\n'
 
 
-def _check_json_nesting(data: bytes) -> None:
-    """Raise CodecError for arrays and objects nested too deep, or brackets that do not match.
+def _check_json_structure(data: bytes) -> None:
+    """Raise CodecError for too many values or keys, nesting too deep, or unmatched brackets.
 
     Before anything is decoded: the decoder recurses, and the stack of a thread is small.
     """
-    if data.count(b'[') + data.count(b'{') <= MAX_NESTING:
+    opened = data.count(b'[') + data.count(b'{')
+    if opened <= MAX_NESTING and opened + data.count(b',') + data.count(b':') < MAX_VALUES:
         return
-    # What is outside of strings is every second part between quotes that are not escaped.
-    parts = data.replace(rb'\\', b'').replace(rb'\"', b'').split(b'"')[::2]
-    brackets = b''.join(parts).translate(_AS_ARRAYS).translate(None, _NO_BRACKETS)
+    # What is outside of strings is every second part between quotes that are not escaped. Each
+    # string is a value or a key, and too many are not even taken apart.
+    data = data.replace(rb'\\', b'').replace(rb'\"', b'')
+    if data.count(b'"') > 2 * MAX_VALUES:
+        raise _fail(_TOO_MANY)
+    outside = b'"'.join(data.split(b'"')[::2]).translate(_AS_ARRAYS, _SPACES)
+    # One value is the whole. Each comma and colon has one behind it, and so has each bracket unless
+    # it is closed at once.
+    count = 1 + sum(map(outside.count, (b',', b':', b'['))) - outside.count(b'[]')
+    if count > MAX_VALUES:
+        raise _fail(_TOO_MANY)
+    brackets = outside.translate(None, _NO_BRACKETS)
     for _ in range(MAX_NESTING):
         brackets = brackets.replace(b'[]', b'')  # the innermost level
     if brackets:
@@ -289,6 +317,7 @@ def _decode_msgpack(data: bytes) -> Any:
     try:
         # unpackb makes room for as many items as a header claims, so first see that they are there.
         _skip_msgpack(data)
+        _count_msgpack(data)
         value = msgpack.unpackb(
             data, timestamp=3, object_pairs_hook=_build_map, ext_hook=_refuse_extension
         )
@@ -305,6 +334,51 @@ def _refuse_extension(code: int, _data: bytes) -> NoReturn:
 
 _MSGPACK_TYPES = (bytes, datetime)
 _skip_msgpack = msgspec.msgpack.Decoder(msgspec.Raw).decode
+
+
+def _measure_msgpack(first: int) -> tuple[int, int]:
+    """Return what a first byte says: bytes up to the next value, and bytes of a length in front.
+
+    Source: msgpack specification, "Overview" of the formats.
+    """
+    if 0xA0 <= first <= 0xBF:  # fixstr
+        return 1 + (first & 0x1F), 0
+    return _MSGPACK_SIZES.get(first, (1, 0))
+
+
+_MSGPACK_SIZES = dict(
+    enumerate(
+        [
+            *[(2, 1), (3, 2), (5, 4)],  # bin
+            *[(3, 1), (4, 2), (6, 4)],  # ext
+            *[(5, 0), (9, 0)],  # float
+            *[(2, 0), (3, 0), (5, 0), (9, 0)],  # uint
+            *[(2, 0), (3, 0), (5, 0), (9, 0)],  # int
+            *[(3, 0), (4, 0), (6, 0), (10, 0), (18, 0)],  # fixext
+            *[(2, 1), (3, 2), (5, 4)],  # str
+            *[(3, 0), (5, 0), (3, 0), (5, 0)],  # array and map
+        ],
+        0xC4,
+    )
+)
+_MSGPACK_STEPS = [_measure_msgpack(first) for first in range(256)]
+
+
+def _count_msgpack(data: bytes) -> None:
+    """Raise ValueError for too many values and keys in `data`, one whole message."""
+    if len(data) <= MAX_VALUES:
+        return
+    position = count = 0
+    while position < len(data):
+        count += 1
+        if count > MAX_VALUES:
+            raise ValueError(_TOO_MANY)
+        step, width = _MSGPACK_STEPS[data[position]]
+        if width:
+            step += int.from_bytes(data[position + 1 : position + 1 + width])
+        position += step
+
+
 # What is left of a message without these bytes is at least the first byte of each array and map.
 _NO_CONTAINERS = bytes(set(range(256)) - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
 

@@ -26,18 +26,19 @@ from typing import TYPE_CHECKING, Any
 
 from degu.bodies import ChunkedInput
 from degu.errors import BodyTooLargeError
-from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError
+from degu_rpc.peers import find_caller
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
-from degu_rpc.rpc.service import Context, build_internal_error
+from degu_rpc.rpc.service import Context, Service, build_internal_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from degu.bodies import Input
     from degu.rgi import Response
+    from degu_rpc.peers import Peer
     from degu_rpc.rpc.codec import Codec
-    from degu_rpc.rpc.service import Service
 
 PROTOCOL_VERSION = '1'
 
@@ -60,6 +61,11 @@ _INFERRED_CODES = {
     504: Code.UNAVAILABLE,
 }
 
+_ESCAPES = {
+    control: chr(control).encode('unicode_escape').decode()
+    for control in (*range(0x20), *range(0x7F, 0xA0))
+}
+
 
 class RpcApp:
     """An RGI app that serves services; it can be mounted at any prefix."""
@@ -67,7 +73,9 @@ class RpcApp:
     # Set once: _services.
 
     def __init__(self, services: Iterable[Service]) -> None:
-        """Raises ValueError for two services with one name."""
+        """Raises ValueError for two services with one name, TypeError for a service on its own."""
+        if isinstance(services, Service):
+            raise TypeError('services must be several, or a list with one: RpcApp([service])')
         self._services: dict[str, Service] = {}
         for service in services:
             if service.name in self._services:
@@ -79,20 +87,24 @@ class RpcApp:
         path = request['path']
         service = self._services.get(path[0]) if len(path) == 2 else None
         if service is None:
-            return _refuse(request, 404, 'Not Found')
+            return _refuse(request, 404, 'Not Found', 'no such service here: check prefix and name')
         if request['method'] != 'POST':
-            return _refuse(request, 405, 'Method Not Allowed', allow='POST')
+            return _refuse(
+                request, 405, 'Method Not Allowed', 'a call is a POST request', allow='POST'
+            )
         headers = request['headers']
         codec = find_codec(headers.get('content-type'))
         if codec is None:
-            return _refuse(request, 415, 'Unsupported Media Type', **{'accept-post': _ACCEPT_POST})
+            why = f'content-type must be one of these: {_ACCEPT_POST}'
+            return _refuse(
+                request, 415, 'Unsupported Media Type', why, **{'accept-post': _ACCEPT_POST}
+            )
         try:
             _check_headers(headers)
-            method = service.authorize(path[1], connection.get('_peer'))
+            peer = _find_caller(connection)
+            method = service.authorize(path[1], peer)
             data = read_message(request['body'])
-            result = method.call(
-                data, codec, Context(connection['_peer'], method.full_name, headers)
-            )
+            result = method.call(data, codec, Context(peer, method.full_name, headers))
             if len(result) > MAX_MESSAGE_SIZE:
                 raise RpcError(Code.RESOURCE_EXHAUSTED, _too_large('the result'))
         except RpcError as error:
@@ -110,8 +122,20 @@ def _answer_error(request: dict[str, Any], error: RpcError) -> Response:
     return status, reason, {'content-type': JSON.content_type, **_close_unread(request)}, data
 
 
-def _refuse(request: dict[str, Any], status: int, reason: str, **headers: str) -> Response:
-    return status, reason, {**headers, **_close_unread(request)}, None
+def _refuse(
+    request: dict[str, Any], status: int, reason: str, why: str, **headers: str
+) -> Response:
+    """Answer what is no call. `why` holds nothing of the request."""
+    body = None if request['method'] == 'HEAD' else f'{why}\n'.encode()
+    headers['content-type'] = 'text/plain; charset=utf-8'
+    return status, reason, {**headers, **_close_unread(request)}, body
+
+
+def _find_caller(connection: dict[str, Any]) -> Peer:
+    try:
+        return find_caller(connection)
+    except UnknownPeerError as error:
+        raise RpcError(Code.UNAUTHENTICATED, str(error)) from None
 
 
 def _close_unread(request: dict[str, Any]) -> dict[str, str]:
@@ -175,10 +199,11 @@ def format_error(error: RpcError) -> bytes:
     return JSON.encode({**content, 'details': error.details} if error.details else content)
 
 
-def parse_error(status: int, content_type: str | None, data: bytes) -> RpcError:
+def parse_error(status: int, content_type: str | None, data: bytes, uri: str) -> RpcError:
     """Build the error that a response other than 200 means, whatever is in it.
 
-    Where it is no error in JSON the code is inferred from the HTTP status.
+    Where it is no error in JSON the code is inferred from the HTTP status, and `uri` is named.
+    Control characters in its message are escaped: messages are printed in terminals.
     """
     try:
         content = JSON.decode(data) if find_codec(content_type) is JSON else None
@@ -192,9 +217,11 @@ def parse_error(status: int, content_type: str | None, data: bytes) -> RpcError:
         message = content.get('message', '')
         details = content.get('details', [])
         if code is not None and isinstance(message, str) and _is_list_of_maps(details):
-            return RpcError(code, message, details)
+            return RpcError(code, message.translate(_ESCAPES), details)
+    advice = '; is the prefix right?' if status == 404 else ''
     return RpcError(
-        _INFERRED_CODES.get(status, Code.UNKNOWN), f'the server answered with HTTP status {status}'
+        _INFERRED_CODES.get(status, Code.UNKNOWN),
+        f'the server answered {uri} with HTTP status {status}{advice}',
     )
 
 

@@ -4,6 +4,8 @@ MAX_MESSAGE_SIZE = 4 * 1024 * 1024
 """Bytes of one message, either way."""
 MAX_NESTING = 64
 """Arrays and maps inside each other."""
+MAX_VALUES = 100_000
+"""Values in one message, with arrays, maps and keys. 4 MiB of empty maps would become 360 MiB."""
 MAX_FAULTS = 16
 """Faults that one error tells of ..."""
 MAX_FAULT_LENGTH = 200

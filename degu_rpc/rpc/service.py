@@ -36,11 +36,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from degu_rpc.errors import Code, CodecError, Fault, RpcError
-from degu_rpc.peers import OWNER
+from degu_rpc.peers import build_roles
 from degu_rpc.rpc.codec import Shape, build_error, build_shape, convert_plain, format_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from typing import Never
 
     from degu_rpc.peers import Peer
     from degu_rpc.rpc.codec import Codec
@@ -165,7 +166,11 @@ class Service:
         return types.MappingProxyType(self._methods)
 
     def method(
-        self, *, allow: str | Collection[str], safe: bool = False, idempotent: bool = False
+        self,
+        *misplaced: Never,
+        allow: str | Collection[str],
+        safe: bool = False,
+        idempotent: bool = False,
     ) -> Callable[[_Function], _Function]:
         """Declare that a function may be called by peers with the role `allow`, or one of them.
 
@@ -176,11 +181,9 @@ class Service:
         function that cannot be called from elsewhere, and says why, and ValueError for a name that
         is taken.
         """
-        roles = frozenset({allow} if isinstance(allow, str) else allow)
-        if not all(isinstance(role, str) for role in roles):
-            raise TypeError(f'allow must be the name of a role or several, not {allow!r}')
-        if not roles or '' in roles:
-            raise ValueError(f'allow must name a role, not {allow!r}; {OWNER!r} is my own user')
+        if misplaced:
+            raise TypeError("write @service.method(allow='role'), with nothing before allow")
+        roles = build_roles(allow)
 
         def declare(function: _Function) -> _Function:
             name = function.__name__
@@ -191,7 +194,7 @@ class Service:
                 raise ValueError(f'{full_name} is declared already')
             try:
                 self._methods[name] = _build_method(
-                    full_name, function, roles | {OWNER}, safe, idempotent or safe
+                    full_name, function, roles, safe, idempotent or safe
                 )
             except (TypeError, NameError) as error:
                 raise TypeError(f'{full_name}: {error}') from error
@@ -199,17 +202,12 @@ class Service:
 
         return declare
 
-    def authorize(self, name: str, peer: Peer | None) -> Method:
+    def authorize(self, name: str, peer: Peer) -> Method:
         """Return the method `name` if `peer` may call it.
 
-        Raises RpcError: `unauthenticated` where nobody knows who calls, `unimplemented` for a
-        method that is not there, `permission_denied` for a peer without one of its roles.
+        Raises RpcError: `unimplemented` for a method that is not there, `permission_denied` for a
+        peer without one of its roles.
         """
-        if peer is None:
-            raise RpcError(
-                Code.UNAUTHENTICATED,
-                'who calls is not known; use a client certificate, or a unix socket',
-            )
         method = self._methods.get(name)
         if method is None:
             raise RpcError(Code.UNIMPLEMENTED, f'{self.name} has no method {name}')

@@ -6,7 +6,9 @@ import pickle
 
 import pytest
 
-from degu_rpc.errors import Code, CodecError, Fault, RpcError
+from degu.errors import DeguError
+from degu_rpc import errors
+from degu_rpc.errors import Code, CodecError, DeguRpcError, Fault, RpcError
 
 # Source: Connect protocol, "Error Codes".
 STATUSES = {
@@ -61,3 +63,10 @@ def test_codec_error_names_every_fault() -> None:
     error = CodecError(Fault('$.a', 'missing'), Fault('$.b[1]', 'expected int, got str'))
     assert str(error) == '$.a: missing; $.b[1]: expected int, got str'
     assert error.faults[1].path == '$.b[1]'
+
+
+def test_every_error_has_the_one_base() -> None:
+    found = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
+    assert len(found) > 10
+    assert all(issubclass(c, DeguRpcError) for c in found)
+    assert not issubclass(DeguRpcError, DeguError)

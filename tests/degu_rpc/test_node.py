@@ -77,3 +77,23 @@ def test_an_address_that_cannot_be_had_leaves_nothing_open(pair, tmp_path):
             node.tls_address,
         )
     assert not (tmp_path / 'other.sock').exists()
+
+
+def test_a_node_that_was_never_entered_frees_what_it_bound(pair, tmp_path):
+    path = tmp_path / 'node.sock'
+    node = Node(pair.here, pair.users, pair.there.user_cert_file, tell_peer, path)
+    assert path.exists()
+    for _ in range(2):
+        node.close()
+        assert not path.exists()
+    again = (pair.here, pair.users, pair.there.user_cert_file, tell_peer, path, node.tls_address)
+    Node(*again).close()
+
+
+def test_closing_a_node_a_second_time_does_nothing(pair, tmp_path):
+    path = tmp_path / 'node.sock'
+    with Node(pair.here, pair.users, pair.there.user_cert_file, tell_peer, path) as node:
+        assert ask(Client(str(path))) == f'local None {os.getuid()}'
+        node.close()
+        assert not path.exists()
+    node.close()

@@ -29,7 +29,8 @@ class WithRoles:
     def on_connect(self, sock: Any, connection: dict[str, Any]) -> bool:
         if self.roles:
             connection['_peer'] = types.SimpleNamespace(roles=self.roles)
-        return True
+        on_connect = getattr(self.app, 'on_connect', None)
+        return on_connect is None or bool(on_connect(sock, connection))
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
         return self.app(connection, request)

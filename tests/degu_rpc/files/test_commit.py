@@ -68,6 +68,32 @@ def test_temporary_files_and_our_directories_are_private(top, workspace):
     assert (top / '.degu' / 'tmp').stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize('name', ['.degu', '.degu/tmp', '.degu/swap', '.degu/trash'])
+@pytest.mark.parametrize('mode', [0o720, 0o702])
+def test_directories_that_others_may_write_to_are_not_used(top, name, mode):
+    (top / name).mkdir(parents=True)
+    (top / '.degu').chmod(0o700)
+    (top / name).chmod(mode)
+    with Root(top) as root, pytest.raises(BlockedError, match='nobody else may write') as caught:
+        Workspace(root)
+    assert caught.value.path == name
+    (top / name).chmod(0o755)
+    with Root(top) as root, Workspace(root):
+        pass
+
+
+@pytest.mark.parametrize('name', ['.degu', '.degu/tmp', '.degu/swap', '.degu/trash'])
+def test_directories_of_another_user_are_not_used(top, name):
+    if os.geteuid() != 0:
+        pytest.skip('giving a directory away needs privileges')
+    (top / name).mkdir(parents=True)
+    (top / '.degu').chmod(0o700)
+    os.chown(top / name, 12345, -1)
+    with Root(top) as root, pytest.raises(BlockedError, match='belongs to user 12345') as caught:
+        Workspace(root)
+    assert caught.value.path == name
+
+
 def test_a_peer_cannot_make_a_program_setuid(top, workspace):
     workspace.commit([stage(workspace, (b'f',), b'new', mode=0o6755)])
     assert (top / 'f').stat().st_mode & 0o7777 == 0o755

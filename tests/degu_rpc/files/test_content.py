@@ -8,6 +8,7 @@ import time
 import pytest
 
 from degu_rpc.errors import ContentChangedError
+from degu_rpc.files import content
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.content import (
     RECORD_SIZE,
@@ -31,8 +32,8 @@ def opened(tmp_path):
 
 
 def test_a_file_is_hashed_as_it_is(opened):
-    content = os.pread(opened, 4_000_000, 0)
-    assert hash_file(opened, ()) == (signature_of(os.fstat(opened)), build_manifest(content))
+    held = os.pread(opened, 4_000_000, 0)
+    assert hash_file(opened, ()) == (signature_of(os.fstat(opened)), build_manifest(held))
 
 
 @pytest.mark.parametrize(
@@ -73,15 +74,17 @@ def test_the_cache_trusts_only_what_had_rested():
     assert cache.find((b'other',), OLD) is None
 
 
-def test_the_cache_forgets_the_oldest_first_and_keeps_its_bound():
-    cache = HashCache(max_remembered=3 * (RECORD_SIZE + 32))
+def test_the_cache_forgets_the_oldest_first_and_keeps_its_bound(monkeypatch):
+    monkeypatch.setattr(content, 'MAX_REMEMBERED', 3 * (RECORD_SIZE + 32))
+    cache = HashCache()
     added = [cache.add((b'%d' % n,), OLD, build_manifest(b'%d' % n)) for n in range(10)]
     found = [cache.find_root(hashed.root) for hashed in added]
     assert found == [None] * 7 + added[7:]
 
 
-def test_the_cache_keeps_one_manifest_of_any_size():
-    cache = HashCache(max_remembered=1)
+def test_the_cache_keeps_one_manifest_of_any_size(monkeypatch):
+    monkeypatch.setattr(content, 'MAX_REMEMBERED', 1)
+    cache = HashCache()
     hashed = cache.add((b'a',), OLD, build_manifest(b'a'))
     assert cache.find_root(hashed.root) == hashed
 

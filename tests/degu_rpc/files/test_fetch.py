@@ -25,8 +25,9 @@ from degu_rpc.errors import (
     ShareRefusedError,
     TransferCanceledError,
 )
-from degu_rpc.files import FileShare, Problem, Skipped, fetch
-from degu_rpc.files.blocks import build_manifest, format_manifest
+from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, remote
+from degu_rpc.files.blocks import build_manifest, format_manifest, manifest_size
+from degu_rpc.files.limits import MAX_ERROR_TEXT
 from degu_rpc.files.receive import find_runs
 
 KIB = 1024
@@ -158,6 +159,28 @@ def test_special_files_are_reported_and_the_rest_arrives(client, source, here):
     result = fetch(client, '', '', here)
     assert result.skipped == (Skipped('fifo', Problem.SPECIAL),)
     assert sorted(os.listdir(here)) == ['.degu', 'f']
+
+
+def test_a_listing_with_too_many_entries_is_refused_before_anything_is_written(
+    client, source, here, monkeypatch
+):
+    for name in 'abc':
+        (source / name).write_bytes(b'content')
+    monkeypatch.setattr(plan, 'MAX_ENTRIES', 3)  # the directory itself is one
+    with pytest.raises(ListingError, match='more than 3 entries'):
+        fetch(client, '', '', here)
+    assert os.listdir(here) == ['.degu']
+    monkeypatch.setattr(plan, 'MAX_ENTRIES', 4)
+    assert fetch(client, '', '', here).files_fetched == 3
+
+
+@pytest.mark.parametrize('extra', [0, 1])
+def test_the_explanation_of_an_error_is_read_up_to_its_limit(serve, here, extra):
+    text = b'x' * (MAX_ERROR_TEXT + extra)
+    client = serve(lambda connection, request: (500, 'Broken', {}, text))
+    with pytest.raises(ShareRefusedError) as caught:
+        fetch(client, '', '', here)
+    assert caught.value.reason == ('Broken' if extra else text.decode())
 
 
 # --- the second time ----------------------------------------------------------------------------
@@ -464,6 +487,101 @@ def test_a_listing_that_lies_about_a_size_gets_no_further(lying, source, here, m
     assert os.listdir(here) == ['.degu']
 
 
+def test_what_was_skipped_counts_as_an_entry(lying, here, monkeypatch):
+    monkeypatch.setattr(plan, 'MAX_ENTRIES', 3)
+    skipped = {'path': 'a', 'kind': 'skipped'}
+    assert len(fetch(lying(ls=listing_of(TOP, *[skipped] * 2)), '', '', here).skipped) == 2
+    with pytest.raises(ListingError, match='more than 3 entries'):
+        fetch(lying(ls=listing_of(TOP, *[skipped] * 3)), '', '', here)
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        {'path': 'a' * 100, 'kind': 'directory'},
+        {'path': 'a' * 100, 'kind': 'skipped'},
+        {'path': 'a', 'kind': 'symlink', 'target': 't' * 99},
+        {'path': 'a', 'kind': 'file', 'root': 'r' * 99},
+    ],
+)
+def test_a_listing_with_too_much_text_is_refused(lying, here, monkeypatch, entry):
+    client = lying(ls=listing_of(TOP, entry))
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 100 + 2 * plan.NAME_COST - 1)
+    with pytest.raises(ListingError, match='bytes of text'):
+        fetch(client, '', '', here)
+    assert os.listdir(here) == ['.degu']
+
+
+def test_each_name_of_a_path_counts_as_text(lying, here, monkeypatch):
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 20 * plan.NAME_COST)
+    path = '/'.join('a' * 20)
+    with pytest.raises(ListingError, match='bytes of text'):
+        fetch(lying(ls=listing_of(TOP, {'path': path, 'kind': 'skipped'})), '', '', here)
+
+
+def lying_roots(lie):
+    """Lie when a file's root is asked for, not when a tree is listed."""
+
+    def answer(app, connection, request):
+        asked = request['query'] == 'roots=1'
+        return (lie if asked else FileShare.__call__)(app, connection, request)
+
+    return answer
+
+
+def test_a_second_record_for_one_file_is_refused(lying, source, here):
+    (source / 'f').write_bytes(b'y' * (3 * BLOCK))
+    entry = {'path': '', 'kind': 'file', 'size': 3 * BLOCK, 'root': 'a' * 52}
+    lie = lying_roots(listing_of(entry, {**entry, 'path': 'a'}))
+    with pytest.raises(ListingError, match='something is in it'):
+        fetch(lying(ls=lie), '', 'f', here)
+
+
+def test_what_is_in_a_directory_that_was_a_file_is_not_read(lying, source, here):
+    (source / 'f').write_bytes(b'y' * (3 * BLOCK))
+    sent = []
+
+    def lie(app, connection, request):
+        def chunks():
+            yield json.dumps(TOP).encode() + b'\n'
+            while len(sent) < 200:
+                sent.append(True)
+                yield b'{"path":"a","kind":"directory"}\n' * (MIB // 32)
+            yield b''
+
+        body = connection['rgi.ChunkedOutput'](chunks())
+        return (200, 'OK', {'content-type': 'application/x-ndjson'}, body)
+
+    result = fetch(lying(ls=lying_roots(lie)), '', 'f', here)
+    assert result.skipped == (Skipped('f', Problem.VANISHED),)
+    assert len(sent) < 200
+
+
+def test_a_manifest_above_its_limit_is_not_even_asked_for(lying, source, here, monkeypatch):
+    fill(source)
+    asked = []
+
+    def lie(app, connection, request):
+        asked.append(True)
+        return app(connection, request)
+
+    monkeypatch.setattr(remote, 'MAX_MANIFEST', manifest_size(3 * BLOCK))
+    fetch(lying(manifest=lie), '', 'three-blocks', here)
+    assert asked == [True]
+    with pytest.raises(ListingError, match='its manifest'):
+        fetch(lying(manifest=lie), '', 'larger', here)
+    assert asked == [True]
+
+
+def test_a_file_that_became_too_large_since_the_listing_is_refused(lying, source, here):
+    (source / 'f').write_bytes(b'y' * (3 * BLOCK))
+    entry = {'path': '', 'kind': 'file', 'size': 2**50, 'root': 'a' * 52}
+    with pytest.raises(NoSpaceError) as caught:
+        fetch(lying(ls=lying_roots(listing_of(entry))), '', 'f', here)
+    assert caught.value.needed == 2**50 - 3 * BLOCK
+    assert private(here, 'tmp') == []
+
+
 @pytest.mark.parametrize('length', [0, 1, 5 * BLOCK, 6 * BLOCK])
 def test_an_answer_of_another_length_is_refused(lying, source, here, length):
     fill(source)
@@ -502,6 +620,13 @@ def test_an_error_of_the_share_is_an_error_here(lying, source, here, status):
     with pytest.raises(ShareRefusedError, match='explanation') as caught:
         fetch(lying(ls=lambda *_: answer), '', 'larger', here)
     assert caught.value.status == status
+
+
+def test_the_words_of_a_share_can_do_nothing_to_a_terminal(lying, here):
+    answer = (500, 'Because', {}, '\x1b]0;evil\x07 a\nb\x7f \x9b31m é'.encode())
+    with pytest.raises(ShareRefusedError) as caught:
+        fetch(lying(ls=lambda *_: answer), '', '', here)
+    assert caught.value.reason == r'\x1b]0;evil\x07 a\x0ab\x7f \x9b31m é'
 
 
 # --- files that change meanwhile ----------------------------------------------------------------
@@ -727,6 +852,32 @@ def test_a_fetch_that_was_canceled_before_it_began_writes_nothing(client, source
     assert os.listdir(here) == ['.degu']
 
 
+@pytest.mark.parametrize('query', ['recursive=1', 'roots=1'])
+def test_a_share_that_only_sends_heartbeats_does_not_hold_up_a_cancel(lying, source, here, query):
+    (source / 'f').write_bytes(b'y' * (3 * BLOCK))
+    cancel = threading.Event()
+
+    def lie(app, connection, request):
+        if request['query'] != query:
+            return app(connection, request)
+
+        def chunks():
+            for number in range(300):
+                if number == 3:
+                    cancel.set()
+                yield b'\n'
+                gone.wait(0.01)
+            yield b''
+
+        body = connection['rgi.ChunkedOutput'](chunks())
+        return (200, 'OK', {'content-type': 'application/x-ndjson'}, body)
+
+    gone = threading.Event()
+    with pytest.raises(TransferCanceledError):
+        fetch(lying(ls=lie), '', 'f', here, cancel=cancel)
+    gone.set()
+
+
 def test_progress_counts_to_the_end(client, source, here):
     count = fill(source)
     seen = []
@@ -820,6 +971,41 @@ def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file_and_resumes(lying, s
     result = fetch(lying(), '', 'f', tiny)
     assert (tiny / 'f').read_bytes() == content
     assert result.bytes_fetched < len(content)
+
+
+def test_small_files_that_are_larger_than_listed_do_not_fill_the_disk(lying, source, tiny):
+    names = [str(number) for number in range(40)]
+    for name in names:
+        (source / name).write_bytes(bytes(100 * KIB))
+    entries = [{'path': name, 'kind': 'file', 'size': 1} for name in names]
+    with pytest.raises(NoSpaceError) as caught:
+        fetch(lying(ls=listing_of(TOP, *entries)), '', '', tiny)
+    assert caught.value.needed == 100 * KIB - 1
+
+
+@pytest.mark.parametrize(('changed', 'fits'), [(0, True), (8, False)])
+def test_what_was_begun_in_vain_counts_when_a_file_is_begun_again(
+    lying, source, tiny, changed, fits
+):
+    (source / 'f').write_bytes(b'1' * (12 * BLOCK))
+    done = []
+
+    def lie(app, connection, request):
+        response = app(connection, request)
+        if not done:
+            done.append(True)
+            with (source / 'f').open('r+b') as file:
+                file.seek(changed * BLOCK)
+                file.write(b'2' * BLOCK)
+        return response
+
+    if fits:
+        fetch(lying(data=lie), '', 'f', tiny)
+        assert (tiny / 'f').read_bytes() == (source / 'f').read_bytes()
+    else:
+        with pytest.raises(NoSpaceError) as caught:
+            fetch(lying(data=lie), '', 'f', tiny)
+        assert caught.value.needed == changed * BLOCK
 
 
 LIMITED = f"""

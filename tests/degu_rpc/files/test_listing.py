@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from degu_rpc.errors import ListingError
+from degu_rpc.files.limits import MAX_RECORD
 from degu_rpc.files.listing import (
     HEARTBEAT,
-    MAX_RECORD,
     Entry,
     Kind,
     Media,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from degu_rpc.errors import PathError
 from degu_rpc.files import paths
 from degu_rpc.files.commit import RENAME_EXCHANGE, _renameat2
+from degu_rpc.files.limits import MAX_DEPTH
 from degu_rpc.files.paths import Root, format_path, parse_path
 
 names = st.binary(min_size=1, max_size=255).filter(
@@ -19,6 +20,13 @@ names = st.binary(min_size=1, max_size=255).filter(
         name not in {b'.', b'..'} and not set(b'/\0') & set(name) and name.lower() != b'.degu'
     )
 )
+
+
+@pytest.mark.parametrize('text', ['a', 'a/b/c'])
+def test_a_path_of_the_deepest_length_is_taken_and_no_deeper(text):
+    assert len(parse_path('/'.join(['a'] * MAX_DEPTH))) == MAX_DEPTH
+    with pytest.raises(PathError, match=f'more than {MAX_DEPTH} names'):
+        parse_path('/'.join([text] * MAX_DEPTH + ['a']))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +226,7 @@ def test_make_directory_says_whether_it_did(inside):
 def test_our_own_directory_is_not_reached_through_a_symlink(inside, outside):
     (inside / '.degu').symlink_to(outside)
     with Root(inside) as root, pytest.raises(NotADirectoryError):
-        root.open_private(b'tmp')
+        root.open_private()
     assert sorted(os.listdir(outside)) == ['inner', 'secret']
 
 

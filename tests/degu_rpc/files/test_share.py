@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from degu.rgi import ContentRange, Range, Validator
-from degu_rpc.files import FileShare, share
+from degu_rpc.files import FileShare, limits, share
 from degu_rpc.files.blocks import build_manifest, parse_manifest
 from degu_rpc.files.listing import Entry, Kind, Media, Problem, parse_listing
+from degu_rpc.peers import Authenticated
 
 BIG = bytes(range(256)) * 2000
 
@@ -89,9 +90,23 @@ def test_a_caller_that_is_not_known_learns_nothing(serve, top, uri):
         assert refused(connection.get(uri)) == 403
 
 
+def test_a_caller_is_told_why_nobody_knows_it(serve, top):
+    with FileShare(top, 'peer') as app:
+        with serve(app, anonymous=True).connect() as connection:
+            assert b'this server was set up without' in connection.get('/ls').body.read()
+        wrapped = Authenticated(app, {}, os.getuid())
+        with serve(wrapped, anonymous=True).connect() as connection:
+            assert b'use a client certificate' in connection.get('/ls').body.read()
+
+
+def test_a_role_that_is_no_name_is_a_mistake(top):
+    with pytest.raises(TypeError, match='name of a role'):
+        FileShare(top, [None])
+
+
 @pytest.mark.parametrize('allow', ['', [], [''], ()])
 def test_a_share_for_nobody_is_a_mistake(top, allow):
-    with pytest.raises(ValueError, match='at least one role'):
+    with pytest.raises(ValueError, match='must name a role'):
         FileShare(top, allow)
 
 
@@ -248,7 +263,7 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
     monkeypatch.setattr(share, 'hash_steps', steps)
     entry = listed(connection, '/ls/restless?roots=1')['']
     assert entry == Entry('', Kind.SKIPPED, problem=Problem.CHANGING)
-    assert count >= share.HASH_ATTEMPTS
+    assert count >= limits.HASH_ATTEMPTS
 
 
 def test_a_tree_that_vanishes_while_it_is_listed_ends_well(top):
@@ -260,6 +275,22 @@ def test_a_tree_that_vanishes_while_it_is_listed_ends_well(top):
         found += list(entries)
     assert found[0].path == ''
     assert 'dir/inner/f' not in {entry.path for entry in found if entry}
+
+
+def test_a_file_swapped_for_a_symlink_as_it_is_opened_does_not_cut_off_the_listing(
+    connection, top, monkeypatch
+):
+    really_open = os.open
+
+    def swap_and_open(name, *args, **kwargs):
+        if name == b'empty':
+            (top / 'empty').unlink()
+            (top / 'empty').symlink_to('small')
+        return really_open(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, 'open', swap_and_open)
+    assert set(listed(connection, '/ls?roots=1')) == {'', 'dir', 'dir-link', 'link', 'small'}
+    assert (top / 'empty').is_symlink()
 
 
 def test_a_tree_deeper_than_a_path_may_be_is_cut_and_reported(connection, top):
@@ -277,7 +308,7 @@ def test_a_tree_deeper_than_a_path_may_be_is_cut_and_reported(connection, top):
     ]
     ((path, entry),) = skipped
     assert entry.problem is Problem.NAME
-    assert share.MAX_PATH_TEXT < len(path) <= share.MAX_PATH_TEXT + 256
+    assert limits.MAX_PATH_TEXT < len(path) <= limits.MAX_PATH_TEXT + 256
     subprocess.run(['rm', '-rf', str(top)], check=True)
 
 

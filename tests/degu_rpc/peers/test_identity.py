@@ -32,10 +32,12 @@ from degu_rpc.peers import (
     PeerKind,
     TrustedUser,
     UnknownPeerError,
+    build_roles,
     check_server,
     derive_peer,
+    find_caller,
 )
-from degu_rpc.peers.identity import OVERFLOW_UID
+from degu_rpc.peers.identity import OVERFLOW_UID, _warn_of_missing_middleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,6 +104,13 @@ def test_an_identity_names_what_its_certificates_say(alice: Identity) -> None:
     ids = pki.check_issued_by(machine_cert(alice), alice.user_cert)
     assert ids == (alice.user_id, alice.machine_id)
     assert pki.parse_cert_pem(alice.user_cert_file.read_bytes()) == alice.user_cert
+
+
+def test_a_directory_may_be_given_as_text(tmp_path: Path) -> None:
+    home = str(tmp_path / 'home')
+    identity = Identity.create(home, NOW)
+    assert Identity.open(home) == identity
+    assert identity.directory == Path(home)
 
 
 def test_create_never_replaces_an_identity(tmp_path: Path) -> None:
@@ -374,6 +383,7 @@ def test_a_stranger_is_refused_by_id(alice: Identity, bob: Identity) -> None:
         derive_peer({'ssl_peer_cert': machine_cert(bob)}, users(trust(alice, 'me')), OWN_UID)
     assert bob.user_id in str(info.value)
     assert bob.machine_id in str(info.value)
+    assert 'add that user to `users`' in str(info.value)
 
 
 def forge_machine(claimed: Identity, signer: Identity) -> bytes:
@@ -613,3 +623,51 @@ def test_a_server_without_a_certificate_is_refused(alice: Identity) -> None:
     with pytest.raises(pki.CertificateError) as info:
         check_server(None, alice.machine_id)
     assert info.value.fault is pki.CertificateFault.MISSING
+
+
+# --- who may ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('roles', ['friend', ['friend'], None])
+def test_roles_that_are_no_frozenset_are_refused(alice: Identity, roles: Any) -> None:
+    friend = TrustedUser(alice.user_id, alice.user_cert, 'Alice', roles)
+    with pytest.raises(TypeError, match="'Alice' must be a frozenset"):
+        Authenticated(answer, users(friend), OWN_UID)
+
+
+def test_roles_are_those_that_are_named_and_the_owner() -> None:
+    assert build_roles('peer') == {'peer', OWNER}
+    assert build_roles(['a', 'b']) == {'a', 'b', OWNER}
+
+
+@pytest.mark.parametrize(
+    ('allow', 'error'),
+    [('', ValueError), ([], ValueError), (['a', ''], ValueError), ([b'a'], TypeError)],
+)
+def test_roles_that_are_no_names_are_refused(allow: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match='allow must'):
+        build_roles(allow)
+
+
+def test_a_caller_whom_nobody_looked_at_is_unknown_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _warn_of_missing_middleware.cache_clear()
+    with caplog.at_level(logging.WARNING, 'degu_rpc.peers'):
+        for _ in range(3):
+            with pytest.raises(UnknownPeerError, match='set up without'):
+                find_caller({})
+    assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
+        (logging.WARNING, 'nothing says who calls: wrap the application in Authenticated')
+    ]
+
+
+def test_a_caller_who_showed_nothing_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UnknownPeerError, match='use a client certificate'):
+        find_caller({'_peer': None})
+    assert caplog.records == []
+
+
+def test_a_caller_is_whom_the_middleware_found() -> None:
+    peer = Peer(PeerKind.LOCAL, None, None, 'uid:7', frozenset(), 7, 7)
+    assert find_caller({'_peer': peer}) is peer

@@ -30,7 +30,8 @@ class WithRoles:
         self.connections += 1
         if self.roles is not None:
             connection['_peer'] = build_peer(*self.roles)
-        return True
+        on_connect = getattr(self.app, 'on_connect', None)
+        return on_connect is None or bool(on_connect(sock, connection))
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
         return self.app(connection, request)

@@ -16,6 +16,7 @@ from degu.misc import TempPKI
 from degu.server import Server, SSLServer, build_server_sslctx
 from degu_rpc import Code, Router, RpcApp, RpcClient, RpcError, Service
 from degu_rpc.errors import CodecError
+from degu_rpc.peers import Identity, MachineClient
 from degu_rpc.rpc import client as client_module
 from degu_rpc.rpc.codec import CODECS, JSON, MSGPACK, Codec
 from degu_rpc.rpc.limits import MAX_CONNECTIONS, MAX_MESSAGE_SIZE
@@ -242,6 +243,11 @@ def test_prefix_can_be_empty(serve: Callable[..., Any]) -> None:
         assert rpc['a'].answer() == 42
 
 
+def test_proxy_refuses_arguments_by_position(rpc: RpcClient) -> None:
+    with pytest.raises(TypeError, match=r'stat\(\): arguments are named here; bind\(\)'):
+        rpc[FILES].stat('/a')
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 
@@ -265,6 +271,8 @@ def test_unknown_service_is_unimplemented(rpc: RpcClient) -> None:
     with pytest.raises(RpcError) as caught:
         rpc['none'].stat()
     assert caught.value.code is Code.UNIMPLEMENTED
+    assert '/rpc/none/stat' in caught.value.message
+    assert 'is the prefix right?' in caught.value.message
 
 
 def test_arguments_that_cannot_travel_are_refused_before_connecting(served: Any) -> None:
@@ -378,6 +386,29 @@ def test_server_that_rejects_our_certificate_is_unauthenticated() -> None:
     assert caught.value.code is Code.UNAUTHENTICATED
 
 
+def test_server_whose_certificate_we_refuse_is_unauthenticated() -> None:
+    with TempPKI() as pki, TempPKI() as other:
+        sslctx = build_server_sslctx(pki.get_server_config())
+        with SSLServer(sslctx, ('127.0.0.1', 0), build_app()) as server:
+            client = SSLClient(build_client_sslctx(other.get_client_config()), server.address)
+            with RpcClient(client) as rpc, pytest.raises(RpcError) as caught:
+                rpc[FILES].stat(path='/a')
+    assert caught.value.code is Code.UNAUTHENTICATED
+
+
+def test_another_machine_than_the_one_that_was_meant_is_unauthenticated(
+    tmp_path: pathlib.Path,
+) -> None:
+    me = Identity.create(tmp_path / 'me', datetime.now(UTC))
+    sslctx = build_server_sslctx(me.server_config(me.user_cert_file))
+    with SSLServer(sslctx, ('127.0.0.1', 0), build_app()) as server:
+        config = me.client_config(me.user_cert_file)
+        client = MachineClient(build_client_sslctx(config), server.address, 'a' * 48)
+        with RpcClient(client) as rpc, pytest.raises(RpcError, match='a' * 48) as caught:
+            rpc[FILES].stat(path='/a')
+    assert caught.value.code is Code.UNAUTHENTICATED
+
+
 # --- the pool ------------------------------------------------------------------------------------
 
 
@@ -436,6 +467,16 @@ def test_connection_that_the_server_closes_is_not_used_again(serve: Callable[...
     with RpcClient(client) as rpc:
         assert [rpc['a'].b(), rpc['a'].b()] == [5, 5]
     assert app.connections == 2
+
+
+def test_connection_whose_option_only_looks_like_close_is_used_again(
+    serve: Callable[..., Any],
+) -> None:
+    headers = {'content-type': 'application/json', 'connection': 'closed-not'}
+    client, app = serve(Answer(200, headers, b'5'))
+    with RpcClient(client) as rpc:
+        assert [rpc['a'].b(), rpc['a'].b()] == [5, 5]
+    assert app.connections == 1
 
 
 def test_connection_that_was_idle_for_long_is_not_used_again(

@@ -132,10 +132,20 @@ def test_content_type_of_json_is_recognized(conn: Connection, content_type: str)
 # --- what is no call -----------------------------------------------------------------------------
 
 
+def read_advice(response: Any) -> str:
+    assert response.headers['content-type'] == 'text/plain; charset=utf-8'
+    advice: str = response.body.read().decode()
+    return advice
+
+
 @pytest.mark.parametrize('verb', ['GET', 'HEAD', 'DELETE', 'PUT'])
 def test_another_verb_is_405_with_allow(conn: Connection, verb: str) -> None:
     response = conn.request(verb, METHOD + 'echo', JSON_HEADERS, None)
     assert (response.status, response.headers['allow']) == (405, 'POST')
+    if verb == 'HEAD':
+        assert response.body is None
+    else:
+        assert read_advice(response) == 'a call is a POST request\n'
 
 
 @pytest.mark.parametrize(
@@ -146,12 +156,13 @@ def test_another_verb_is_405_with_allow(conn: Connection, verb: str) -> None:
         '/rpc/files.v1.Files/echo/more',
         '/rpc/files.v2.Files/echo',
         '/rpc/Files.v1.files/echo',
-        '/files.v1.Files/echo',
         '/rpc/files%2Ev1.Files/echo',
     ],
 )
 def test_unknown_service_is_404(conn: Connection, path: str) -> None:
-    assert conn.post(path, JSON_HEADERS, b'{}').status == 404
+    response = conn.post(path, JSON_HEADERS, b'{}')
+    assert response.status == 404
+    assert read_advice(response) == 'no such service here: check prefix and name\n'
 
 
 @pytest.mark.parametrize(
@@ -168,7 +179,9 @@ def test_unknown_service_is_404(conn: Connection, path: str) -> None:
 def test_another_content_type_is_415_with_accept_post(conn: Connection, content_type: str) -> None:
     response = conn.post(METHOD + 'echo', {'content-type': content_type}, b'{"value": 1}')
     assert response.status == 415
-    assert response.headers['accept-post'] == 'application/json, application/msgpack'
+    types = 'application/json, application/msgpack'
+    assert response.headers['accept-post'] == types
+    assert read_advice(response) == f'content-type must be one of these: {types}\n'
 
 
 def test_no_content_type_is_415(conn: Connection) -> None:
@@ -254,11 +267,24 @@ def test_details_that_cannot_travel_are_an_internal_error(
 # --- who may call --------------------------------------------------------------------------------
 
 
-def test_unknown_caller_is_unauthenticated(serve: Callable[..., Any]) -> None:
+@pytest.mark.parametrize('name', ['echo', 'wipe', 'none'])
+def test_unknown_caller_is_unauthenticated(serve: Callable[..., Any], name: str) -> None:
+    client, _ = serve(Authenticated(build_app(), {}, os.getuid()), roles=None)
+    with client.connect() as connection:
+        status, error = post(connection, name, {})
+    assert (status, error['code']) == (401, 'unauthenticated')
+    assert 'use a client certificate' in error['message']
+
+
+@pytest.mark.parametrize('name', ['echo', 'wipe', 'none'])
+def test_caller_whom_nobody_looked_at_is_unauthenticated(
+    serve: Callable[..., Any], name: str
+) -> None:
     client, _ = serve(build_app(), roles=None)
     with client.connect() as connection:
-        status, error = post(connection, 'echo', {'value': 1})
+        status, error = post(connection, name, {})
     assert (status, error['code']) == (401, 'unauthenticated')
+    assert 'this server was set up without' in error['message']
 
 
 def test_caller_without_the_role_is_denied(conn: Connection) -> None:
@@ -365,6 +391,11 @@ def test_two_services_with_one_name_are_refused() -> None:
         RpcApp([Service('a.b'), Service('a.b')])
 
 
+def test_one_service_that_is_not_in_a_list_is_refused() -> None:
+    with pytest.raises(TypeError, match=r'RpcApp\(\[service\]\)'):
+        RpcApp(Service('a.b'))  # type: ignore[arg-type]  # what is tested
+
+
 @pytest.mark.parametrize(
     ('status', 'code'),
     [
@@ -382,9 +413,10 @@ def test_two_services_with_one_name_are_refused() -> None:
     ],
 )
 def test_code_is_inferred_from_the_http_status(status: int, code: Code) -> None:
-    error = connect.parse_error(status, 'text/html', b'<html>')
+    error = connect.parse_error(status, 'text/html', b'<html>', '/rpc/a/b')
     assert error.code is code
-    assert str(status) in error.message
+    assert f'/rpc/a/b with HTTP status {status}' in error.message
+    assert ('prefix' in error.message) is (status == 404)
 
 
 @pytest.mark.parametrize(
@@ -403,22 +435,29 @@ def test_code_is_inferred_from_the_http_status(status: int, code: Code) -> None:
     ],
 )
 def test_error_that_makes_no_sense_is_inferred(data: bytes) -> None:
-    assert connect.parse_error(503, 'application/json', data).code is Code.UNAVAILABLE
+    assert connect.parse_error(503, 'application/json', data, '/').code is Code.UNAVAILABLE
 
 
 def test_error_of_another_content_type_is_not_read() -> None:
-    assert connect.parse_error(503, 'text/plain', b'{"code": "aborted"}').code is Code.UNAVAILABLE
+    error = connect.parse_error(503, 'text/plain', b'{"code": "aborted"}', '/')
+    assert error.code is Code.UNAVAILABLE
 
 
 def test_parse_of_format_is_the_same_error() -> None:
     error = RpcError(Code.ABORTED, 'again é', [{'a': [1]}])
-    back = connect.parse_error(409, 'application/json', connect.format_error(error))
+    back = connect.parse_error(409, 'application/json', connect.format_error(error), '/')
     assert (back.code, back.message, back.details) == (error.code, error.message, error.details)
 
 
 def test_simplest_error_of_another_server_is_read() -> None:
-    error = connect.parse_error(503, 'application/json', b'{"code": "data_loss", "more": 1}')
+    error = connect.parse_error(503, 'application/json', b'{"code": "data_loss", "more": 1}', '/')
     assert (error.code, error.message, error.details) == (Code.DATA_LOSS, '', ())
+
+
+def test_control_characters_in_the_message_of_an_error_are_escaped() -> None:
+    data = json.dumps({'code': 'aborted', 'message': '\x1b[2J\a\r\n\x7f\x9b é\xa0😀'}).encode()
+    error = connect.parse_error(409, 'application/json', data, '/')
+    assert error.message == r'\x1b[2J\x07\r\n\x7f\x9b' + ' é\xa0😀'
 
 
 # --- curl ----------------------------------------------------------------------------------------
@@ -441,8 +480,9 @@ def test_call_typed_into_curl_over_tcp(serve: Callable[..., Any], curl: str) -> 
         '{"code":"invalid_argument","message":"$.size: expected int, got str"}',
         '400 application/json',
     ]
-    assert run_curl(curl, f'{url}{METHOD}echo') == ['', '405 ']
-    assert run_curl(curl, '-d', 'x', f'{url}/rpc/none/echo') == ['', '404 ']
+    text = 'text/plain; charset=utf-8'
+    assert run_curl(curl, f'{url}{METHOD}echo') == ['a call is a POST request', '', f'405 {text}']
+    assert run_curl(curl, '-d', 'x', f'{url}/rpc/none/echo')[-1] == f'404 {text}'
 
 
 def test_call_typed_into_curl_over_a_unix_socket(tmp_path: pathlib.Path, curl: str) -> None:
