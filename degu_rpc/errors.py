@@ -213,3 +213,14 @@ class TransferCanceledError(FilesError):
 
     def __init__(self) -> None:
         super().__init__('the transfer was canceled; start it again to go on where it stopped')
+
+
+_CONTROLS = {
+    control: chr(control).encode('unicode_escape').decode()
+    for control in (*range(0x20), *range(0x7F, 0xA0))
+}
+
+
+def escape_controls(text: str) -> str:
+    """Return what a peer said so that it can do nothing to the terminal it is printed on."""
+    return text.translate(_CONTROLS)

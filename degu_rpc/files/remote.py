@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu.bodies import ChunkedInput, Input
 from degu.rgi import Range
-from degu_rpc.errors import FilesError, IntegrityError, ListingError, ShareRefusedError
+from degu_rpc.errors import (
+    FilesError,
+    IntegrityError,
+    ListingError,
+    ShareRefusedError,
+    escape_controls,
+)
 from degu_rpc.files.blocks import Manifest, build_manifest, is_root, manifest_size, parse_manifest
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST
 from degu_rpc.files.listing import Entry, Kind, Media, parse_listing
@@ -27,7 +33,6 @@ if TYPE_CHECKING:
 
 
 _MTIME = re.compile(r'-?[0-9]{1,19}').fullmatch
-_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 
 
 class StaleError(FilesError):
@@ -180,7 +185,7 @@ class Remote:
             why = body.read().decode('utf-8', 'replace').strip() or why
         elif body is not None:
             self.close()
-        refusal = ShareRefusedError(format_path(path), response.status, _escape(why))
+        refusal = ShareRefusedError(format_path(path), response.status, escape_controls(why))
         if response.status in {404, 409}:
             raise StaleError(refusal)
         raise refusal
@@ -198,8 +203,3 @@ class Remote:
         """Return the error for an answer of the wrong shape; the connection is closed with it."""
         self.close()
         return ShareRefusedError(format_path(path), response.status, f'an odd answer: {rule}')
-
-
-def _escape(text: str) -> str:
-    """Return a peer's text so that it can do nothing to a terminal."""
-    return _CONTROL.sub(lambda found: f'\\x{ord(found[0]):02x}', text)

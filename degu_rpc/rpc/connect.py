@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from degu.bodies import ChunkedInput
 from degu.errors import BodyTooLargeError
-from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError
+from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError, escape_controls
 from degu_rpc.peers import find_caller
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
@@ -59,11 +59,6 @@ _INFERRED_CODES = {
     502: Code.UNAVAILABLE,
     503: Code.UNAVAILABLE,
     504: Code.UNAVAILABLE,
-}
-
-_ESCAPES = {
-    control: chr(control).encode('unicode_escape').decode()
-    for control in (*range(0x20), *range(0x7F, 0xA0))
 }
 
 
@@ -217,7 +212,7 @@ def parse_error(status: int, content_type: str | None, data: bytes, uri: str) ->
         message = content.get('message', '')
         details = content.get('details', [])
         if code is not None and isinstance(message, str) and _is_list_of_maps(details):
-            return RpcError(code, message.translate(_ESCAPES), details)
+            return RpcError(code, escape_controls(message), details)
     advice = '; is the prefix right?' if status == 404 else ''
     return RpcError(
         _INFERRED_CODES.get(status, Code.UNKNOWN),

@@ -626,7 +626,7 @@ def test_the_words_of_a_share_can_do_nothing_to_a_terminal(lying, here):
     answer = (500, 'Because', {}, '\x1b]0;evil\x07 a\nb\x7f \x9b31m é'.encode())
     with pytest.raises(ShareRefusedError) as caught:
         fetch(lying(ls=lambda *_: answer), '', '', here)
-    assert caught.value.reason == r'\x1b]0;evil\x07 a\x0ab\x7f \x9b31m é'
+    assert caught.value.reason == r'\x1b]0;evil\x07 a\nb\x7f \x9b31m é'
 
 
 # --- files that change meanwhile ----------------------------------------------------------------
