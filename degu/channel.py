@@ -82,8 +82,10 @@ class Channel:
     """One connection's bytes, in and out."""
 
     # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _piece, _idle_s.
-    # Changed by the one thread that uses the channel: buffered, _wait_s, _pace, write_error.
+    # Changed by the one thread that uses the channel: buffered, write_error, _wait_s, _has_waited,
+    # _pace.
     __slots__ = (
+        '_has_waited',
         '_idle_s',
         '_is_plain',
         '_pace',
@@ -114,8 +116,10 @@ class Channel:
         self._pace = Pace(limits)
         self._wait_s = 0.0
         self._set_wait(self._idle_s)
+        self._has_waited = False  # since the last preamble, elsewhere than for a preamble to begin
 
     def _set_wait(self, timeout_s: float) -> None:
+        self._has_waited = True
         if timeout_s != self._wait_s:
             set_timeout(self.sock, timeout_s)
             self._wait_s = timeout_s
@@ -128,12 +132,12 @@ class Channel:
         Raises PeerTimeoutError, ProtocolError (431, or a bare CR or LF), ClosedConnectionError for
         an end in the middle, OSError.
         """
-        if self._pace.waited_s:
+        if self._has_waited:
             self._pace.begin()
+            self._set_wait(self._idle_s)
+            self._has_waited = False
         data = self.buffered
         if not data:
-            if self._wait_s != self._idle_s:
-                self._set_wait(self._idle_s)
             try:
                 data = self._recv(RECEIVE_SIZE)
             except WAIT_ENDED:

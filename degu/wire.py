@@ -325,11 +325,20 @@ def parse_request(
     return method, target[1:].split('/') if target != '/' else [], query or '', headers
 
 
+# There is no need to match these again and again. (A 204 has no length.)
+_COMMON_STATUSES = {'OK': 200, 'Created': 201, 'Partial Content': 206, 'Not Found': 404}
+_COMMON_STATUS_LINES = {f'HTTP/1.1 {s} {r}'.encode(): (s, r) for r, s in _COMMON_STATUSES.items()}
+
+
 def parse_response(preamble: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, str, Headers]:
     """Parse the bytes of a response before its empty line into status, reason, headers.
 
     Raises ProtocolError. Source: RFC 9112 §4, §5; stricter: no framing on a 204.
     """
+    # What our own server sends when the application adds no header: four times as fast.
+    start, _, length = preamble.partition(b'\r\ncontent-length: ')
+    if start in _COMMON_STATUS_LINES and length.isdigit() and length[0] != 48 and len(length) <= 16:
+        return *_COMMON_STATUS_LINES[start], {'content-length': int(length)}
     if len(preamble) > limits.max_line:
         _check_size(preamble, limits)
     text = preamble.decode('latin-1')
@@ -339,9 +348,9 @@ def parse_response(preamble: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[in
         if _match_response(line):
             raise _explain_headers(header_lines, is_request=False)
         raise ProtocolError('a status line must be "HTTP/1.1 200 Reason", the status 200 to 599')
-    digits, reason, length, block = match.groups()
+    digits, reason, size, block = match.groups()
     status = int(digits)
-    headers: Headers = {} if length is None else {'content-length': int(length)}
+    headers: Headers = {} if size is None else {'content-length': int(size)}
     if block:
         _parse_headers(headers, block, _RESPONSE_PARSERS, limits)
     if status == 204 and (headers.get('content-length') or 'transfer-encoding' in headers):
@@ -423,19 +432,6 @@ def format_request(
     return f'{method} {uri} HTTP/1.1\r\ncontent-length: {length}\r\n\r\n'.encode()
 
 
-# There is no need to match these again and again.
-_COMMON_STATUSES = frozenset(
-    {
-        (200, 'OK'),
-        (201, 'Created'),
-        (204, 'No Content'),
-        (206, 'Partial Content'),
-        (304, 'Not Modified'),
-        (404, 'Not Found'),
-    }
-)
-
-
 def _check_status(status: int, reason: str) -> None:
     if type(status) is not int or not 200 <= status <= 599:
         raise ValueError(f'status must be an int from 200 to 599, not {status!r}')
@@ -453,7 +449,7 @@ def format_response(
 
     Raises ValueError or TypeError where a value is outside the grammar or contradicts the body.
     """
-    if type(status) is not int or (status, reason) not in _COMMON_STATUSES:
+    if type(status) is not int or _COMMON_STATUSES.get(reason) != status:
         _check_status(status, reason)
     if method == 'HEAD' or status in BODILESS_STATUSES:
         if length is not None:

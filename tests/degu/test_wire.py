@@ -921,3 +921,17 @@ def test_any_split_of_several_responses_gives_the_same_messages(messages, data):
     )
     expected = [(status, 'OK', body) for status, body in messages]
     check_any_split(stream, expected, parse_response, data)
+
+
+@given(st.sampled_from(['200 OK', '404 Not Found', '204 No Content', '599 Odd']), st.data())
+def test_the_short_way_of_a_response_is_the_long_way(status, data):
+    """A length that our own server sends is picked out early; its spelling decides nothing."""
+    length = data.draw(st.from_regex(r'[0-9]{1,18}', fullmatch=True) | st.text(max_size=5))
+    results = []
+    for name in ('content-length', 'Content-Length'):
+        preamble = f'HTTP/1.1 {status}\r\n{name}: {length}'.encode()
+        try:
+            results.append(parse_response(preamble))
+        except ProtocolError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
