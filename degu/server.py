@@ -449,7 +449,7 @@ class Server:
                 'connection' in response_headers and closes_connection(response_headers)
             ):
                 return 'connection: close'
-            if (
+            if (  # drain() alone would do; most bodies were read, and then no call is needed
                 request_body is not None
                 and not (request_body.closed and request_body.error is None)
                 and not request_body.drain(LINGER_SIZE)

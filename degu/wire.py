@@ -3,7 +3,7 @@
 1. Whoever reads a connection finds the empty line and hands the bytes before it to
    `parse_request()` or `parse_response()`; the bodies hand chunk lines to `parse_chunk_line()`.
 2. Whoever writes hands values to `format_request()`, `format_response()`, `format_chunk_line()`.
-   They hold the application to the very grammar that the parsers hold a peer to.
+   They hold the application to the grammar of preambles; what a `host` or `expect` says is its own.
 
 The grammar, stricter than RFC 9112 wherever leniency has been used to smuggle requests:
 
@@ -337,7 +337,12 @@ def parse_response(preamble: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[in
     """
     # What our own server sends when the application adds no header: four times as fast.
     start, _, length = preamble.partition(b'\r\ncontent-length: ')
-    if start in _COMMON_STATUS_LINES and length.isdigit() and length[0] != 48 and len(length) <= 16:
+    if (
+        start in _COMMON_STATUS_LINES
+        and length.isdigit()
+        and length[:1] != b'0'
+        and len(length) <= 16
+    ):
         return *_COMMON_STATUS_LINES[start], {'content-length': int(length)}
     if len(preamble) > limits.max_line:
         _check_size(preamble, limits)
