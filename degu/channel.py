@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from degu.limits import Limits
 
 RECEIVE_SIZE = 16 * KIB
-"""How much is asked for where the size is not known: preambles and chunk lines."""
+"""How much is asked for where the size is not known (preambles, chunk lines), and over TLS, where a
+receive brings one record at most. Source: RFC 8446 §5.1."""
 MAX_PIECE = 1 * MIB
 """How much of a body is moved by one call, so that memory never follows a claimed size."""
 TLS_PIECE = 256 * KIB
@@ -47,11 +48,12 @@ _BARE_CR_OR_LF = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)').search
 class Pace:
     """Judge a peer by the bytes it moved while we waited for it; our own pauses do not count."""
 
-    __slots__ = ('_moved', '_rate', '_window_s', 'waited_s')
+    __slots__ = ('_moved', '_rate', '_window_s', 'step_s', 'waited_s')
 
     def __init__(self, limits: Limits) -> None:
         self._rate = limits.min_body_rate
         self._window_s = limits.body_window_s
+        self.step_s = limits.body_window_s / 32
         self.begin()
 
     def begin(self) -> None:
@@ -71,28 +73,31 @@ class Pace:
             self.begin()
 
     def next_wait_s(self) -> float:
-        """Return how long the next wait may be: to the end of the window, in 32 coarse steps.
+        """Return how long the next wait may be: to the end of the window, in coarse steps.
 
         The steps keep the socket's timeout from being set anew at every receive.
         """
-        return self._window_s - int(self.waited_s * 32 / self._window_s) * self._window_s / 32
+        return self._window_s - int(self.waited_s / self.step_s) * self.step_s
 
 
 class Channel:
     """One connection's bytes, in and out."""
 
-    # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _piece, _idle_s.
+    # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _piece, _max_receive,
+    # _wait_all, _idle_s.
     # Changed by the one thread that uses the channel: buffered, write_error, _wait_s, _has_waited,
     # _pace.
     __slots__ = (
         '_has_waited',
         '_idle_s',
         '_is_plain',
+        '_max_receive',
         '_pace',
         '_piece',
         '_recv',
         '_recv_into',
         '_send',
+        '_wait_all',
         '_wait_s',
         'buffered',
         'limits',
@@ -108,6 +113,8 @@ class Channel:
         self._send = sock.send
         self._is_plain = not isinstance(sock, ssl.SSLSocket)
         self._piece = MAX_PIECE if self._is_plain else TLS_PIECE
+        self._max_receive = MAX_PIECE if self._is_plain else RECEIVE_SIZE
+        self._wait_all = int(socket.MSG_WAITALL) if self._is_plain else 0
         self._idle_s = limits.idle_timeout_s
         self.write_error: OSError | None = None
         """What a write failed with, to tell it from what the source of a body failed with."""
@@ -187,9 +194,11 @@ class Channel:
         # Not a list: a received piece takes a page of memory, however small it is.
         gathered = bytearray(data)
         while len(gathered) < size:
-            data = self._receive(min(size - len(gathered), MAX_PIECE))
+            data = self._receive(size - len(gathered), self._wait_all)
             if not data:
                 break
+            if len(data) == size:
+                return data
             gathered += data
         return bytes(gathered)
 
@@ -200,7 +209,7 @@ class Channel:
         """
         data = self.buffered
         if not data:
-            return self._receive(min(size, MAX_PIECE))
+            return self._receive(size)
         if len(data) <= size:
             self.buffered = b''
             return data
@@ -210,22 +219,15 @@ class Channel:
     def read_into(self, view: memoryview) -> int:
         """Read 1 to `len(view)` bytes of a body into `view`; 0 at the end of the connection.
 
+        Fewer than there is room for only where the peer is slow, or for what was buffered.
+
         Raises PeerTimeoutError, OSError.
         """
         if self.buffered:
             data = self.read_some(len(view))
             view[: len(data)] = data
             return len(data)
-        while True:
-            self._set_wait(self._pace.next_wait_s())
-            started = monotonic()
-            try:
-                count: int | None = self._recv_into(view[:MAX_PIECE])
-            except WAIT_ENDED:
-                count = None
-            self._pace.add(monotonic() - started, count or 0)
-            if count is not None:
-                return count
+        return self._fill(view[:MAX_PIECE])
 
     def read_line(self, max_size: int) -> bytes | None:
         """Read to the next CRLF and return what is before it; None if the peer closed first.
@@ -253,17 +255,36 @@ class Channel:
         except WAIT_ENDED:
             raise PeerTimeoutError('the next chunk', gap_s) from None
 
-    def _receive(self, size: int) -> bytes:
+    def _receive(self, size: int, flags: int = 0) -> bytes:
+        size = min(size, self._max_receive)
         while True:
             self._set_wait(self._pace.next_wait_s())
             started = monotonic()
             try:
-                data = self._recv(size)
+                data = self._recv(size, flags)
             except WAIT_ENDED:
                 data = None
             self._pace.add(monotonic() - started, len(data or b''))
             if data is not None:
                 return data
+
+    def _fill(self, view: memoryview) -> int:
+        """Receive until `view` is full, the peer ends, or a step of its pace is over."""
+        step_s = self._pace.step_s
+        while True:
+            self._set_wait(self._pace.next_wait_s())
+            filled, count = 0, -1
+            started = now = monotonic()
+            try:
+                while filled < len(view) and count and now - started < step_s:
+                    count = self._recv_into(view[filled:], 0, self._wait_all)
+                    filled += count
+                    now = monotonic()
+            except WAIT_ENDED:
+                now = monotonic()
+            self._pace.add(now - started, filled)
+            if filled or not count:
+                return filled
 
     # --- writing ---------------------------------------------------------------------------------
 

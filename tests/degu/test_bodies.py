@@ -92,7 +92,10 @@ class Sender:
 
 
 class DribbleSocket(socket.socket):
-    """A real socket whose peer sends one more small piece just before each receive."""
+    """A real socket whose peer sends one more small piece just before each receive.
+
+    A receive that should wait for all ends early here, as it does when a signal comes.
+    """
 
     def start(self, peer, pieces):
         self.peer = peer
@@ -105,11 +108,11 @@ class DribbleSocket(socket.socket):
 
     def recv(self, size, flags=0):
         self._dribble()
-        return super().recv(size, flags)
+        return super().recv(size, flags & ~socket.MSG_WAITALL)
 
     def recv_into(self, buffer, nbytes=0, flags=0):
         self._dribble()
-        return super().recv_into(buffer, nbytes, flags)
+        return super().recv_into(buffer, nbytes, flags & ~socket.MSG_WAITALL)
 
 
 @pytest.fixture
@@ -590,7 +593,7 @@ class DribbleSocket(socket.socket):
         else:
             print(resident_size() - self.before)
             self.peer.shutdown(socket.SHUT_WR)
-        return super().recv(size, flags)
+        return super().recv(size, flags & ~socket.MSG_WAITALL)
 
 ours, theirs = socket.socketpair()
 sock = DribbleSocket(fileno=ours.detach())

@@ -253,7 +253,22 @@ def test_a_body_begins_with_what_came_with_the_preamble(make_pair, read):
     channel.read_preamble()
     assert read(channel) == b'body'
     peer.sendall(b'more')
+    peer.shutdown(socket.SHUT_WR)
     assert read(channel) == b'more'
+
+
+def test_some_is_what_is_there(make_pair):
+    channel, peer = make_pair()
+    peer.sendall(b'some')
+    assert channel.read_some(MIB) == b'some'
+
+
+@pytest.mark.parametrize('read', [Channel.read, read_into])
+def test_a_size_is_waited_for(make_pair, read):
+    channel, peer = make_pair()
+    with drip(peer, [b'12', b'345', b'6789'], 0.02):
+        assert read(channel, 8) == b'12345678'
+        assert read(channel, 1) == b'9'
 
 
 def test_reads_never_take_more_than_they_were_asked_for(make_pair):
