@@ -5,7 +5,8 @@
 1. Requests: POST with 108 bytes, answered with 108 bytes, one connection, over AF_UNIX, TCP, TLS,
    beside a bare sendall/recv ping-pong of 108 bytes over the same kind of socket. Both alternate in
    short rounds, so that a noisy machine is noisy for both; the ratio of a process is that of its
-   median rounds, and the median of five processes is printed. Pinned to one core, and unpinned.
+   median rounds, and the median of five processes is printed. Both sides on one core; each on one
+   of its own; and where the scheduler puts them, which is not the same for ours and the bare one.
 2. Bodies: a large response and a large request beside a bare copy with 1 MiB calls.
 3. Memory: the resident size of an idle server, and what an idle connection adds to it.
 
@@ -41,8 +42,22 @@ if TYPE_CHECKING:
 
 BODY = b'x' * 108
 MIB = 1024 * 1024
+PIECE = bytes(MIB)
+"""What large bodies are made of, on every side: a fresh one each time would cost page faults."""
 KINDS = ('unix', 'tcp', 'tls')
+CORES = sorted(os.sched_getaffinity(0))
+PLACES = {
+    'one core': (CORES[:1], CORES[:1]),
+    'two cores': (CORES[:1], CORES[1:2] or CORES[:1]),
+    'unpinned': (CORES, CORES),
+}
+"""Where this side and the peer's process run."""
 CONNECTIONS = 200
+
+
+def build_app(cores: list[int], app: Callable[..., Any]) -> Callable[..., Any]:
+    os.sched_setaffinity(0, cores)
+    return app
 
 
 def echo_app(connection: dict[str, Any], request: dict[str, Any]) -> Any:
@@ -53,8 +68,7 @@ def body_app(connection: dict[str, Any], request: dict[str, Any]) -> Any:
     """Answer GET /size with that many bytes; take whatever PUT brings."""
     if request['method'] == 'GET':
         size = int(request['path'][0])
-        piece = bytes(MIB)
-        return 200, 'OK', {}, connection['rgi.Output']((piece for _ in range(size // MIB)), size)
+        return 200, 'OK', {}, connection['rgi.Output']((PIECE for _ in range(size // MIB)), size)
     read_all(request['body'])
     return 200, 'OK', {}, None
 
@@ -69,7 +83,9 @@ def read_all(body: Any) -> None:
 
 
 @contextlib.contextmanager
-def bare_peer(kind: str, pki: TempPKI, serve: Callable[[socket.socket], None]) -> Iterator[Any]:
+def bare_peer(
+    kind: str, pki: TempPKI, cores: list[int], serve: Callable[[socket.socket], None]
+) -> Iterator[Any]:
     """Yield a connected bare socket whose other end runs `serve` in a process of its own."""
     with contextlib.ExitStack() as stack:
         if kind == 'unix':
@@ -81,7 +97,7 @@ def bare_peer(kind: str, pki: TempPKI, serve: Callable[[socket.socket], None]) -
             for sock in (ours, theirs):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         process = multiprocessing.get_context('fork').Process(
-            target=run_bare, args=(kind, pki, ours, theirs, serve)
+            target=run_bare, args=(kind, pki, cores, ours, theirs, serve)
         )
         process.start()
         theirs.close()
@@ -98,10 +114,12 @@ def bare_peer(kind: str, pki: TempPKI, serve: Callable[[socket.socket], None]) -
 def run_bare(
     kind: str,
     pki: TempPKI,
+    cores: list[int],
     ours: socket.socket,
     theirs: socket.socket,
     serve: Callable[[socket.socket], None],
 ) -> None:
+    os.sched_setaffinity(0, cores)
     ours.close()
     if kind == 'tls':
         theirs = build_server_sslctx(pki.get_server_config()).wrap_socket(theirs, server_side=True)
@@ -116,10 +134,9 @@ def serve_ping_pong(sock: socket.socket) -> None:
 
 def serve_source(sock: socket.socket) -> None:
     """For each 8-byte size that arrives send so many MiB."""
-    piece = bytes(MIB)
     while size := int.from_bytes(sock.recv(8)):
         for _ in range(size):
-            sock.sendall(piece)
+            sock.sendall(PIECE)
 
 
 def serve_sink(sock: socket.socket) -> None:
@@ -140,17 +157,20 @@ def take_bare(sock: socket.socket, size_mib: int, buffer: bytearray) -> None:
 
 
 @contextlib.contextmanager
-def degu_peer(kind: str, pki: TempPKI, app: Callable[..., Any]) -> Iterator[Any]:
+def degu_peer(kind: str, pki: TempPKI, cores: list[int], app: Callable[..., Any]) -> Iterator[Any]:
     """Yield a connection to a degu server that runs `app` in a process of its own."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         if kind == 'tls':
             config = pki.get_server_config()
-            server = stack.enter_context(TempSSLServer(config, IPv4_LOOPBACK, None, app))
+            server = stack.enter_context(
+                TempSSLServer(config, IPv4_LOOPBACK, build_app, cores, app)
+            )
             sslctx = build_client_sslctx(pki.get_client_config())
             client: Client = SSLClient(sslctx, server.address)
         else:
             address = f'{directory}/socket' if kind == 'unix' else IPv4_LOOPBACK
-            client = Client(stack.enter_context(TempServer(address, None, app)).address)
+            server = stack.enter_context(TempServer(address, build_app, cores, app))
+            client = Client(server.address)
         yield stack.enter_context(client.connect())
 
 
@@ -172,11 +192,11 @@ def alternate(
     return statistics.median(r[0] for r in rates), statistics.median(r[1] for r in rates)
 
 
-def measure_requests(kind: str, quick: bool) -> tuple[float, float]:
+def measure_requests(kind: str, cores: list[int], quick: bool) -> tuple[float, float]:
     with (
         TempPKI() as pki,
-        bare_peer(kind, pki, serve_ping_pong) as sock,
-        degu_peer(kind, pki, echo_app) as connection,
+        bare_peer(kind, pki, cores, serve_ping_pong) as sock,
+        degu_peer(kind, pki, cores, echo_app) as connection,
     ):
 
         def ours() -> None:
@@ -189,22 +209,21 @@ def measure_requests(kind: str, quick: bool) -> tuple[float, float]:
         return alternate(ours, bare, rounds=5 if quick else 21, count=300 if quick else 1000)
 
 
-def measure_bodies(kind: str, direction: str, quick: bool) -> tuple[float, float]:
+def measure_bodies(kind: str, cores: list[int], direction: str, quick: bool) -> tuple[float, float]:
     size_mib = 64 if quick else 256
     buffer = bytearray(MIB)
-    piece = bytes(MIB)
     serve = serve_source if direction == 'response' else serve_sink
     with (
         TempPKI() as pki,
-        bare_peer(kind, pki, serve) as sock,
-        degu_peer(kind, pki, body_app) as connection,
+        bare_peer(kind, pki, cores, serve) as sock,
+        degu_peer(kind, pki, cores, body_app) as connection,
     ):
 
         def ours() -> None:
             if direction == 'response':
                 read_all(connection.get(f'/{size_mib * MIB}').body)
             else:
-                pieces = (piece for _ in range(size_mib))
+                pieces = (PIECE for _ in range(size_mib))
                 connection.put('/', None, Output(pieces, size_mib * MIB))
 
         def bare() -> None:
@@ -213,7 +232,7 @@ def measure_bodies(kind: str, direction: str, quick: bool) -> tuple[float, float
                 take_bare(sock, size_mib, buffer)
             else:
                 for _ in range(size_mib):
-                    sock.sendall(piece)
+                    sock.sendall(PIECE)
                 sock.recv(1)
 
         ours_rate, bare_rate = alternate(ours, bare, rounds=3 if quick else 5, count=1)
@@ -274,12 +293,12 @@ def measure_memory(kind: str) -> tuple[int, float]:
 
 def run_here(job: dict[str, Any]) -> None:
     """Do one job in this fresh process and print its numbers."""
-    if job['pinned']:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    our_cores, their_cores = PLACES[job['place']]
+    os.sched_setaffinity(0, our_cores)
     if job['what'] == 'requests':
-        result = measure_requests(job['kind'], job['quick'])
+        result = measure_requests(job['kind'], their_cores, job['quick'])
     else:
-        result = measure_bodies(job['kind'], job['what'], job['quick'])
+        result = measure_bodies(job['kind'], their_cores, job['what'], job['quick'])
     print(json.dumps(result))
 
 
@@ -315,9 +334,9 @@ def run_all(quick: bool) -> dict[str, Any]:
     print(f'CPython {report["python"]}, {report["openssl"]}, {report["cores"]} cores\n')
     print(f'{"":38}{"degu":>12}{"bare":>12}{"ratio":>8}   all processes')
     for what in ('requests', 'response', 'request'):
-        for pinned in (True, False):
+        for place in PLACES:
             for kind in KINDS:
-                job = {'what': what, 'kind': kind, 'pinned': pinned, 'quick': quick}
+                job = {'what': what, 'kind': kind, 'place': place, 'quick': quick}
                 row = run_apart(job, processes if what == 'requests' else min(processes, 3))
                 report['rates'].append(row)
                 print_rate(row)
@@ -332,7 +351,7 @@ def run_all(quick: bool) -> dict[str, Any]:
 def print_rate(row: dict[str, Any]) -> None:
     is_requests = row['what'] == 'requests'
     name = 'requests' if is_requests else f'{row["what"]} body'
-    name = f'{name}, {row["kind"]}, {"one core" if row["pinned"] else "unpinned"}'
+    name = f'{name}, {row["kind"]}, {row["place"]}'
     scale, unit = (1, '/s  ') if is_requests else (1e6, 'MB/s')
     rates = (f'{row[side] / scale:8,.0f}{unit}' for side in ('degu', 'bare'))
     ratios = ' '.join(f'{ratio:.2f}' for ratio in row['ratios'])
