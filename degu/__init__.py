@@ -30,8 +30,8 @@ def start_server(
     """Start a `degu.server.Server` in a new process and return the process and its address.
 
     The process builds its application with `build_func(*args)`; if `build_func` is None, the single
-    argument is the application. `options` are the fields of `degu.limits.Limits`. The server shuts
-    down on SIGTERM (`process.terminate()`) and when this process is gone.
+    argument is the application. `options` are those of `degu.server.Server`. The server shuts down
+    on SIGTERM (`process.terminate()`) and when this process is gone.
 
     The process is forked: start it before any threads.
 

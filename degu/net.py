@@ -6,6 +6,8 @@ The one place that knows what an `address` can be:
     ('fe80::1', 8080, 0, 2)        IPv6: (ip, port, flowinfo, scope id)
     '/run/user/1000/my.socket'     AF_UNIX, an absolute and normalized path
     b'\\0my-service'                AF_UNIX, a Linux abstract name
+
+A server can also be given a socket that listens already: `inherited()`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ _FORMS = (
 )
 _MAX_UNIX_PATH = 107  # struct sockaddr_un has 108 bytes, the last of a path is NUL: unix(7)
 _LISTEN_BACKLOG = 128
+FIRST_INHERITED = 3  # SD_LISTEN_FDS_START: sd_listen_fds(3)
+HANDED_OVER = 'degu-handed-over'
+"""The name of an inherited socket whose file its new owner removes."""
 _TIMEVAL = struct.Struct('@ll')
 _UCRED = struct.Struct('=iII')  # struct ucred: unix(7)
 
@@ -37,6 +42,14 @@ class Credentials(NamedTuple):
     pid: int
     uid: int
     gid: int
+
+
+class Inherited(NamedTuple):
+    """A listening socket that another program opened for this one; see `inherited()`."""
+
+    descriptor: int
+    removes_file: bool
+    """Whether the socket's file, if it has one, is this program's to remove."""
 
 
 class SocketIdentity(NamedTuple):
@@ -104,12 +117,53 @@ def check_ip(family: socket.AddressFamily, host: str) -> None:
         raise ValueError(f'the host must be an {kind} address, not {host!r}{hint}') from None
 
 
-def listen(address: Address) -> tuple[socket.socket, SocketIdentity | None]:
-    """Listen on an address; the second value identifies the socket file, if there is one.
+def inherited(index: int = 0) -> Inherited:
+    """Name the listening socket number `index` of those that this program was started with.
+
+    Give it to a server in place of an address. Source: sd_listen_fds(3), the socket activation of
+    systemd, which `Server.start_successor()` uses too.
+
+    Raises ValueError if there is no such socket, TypeError for an index that is no int.
+    """
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise TypeError(f'index must be an int, not {index!r}')
+    count = 0
+    if os.environ.get('LISTEN_PID') == str(os.getpid()):
+        count = int(os.environ.get('LISTEN_FDS', '0'))
+    if not 0 <= index < count:
+        raise ValueError(
+            f'there is no inherited socket number {index}: this program was started with {count}; '
+            'start it through a systemd socket unit (Accept=no), or listen at an address'
+        )
+    names = os.environ.get('LISTEN_FDNAMES', '').split(':')
+    return Inherited(FIRST_INHERITED + index, index < len(names) and names[index] == HANDED_OVER)
+
+
+def _adopt(address: Inherited) -> tuple[socket.socket, SocketIdentity | None]:
+    """Listen on a socket that listens already."""
+    sock = socket.socket(fileno=address.descriptor)
+    try:
+        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+        ):
+            raise ValueError('an inherited socket must be a stream socket that listens (Accept=no)')
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+        name = sock.getsockname()
+    except BaseException:
+        sock.close()
+        raise
+    return sock, _identify(name) if address.removes_file else None
+
+
+def listen(address: Address | Inherited) -> tuple[socket.socket, SocketIdentity | None]:
+    """Listen on an address; the second value identifies the socket file that is ours to remove.
 
     Raises TypeError or ValueError for the address, OSError where the system refuses it; a file that
     exists is never replaced.
     """
+    if isinstance(address, Inherited):
+        return _adopt(address)
     family, address = parse_address(address)
     if family == socket.AF_INET:
         check_ip(family, address[0])  # type: ignore[arg-type]  # an AF_INET address is a tuple

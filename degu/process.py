@@ -3,8 +3,8 @@
 1. The parent forks. A fork, not a fresh interpreter, so that an application need not be
    importable: a function typed at a prompt will do. That is why it must come before any thread.
 2. The child builds the application, binds, and reports its address or the exception through a pipe.
-3. The child serves until SIGTERM, or until the parent is gone, however it went: a thread of the
-   child waits for the end of a pipe that only the parent holds open.
+3. The child serves until SIGTERM, or until the parent is gone, however it went: its lifeline is a
+   pipe that only the parent holds open.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
-import threading
-from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from degu.server import Server, SSLServer
@@ -21,6 +19,7 @@ from degu.tls import build_server_sslctx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from multiprocessing import connection
     from multiprocessing.context import ForkProcess
 
     from degu.net import Address
@@ -78,10 +77,10 @@ def _run(
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets it
             _send_exception(sender, error)
         signal.signal(signal.SIGTERM, lambda _number, _frame: server.shutdown())
-        # Daemon, because it has nothing to lose: all it does is to wait for the parent's end.
-        threading.Thread(target=_follow_parent, args=(server,), daemon=True).start()
         sender.send(server.address)
-    server.serve_forever()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    server.serve_forever(lifeline=parent.sentinel)
 
 
 def _build(
@@ -104,10 +103,3 @@ def _send_exception(sender: connection.Connection, error: Exception) -> NoReturn
         error = RuntimeError(f'{type(error).__name__}: {error}')
     sender.send(error)
     raise SystemExit(1)
-
-
-def _follow_parent(server: Server) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    server.shutdown()

@@ -7,7 +7,9 @@
    and then serves one request after the other (`_serve_requests()`): read a preamble, parse it,
    call the application, check and format what it returned, write it.
 3. `shutdown()` wakes the accept loop, which stops accepting, ends idle connections, lets running
-   requests end, and cuts off what is left when the time is up.
+   requests end and new connections make their first, and cuts off what is left when the time is up.
+4. With `workers`, `serve_forever()` forks that many processes, which do all of this on the one
+   socket, and looks after them.
 
 Threads and locks: `_connections`, `_per_host` and `_handshakes` are shared by the accept loop and
 the connections' threads and guarded by `_lock`. All else is set once.
@@ -21,11 +23,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import select
-import signal
 import socket
 import ssl
 import threading
 from collections import Counter
+from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,7 +50,8 @@ from degu.errors import (
     PeerTimeoutError,
     ProtocolError,
 )
-from degu.limits import build_limits, check_timeout
+from degu.limits import build_limits
+from degu.stop import DEFAULT_TIMEOUT_S, Stop
 from degu.tls import build_server_sslctx, check_server_sslctx
 from degu.wire import (
     BODILESS_STATUSES,
@@ -57,9 +60,11 @@ from degu.wire import (
     format_response,
     parse_request,
 )
+from degu.workers import Workers, start_successor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import subprocess
+    from collections.abc import Sequence
     from types import TracebackType
 
     from degu.rgi import App
@@ -69,8 +74,9 @@ __all__ = ['SSLServer', 'Server', 'build_server_sslctx']
 log = logging.getLogger('degu.server')
 access_log = logging.getLogger('degu.server.access')
 
-DEFAULT_SHUTDOWN_TIMEOUT_S = 5.0
-"""How long running requests have when a server shuts down."""
+FIRST_REQUEST_TIMEOUT_S = 0.5
+"""How long a connection that made no request yet has for that when a server shuts down: its client
+may be about to send one, and could not know whether it was carried out."""
 _CUT_OFF_TIMEOUT_S = 1.0
 _MIN_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 0.1
@@ -86,15 +92,23 @@ _REASONS = {
 }
 
 
+class _Phase(Enum):
+    """What a connection is doing, which decides what a shutdown does with it."""
+
+    NEW = 'before its first request'
+    BUSY = 'inside a request'
+    IDLE = 'between requests'
+
+
 class _Connection:
     """What the accept loop needs to know of a connection that a thread serves."""
 
-    __slots__ = ('address', 'busy', 'sock', 'thread')
+    __slots__ = ('address', 'phase', 'sock', 'thread')
 
     def __init__(self, sock: socket.socket, address: net.Address) -> None:
         self.sock = sock
         self.address = address
-        self.busy = False  # inside a request, which a shutdown lets end
+        self.phase = _Phase.NEW
         self.thread: threading.Thread | None = None
 
     @property
@@ -114,16 +128,19 @@ class Server:
     A context manager: serves in a thread of its own and shuts down at the end.
     """
 
-    # Set once: app, _on_connect, limits, address, _listener, _socket_file, _waker.
+    # Set once: app, _on_connect, limits, workers, address, _listener, _socket_file, _stop; and anew
+    # in each worker process before it serves: workers, _socket_file, _stop.
     # Guarded by _lock: _connections, _per_host, _handshakes.
-    # Written by shutdown(), read by all: _stopping, _stop_timeout_s.
 
     scheme = 'http'
 
-    def __init__(self, address: net.Address, app: App, **options: Any) -> None:
+    def __init__(
+        self, address: net.Address | net.Inherited, app: App, *, workers: int = 1, **options: Any
+    ) -> None:
         """Listen at `address`; nothing is accepted before serve_forever() or the `with` block.
 
-        `options` are the fields of `degu.limits.Limits`.
+        `workers` is how many processes accept; each has the limits for itself. `options` are the
+        fields of `degu.limits.Limits`.
 
         Raises TypeError or ValueError for an argument that cannot be, OSError from the system.
         """
@@ -133,29 +150,36 @@ class Server:
         if self._on_connect is not None and not callable(self._on_connect):
             raise TypeError(f'app.on_connect must be callable, not {self._on_connect!r}')
         self.app = app
+        if not isinstance(workers, int) or isinstance(workers, bool):
+            raise TypeError(f'workers must be an int, not {workers!r}')
+        if workers < 1:
+            raise ValueError(f'workers must be above zero, not {workers!r}')
+        self.workers = workers
         self.limits = build_limits(**options)
-        self._waker = socket.socketpair()
-        for sock in self._waker:
-            sock.setblocking(False)
+        self._stop = Stop()
         try:
             self._listener, self._socket_file = net.listen(address)
         except BaseException:
-            for sock in self._waker:
-                sock.close()
+            self._stop.close()
             raise
         self.address: net.Address = self._listener.getsockname()
         self._lock = threading.Lock()
         self._connections: dict[_Connection, None] = {}
         self._per_host: dict[str, int] = {}
         self._handshakes: dict[_Connection, None] = {}
-        self._stopping = False
-        self._stop_timeout_s = DEFAULT_SHUTDOWN_TIMEOUT_S
         self._thread: threading.Thread | None = None
+        self._successor: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.address!r}, {self.app!r})'
 
     def __enter__(self) -> Self:
+        if self.workers > 1:
+            self.close()
+            raise RuntimeError(
+                'workers are forked and cannot be started from a thread: use serve_forever() or '
+                'degu.start_server()'
+            )
         self._thread = threading.Thread(target=self.serve_forever, name='degu.accept')
         self._thread.start()
         return self
@@ -166,7 +190,7 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._stopping:
+        if not self._stop.requested:
             self.shutdown()
         assert self._thread is not None
         self._thread.join()
@@ -176,12 +200,13 @@ class Server:
 
         Raises OSError if the file cannot be removed; all else is done then, too.
         """
-        for sock in (self._listener, *self._waker):
-            sock.close()
+        self._listener.close()
+        self._stop.close()
         identity, self._socket_file = self._socket_file, None
-        net.remove_socket_file(self.address, identity)
+        if self._successor is None or self._successor.poll() is not None:
+            net.remove_socket_file(self.address, identity)
 
-    def shutdown(self, timeout_s: float = DEFAULT_SHUTDOWN_TIMEOUT_S) -> None:
+    def shutdown(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Ask the server to stop; serve_forever() returns when it has.
 
         Running requests have `timeout_s` to end, idle connections end at once. From any thread or
@@ -189,38 +214,68 @@ class Server:
 
         Raises TypeError or ValueError for a time that cannot be waited.
         """
-        self._stop_timeout_s = check_timeout('timeout_s', timeout_s)
-        self._stopping = True
-        with contextlib.suppress(OSError):  # awake already, or stopped
-            self._waker[1].send(b'x')
+        self._stop.request(timeout_s)
+
+    def start_successor(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a program that listens on the same socket, given to it as `net.inherited(0)`.
+
+        Both accept until this server is shut down, so no connection is refused: do that once the
+        program says that it serves. The file of a unix socket is then its to remove. `options` are
+        those of subprocess.Popen.
+
+        Raises OSError if Python cannot be started; that `command` cannot is seen by its end.
+        """
+        self._successor = start_successor(self._listener.fileno(), command, options)
+        return self._successor
 
     # --- the accept loop -------------------------------------------------------------------------
 
-    def serve_forever(self) -> None:
-        """Accept connections until shutdown(), then end them in order."""
+    def serve_forever(self, lifeline: int | None = None) -> None:
+        """Accept connections until shutdown(), then end them in order.
+
+        `lifeline` is the descriptor of a pipe's reading end: the end of the pipe asks for a
+        shutdown, too.
+
+        Raises RuntimeError for workers beside other threads.
+        """
+        if lifeline is not None:
+            self._stop.follow(lifeline)
+        workers = Workers(self.workers, self._serve_as_worker)
+        try:
+            with self._stop.on_signals():
+                if self.workers > 1:
+                    workers.run(self._stop)
+                else:
+                    self._accept_all()
+        finally:
+            self._stop.requested = True
+            self._finish(workers)
+
+    def _serve_as_worker(self, lifeline: int) -> None:
+        """Serve in a forked process, which has a copy of all that the parent has."""
+        self._stop.close()
+        self._stop = Stop()
+        self._socket_file = None  # the parent's to remove
+        self.workers = 1
+        self.serve_forever(lifeline)
+
+    def _accept_all(self) -> None:
         poller = select.poll()
         poller.register(self._listener, select.POLLIN)
-        waker = select.poll()
-        for each in (poller, waker):
-            each.register(self._waker[0], select.POLLIN)
+        self._stop.register(poller)
+        pause = select.poll()
+        self._stop.register(pause)
         backoff_s = _MIN_BACKOFF_S
-        try:
-            with _woken_by_signals(self._waker[1]):
-                while not self._stopping:
-                    poller.poll()
-                    with contextlib.suppress(BlockingIOError):  # nobody woke us
-                        self._waker[0].recv(4096)
-                    try:
-                        self._accept()
-                        backoff_s = _MIN_BACKOFF_S
-                    except (OSError, RuntimeError, MemoryError) as error:
-                        # No descriptor, memory or thread left: that passes, this loop must not.
-                        log.warning('%r: cannot accept, trying again: %s', self.address, error)
-                        waker.poll(backoff_s * 1000)
-                        backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
-        finally:
-            self._stopping = True
-            self._finish()
+        while not self._stop.requested:
+            self._stop.note(poller.poll())
+            try:
+                self._accept()
+                backoff_s = _MIN_BACKOFF_S
+            except (OSError, RuntimeError, MemoryError) as error:
+                # No descriptor, memory or thread left: that passes, this loop must not.
+                log.warning('%r: cannot accept, trying again: %s', self.address, error)
+                self._stop.note(pause.poll(backoff_s * 1000))
+                backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
     def _accept(self) -> None:
         try:
@@ -274,22 +329,32 @@ class Server:
                 if not self._per_host[host]:
                     del self._per_host[host]
 
-    def _finish(self) -> None:
+    def _finish(self, workers: Workers) -> None:
         try:
             self.close()
         except OSError:
             log.exception('%r: cannot remove the socket file', self.address)
+        workers.end(self._stop.timeout_s)
         with self._lock:
             connections = list(self._connections)
-        for conn in connections:
-            if not conn.busy:
-                conn.interrupt(socket.SHUT_RD)
-        if _join_all(connections, self._stop_timeout_s):
+        deadline = net.Deadline(self._stop.timeout_s)
+        self._interrupt_all(connections, _Phase.IDLE)
+        if _join_all(connections, min(FIRST_REQUEST_TIMEOUT_S, self._stop.timeout_s)):
+            self._interrupt_all(connections, _Phase.NEW)
+        if _join_all(connections, deadline.remaining()):
             for conn in connections:
                 conn.interrupt(socket.SHUT_RDWR)
             stuck = _join_all(connections, _CUT_OFF_TIMEOUT_S)
             if stuck:
                 log.error('%r: %d requests did not end at shutdown', self.address, stuck)
+
+    def _interrupt_all(self, connections: list[_Connection], phase: _Phase) -> None:
+        with self._lock:
+            interrupted = [conn for conn in connections if conn.phase is phase]
+            for conn in interrupted:
+                self._handshakes.pop(conn, None)
+        for conn in interrupted:
+            conn.interrupt(socket.SHUT_RD)
 
     # --- one connection, in its own thread -------------------------------------------------------
 
@@ -380,13 +445,10 @@ class Server:
         requests_left = limits.max_requests
         log_access = access_log.isEnabledFor(logging.DEBUG)
         while True:
-            conn.busy = False
-            if self._stopping:
-                return _SHUTS_DOWN
             preamble = channel.read_preamble()
             if preamble is None:
-                return _SHUTS_DOWN if self._stopping else _CLOSED_BY_CLIENT
-            conn.busy = True
+                return _SHUTS_DOWN if self._stop.requested else _CLOSED_BY_CLIENT
+            conn.phase = _Phase.BUSY
             method, path, query, headers = parse_request(preamble, limits)
             request_body: Input | ChunkedInput | None = None
             if 'content-length' in headers:
@@ -459,6 +521,9 @@ class Server:
                 requests_left -= 1
                 if not requests_left:
                     return f'max_requests={limits.max_requests}'
+            conn.phase = _Phase.IDLE
+            if self._stop.requested:
+                return _SHUTS_DOWN
 
 
 class SSLServer(Server):
@@ -467,7 +532,13 @@ class SSLServer(Server):
     scheme = 'https'
 
     def __init__(
-        self, sslctx: ssl.SSLContext, address: net.Address, app: App, **options: Any
+        self,
+        sslctx: ssl.SSLContext,
+        address: net.Address | net.Inherited,
+        app: App,
+        *,
+        workers: int = 1,
+        **options: Any,
     ) -> None:
         """Listen at `address`; `sslctx` is what build_server_sslctx() makes. See Server.
 
@@ -475,7 +546,7 @@ class SSLServer(Server):
         OSError from the system.
         """
         self._sslctx = check_server_sslctx(sslctx)
-        super().__init__(address, app, **options)
+        super().__init__(address, app, workers=workers, **options)
 
     @property
     def sslctx(self) -> ssl.SSLContext:
@@ -510,7 +581,7 @@ class SSLServer(Server):
         try:
             # An interrupt() before the line above met the socket that was wrapped, and was lost.
             with self._lock:
-                is_expected = conn in self._handshakes and not self._stopping
+                is_expected = conn in self._handshakes
             if not is_expected:
                 raise ClosedConnectionError('the TLS handshake was ended before it began')
             sock.do_handshake()
@@ -527,23 +598,6 @@ class SSLServer(Server):
         connection['ssl_cipher'] = sock.cipher()
         connection['ssl_compression'] = sock.compression()
         connection['ssl_peer_cert'] = sock.getpeercert(True)
-
-
-@contextlib.contextmanager
-def _woken_by_signals(sock: socket.socket) -> Iterator[None]:
-    """Have each signal write to `sock`, if this is the thread that handles signals.
-
-    A handler runs between two steps of Python code. A signal that comes just before a wait, or to
-    another thread, would be handled only after that wait.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.set_wakeup_fd(sock.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
 
 
 def _join_all(connections: list[_Connection], timeout_s: float) -> int:

@@ -37,7 +37,7 @@ from markdown_it.token import Token
 
 import degu
 import degu_rpc
-from degu import bodies, channel, client, server
+from degu import bodies, channel, client, server, stop
 from degu.limits import Limits
 from degu.wire import METHODS
 from degu_rpc.files import limits as files_limits
@@ -59,7 +59,7 @@ OPTIONS = doctest.ELLIPSIS
 RAN = 'every block did what the page says'
 
 # Not part of the API: how the others are built, and the command.
-INTERNAL = {'degu.channel', 'degu.process', 'degu_rpc.cli'}
+INTERNAL = {'degu.channel', 'degu.process', 'degu.stop', 'degu.workers', 'degu_rpc.cli'}
 
 
 class Block(NamedTuple):
@@ -327,7 +327,8 @@ def test_the_limits_of_a_wing_are_those_in_the_code(table: types.ModuleType) -> 
         ('one piece of a body in memory', channel.MAX_PIECE),
         ('`ChunkedInput.read()` unless told', bodies.MAX_READ),
         ('`timeout_s`', client.DEFAULT_TIMEOUT_S),
-        ('how long running requests have', server.DEFAULT_SHUTDOWN_TIMEOUT_S),
+        ('how long running requests have', stop.DEFAULT_TIMEOUT_S),
+        ('how long a new connection has', server.FIRST_REQUEST_TIMEOUT_S),
     ],
 )
 def test_what_is_fixed_is_as_the_page_of_limits_says(row: str, value: float) -> None:

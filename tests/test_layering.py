@@ -24,6 +24,8 @@ CORE = (
     'channel',
     'bodies',
     'tls',
+    'stop',
+    'workers',
     'client',
     'server',
     'rgi',

@@ -1,0 +1,181 @@
+"""Several processes that accept on one listening socket: the way past one core.
+
+1. `run()` forks the workers from the process that owns the socket, and starts another one where one
+   ends by itself, at most once a second for each.
+2. A worker serves until its lifeline ends: a pipe that only the parent holds open. So it ends with
+   the parent, however that went.
+3. `end()` tells the workers how long their requests may take, lets go of the lifelines, and kills
+   what is left when the time is up.
+
+A worker is a fork: it has a copy of all that the parent had, and none of its threads. So the parent
+must have no other thread. (The child of such a fork could wait for ever for a lock that a thread
+held which does not exist in it.)
+
+A successor is another program that takes the listening socket over; see `start_successor()`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from degu.net import FIRST_INHERITED, HANDED_OVER, Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from degu.stop import Stop
+
+log = logging.getLogger('degu.server')
+
+_MIN_LIFE_S = 1.0
+"""A worker that ends sooner is replaced only when this time is over."""
+_GRACE_S = 2.0
+"""What a worker may take to cut off its requests and go, beyond the time that they have."""
+
+
+class _Worker(NamedTuple):
+    pid: int
+    pidfd: int
+    lifeline: int
+    """The writing end, which only the parent has."""
+    started: float
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        os.close(self.lifeline)
+
+
+class Workers:
+    """The worker processes of one server."""
+
+    def __init__(self, count: int, serve: Callable[[int], None]) -> None:
+        """Plan `count` workers; each calls `serve(lifeline)` and ends when that returns."""
+        self._count = count
+        self._serve = serve
+        self._running: dict[int, _Worker] = {}  # by pidfd
+
+    def run(self, stop: Stop) -> None:
+        """Keep the workers running until `stop` is requested.
+
+        Raises RuntimeError if this process has other threads.
+        """
+        if threading.active_count() > 1:
+            raise RuntimeError(
+                'workers are forked: serve before this program starts any thread, or start the '
+                'server in a process of its own with degu.start_server()'
+            )
+        poller = select.poll()
+        stop.register(poller)
+        not_before = monotonic()
+        while not stop.requested:
+            wait_s = None
+            if len(self._running) < self._count:
+                wait_s = max(not_before - monotonic(), 0.0)
+                if not wait_s:
+                    try:
+                        worker = self._start()
+                    except OSError as error:
+                        log.warning('cannot start a worker, trying again: %s', error)
+                        not_before = monotonic() + _MIN_LIFE_S
+                    else:
+                        self._running[worker.pidfd] = worker
+                        poller.register(worker.pidfd, select.POLLIN)
+                    continue
+            events = poller.poll(None if wait_s is None else wait_s * 1000)
+            stop.note(events)
+            for descriptor, _ in events:
+                if descriptor in self._running:
+                    poller.unregister(descriptor)
+                    worker = self._running.pop(descriptor)
+                    log.error('worker %d ended (%s), starting another', worker.pid, _reap(worker))
+                    not_before = max(not_before, worker.started + _MIN_LIFE_S)
+
+    def end(self, timeout_s: float) -> None:
+        """End all workers; their requests have `timeout_s` to end."""
+        for worker in self._running.values():
+            try:
+                os.write(worker.lifeline, str(timeout_s).encode())
+            except BrokenPipeError:
+                log.warning('worker %d ended before it was told to', worker.pid)
+        deadline = Deadline(timeout_s + _GRACE_S)
+        for worker in self._running.values():
+            poller = select.poll()
+            poller.register(worker.pidfd, select.POLLIN)
+            if not poller.poll(deadline.remaining() * 1000):
+                log.error('worker %d did not end at shutdown and is killed', worker.pid)
+                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+            _reap(worker)
+        self._running.clear()
+
+    def _start(self) -> _Worker:
+        # What waits in a buffer would be written by both.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        reader, writer = os.pipe()
+        try:
+            pid = os.fork()
+        except BaseException:
+            os.close(reader)
+            os.close(writer)
+            raise
+        if not pid:
+            os.close(writer)
+            self._run_worker(reader)
+        os.close(reader)
+        return _Worker(pid, os.pidfd_open(pid), writer, monotonic())
+
+    def _run_worker(self, lifeline: int) -> NoReturn:
+        code = 1
+        try:
+            # The parent decides when it ends; Ctrl-C reaches the whole process group.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.set_wakeup_fd(-1)
+            for worker in self._running.values():
+                worker.close()
+            self._serve(lifeline)
+            code = 0
+        except BaseException:  # the fork ends here, whatever happened
+            log.exception('worker %d failed', os.getpid())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def _reap(worker: _Worker) -> str:
+    """Collect a process that has ended, or is about to, and say how it went."""
+    worker.close()
+    _, status = os.waitpid(worker.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return f'exit code {code}' if code >= 0 else f'signal {-code}'
+
+
+# LISTEN_PID must be the process's own id, which it has only once it is there.
+_PASS_ON = f"""
+import os, sys
+descriptor, *command = sys.argv[1:]
+if int(descriptor) != {FIRST_INHERITED}:
+    os.dup2(int(descriptor), {FIRST_INHERITED})
+    os.close(int(descriptor))
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES={HANDED_OVER!r})
+os.execvp(command[0], command)
+"""
+
+
+def start_successor(
+    descriptor: int, command: Sequence[str], options: Mapping[str, Any]
+) -> subprocess.Popen[bytes]:
+    """Start a program that inherits a listening socket; see `Server.start_successor()`."""
+    return subprocess.Popen(  # noqa: S603  # the caller's own program
+        [sys.executable, '-I', '-S', '-c', _PASS_ON, str(descriptor), *command],
+        pass_fds=[descriptor],
+        **options,
+    )
