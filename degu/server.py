@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from degu.bodies import Body
     from degu.rgi import App
 
 __all__ = ['SSLServer', 'Server', 'build_server_sslctx']
@@ -490,7 +491,7 @@ class Server:
                 if type(body) is bytes and len(body) <= JOIN_SIZE:
                     channel.write(preamble + body)
                 else:
-                    write_message(channel, preamble, body)
+                    _write_response(channel, preamble, body)
             except Exception as error:
                 if error is channel.write_error:
                     raise
@@ -607,6 +608,17 @@ def _join_all(connections: list[_Connection], timeout_s: float) -> int:
         if conn.thread is not None:
             conn.thread.join(deadline.remaining())
     return sum(conn.thread is not None and conn.thread.is_alive() for conn in connections)
+
+
+def _write_response(channel: Channel, preamble: bytes, body: Body) -> None:
+    """Write a response; the source of its body is closed then, however that came, if it can be."""
+    try:
+        write_message(channel, preamble, body)
+    finally:
+        if isinstance(body, (Output, ChunkedOutput)):
+            close = getattr(body.source, 'close', None)
+            if close is not None:
+                close()
 
 
 def _answer(channel: Channel, status: int, text: str = '') -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import ssl
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ CLASSES = {
     'rgi.ChunkedOutput': ChunkedOutput,
     'rgi.FileOutput': FileOutput,
 }
+TIMEOUT_S = 10.0
+"""After this long a test hangs, and fails."""
 DROPPED = 64 * 1024
 """How much of a request body that nobody read the server reads and drops."""
 
@@ -582,6 +585,80 @@ def test_a_body_that_fails_is_cut_off_at_its_fault_and_logged(dial, caplog, buil
     assert reason in caplog.text
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert 'GET /here' in record.getMessage()
+
+
+class Source:
+    """The source of a body; `closed` is set when it is closed."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+        self.closed = threading.Event()
+
+    def __iter__(self):
+        return iter(self.pieces)
+
+    def close(self):
+        self.closed.set()
+
+
+BUILD_OUTPUT = pytest.mark.parametrize(
+    'build',
+    [lambda source: Output(source, 5), ChunkedOutput],
+    ids=['Output', 'ChunkedOutput'],
+)
+
+
+@BUILD_OUTPUT
+@pytest.mark.parametrize(
+    'generate',
+    [lambda: [b'hello', b''], lambda: [b'hel'], lambda: broken([b'hel'])],
+    ids=['sent', 'too short', 'broken'],
+)
+def test_the_source_of_a_body_is_closed_once_the_body_is_over(serve, dial, build, generate):
+    source = Source(generate())
+    peer = dial(serve(lambda c, r: (200, 'OK', {}, build(source))).address)
+    peer.send(b'GET / HTTP/1.1\r\nconnection: close\r\n\r\n')
+    peer.read_to_end()
+    assert source.closed.wait(TIMEOUT_S)
+
+
+@BUILD_OUTPUT
+def test_the_source_of_a_body_is_closed_when_the_client_is_gone_before_the_first_byte(
+    serve, dial, tmp_path, build
+):
+    def app(connection, request):
+        began.set()
+        assert go_on.wait(TIMEOUT_S)
+        return 200, 'OK', {}, build(source)
+
+    source, began, go_on = Source([b'hello', b'']), threading.Event(), threading.Event()
+    peer = dial(serve(app, str(tmp_path / 'socket')).address)  # where a close is seen at once
+    peer.send(b'GET / HTTP/1.1\r\n\r\n')
+    assert began.wait(TIMEOUT_S)
+    peer.close()
+    go_on.set()
+    assert source.closed.wait(TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    'build',
+    [lambda source: Output(source, 10**12), ChunkedOutput],
+    ids=['Output', 'ChunkedOutput'],
+)
+def test_a_source_that_is_a_generator_cleans_up_when_the_client_goes_away(serve, dial, build):
+    def generate():
+        try:
+            while True:
+                yield b'hello'
+        finally:
+            closed.set()
+
+    closed = threading.Event()
+    peer = dial(serve(lambda c, r: (200, 'OK', {}, build(generate()))).address)
+    peer.send(b'GET / HTTP/1.1\r\n\r\n')
+    peer.read(100_000)
+    peer.close()
+    assert closed.wait(TIMEOUT_S)
 
 
 # --- one request after the other -----------------------------------------------------------------
