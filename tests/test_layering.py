@@ -30,6 +30,7 @@ CORE = (
     'server',
     'rgi',
     'util',
+    'wsgi',
     'pki',
     'process',
     'misc',

@@ -1,4 +1,7 @@
-"""A peer that says exactly what it is told to, for the tests of the server and the client."""
+"""A peer that says exactly what it is told to, for the tests of the server and the client.
+
+And a server for WSGI applications.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from degu import IPv4_LOOPBACK
+from degu.rgi import Validator
+from degu.wsgi import WsgiApp
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+    from wsgiref.types import WSGIApplication
+
+    from degu.net import Address
+    from degu.server import Server
 
 TIMEOUT_S = 10.0
 """After this long a test hangs, and fails."""
@@ -181,3 +191,20 @@ def script() -> Iterator[Callable[..., Script]]:
             return server
 
         yield start
+
+
+@pytest.fixture
+def serve_wsgi(serve: Callable[..., Server], tmp_path: Path) -> Callable[..., Address]:
+    """Give `serve_wsgi(app, address=None, sslctx=None)`: the address of a server for a WSGI app.
+
+    It listens on AF_UNIX unless it is told an address. RGI is checked; WSGI is where `app` is a
+    validator of the standard library.
+    """
+
+    def start(
+        app: WSGIApplication, address: Address | None = None, sslctx: ssl.SSLContext | None = None
+    ) -> Address:
+        path = str(tmp_path / 'socket')
+        return serve(Validator(WsgiApp(app)), address or path, sslctx).address
+
+    return start
