@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import tempfile
 import threading
+import weakref
 from wsgiref.validate import validator
 
 import pytest
@@ -263,6 +265,19 @@ def test_what_breaks_the_contract_is_a_500_and_the_log_says_why(
     assert reason in caplog.text
 
 
+def test_a_head_that_is_refused_can_still_be_replaced(serve_wsgi):
+    def app(environ, start_response):
+        try:
+            start_response('200 OK', [('X-A', 'a\r\nX-B: b')])
+        except ValueError:
+            start_response('400 Bad Request', [], sys.exc_info())
+        return [b'not that']
+
+    with Client(serve_wsgi(app)).connect() as conn:
+        response = conn.get('/')
+        assert (response.status, response.body.read()) == (400, b'not that')
+
+
 def test_the_value_of_a_cookie_is_not_logged(serve_wsgi, dial, caplog):
     peer = dial(serve_wsgi(respond([], *COOKIES)))
     peer.send(b'GET / HTTP/1.1\r\n\r\n')
@@ -328,6 +343,43 @@ def test_an_iterable_is_closed_when_start_response_was_never_called(serve_wsgi, 
     peer.send(b'GET / HTTP/1.1\r\n\r\n')
     assert peer.read_to_end().startswith(b'HTTP/1.1 500 ')
     assert iterable.closed == [1]
+
+
+def test_an_iterable_whose_close_fails_is_not_closed_again(serve_wsgi, dial, caplog):
+    class Failing(Closable):
+        def close(self):
+            super().close()
+            raise LookupError('the lamp is out')
+
+    iterable = Failing([b'hello'])
+    peer = dial(serve_wsgi(respond(iterable)))
+    peer.send(b'HEAD / HTTP/1.1\r\n\r\n')
+    assert peer.read_to_end().startswith(b'HTTP/1.1 500 ')
+    assert iterable.closed == [1]
+    assert 'the lamp is out' in caplog.text
+
+
+def test_an_application_that_is_its_own_iterable_is_not_kept_for_the_collector(serve_wsgi):
+    class Classic:
+        """The class of PEP 3333, which is an application and its iterable in one."""
+
+        def __init__(self, environ, start_response):
+            self.start = start_response
+            seen.append(weakref.ref(self))
+
+        def __iter__(self):
+            self.start('200 OK', [])
+            yield b'hello'
+
+    seen = []
+    gc.disable()
+    try:
+        with Client(serve_wsgi(Classic)).connect() as conn:
+            for _ in range(2):
+                assert conn.get('/').body.read() == b'hello'
+        assert seen[0]() is None
+    finally:
+        gc.enable()
 
 
 def endless():
