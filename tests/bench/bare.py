@@ -1,6 +1,6 @@
 """How fast and how small the core is, as ratios against bare sockets in the same run.
 
-    python tests/bench/http.py [--json FILE] [--quick]
+    python tests/bench/bare.py [--json FILE] [--quick]
 
 1. Requests: POST with 108 bytes, answered with 108 bytes, one connection, over AF_UNIX, TCP, TLS,
    beside a bare sendall/recv ping-pong of 108 bytes over the same kind of socket. Both alternate in
@@ -20,16 +20,27 @@ import contextlib
 import json
 import multiprocessing
 import os
-import platform
 import socket
-import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+from common import (
+    BODY,
+    MIB,
+    PIECE,
+    PLACES,
+    alternate,
+    build_app,
+    build_parser,
+    describe_machine,
+    measure,
+    read_all,
+    write_json,
+)
 
 from degu import IPv4_LOOPBACK
 from degu.bodies import Output
@@ -40,24 +51,8 @@ from degu.server import build_server_sslctx
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-BODY = b'x' * 108
-MIB = 1024 * 1024
-PIECE = bytes(MIB)
-"""What large bodies are made of, on every side: a fresh one each time would cost page faults."""
 KINDS = ('unix', 'tcp', 'tls')
-CORES = sorted(os.sched_getaffinity(0))
-PLACES = {
-    'one core': (CORES[:1], CORES[:1]),
-    'two cores': (CORES[:1], CORES[1:2] or CORES[:1]),
-    'unpinned': (CORES, CORES),
-}
-"""Where this side and the peer's process run."""
 CONNECTIONS = 200
-
-
-def build_app(cores: list[int], app: Callable[..., Any]) -> Callable[..., Any]:
-    os.sched_setaffinity(0, cores)
-    return app
 
 
 def echo_app(connection: dict[str, Any], request: dict[str, Any]) -> Any:
@@ -71,12 +66,6 @@ def body_app(connection: dict[str, Any], request: dict[str, Any]) -> Any:
         return 200, 'OK', {}, connection['rgi.Output']((PIECE for _ in range(size // MIB)), size)
     read_all(request['body'])
     return 200, 'OK', {}, None
-
-
-def read_all(body: Any) -> None:
-    buffer = bytearray(MIB)
-    while body.readinto(buffer):
-        pass
 
 
 # --- bare sockets --------------------------------------------------------------------------------
@@ -174,22 +163,14 @@ def degu_peer(kind: str, pki: TempPKI, cores: list[int], app: Callable[..., Any]
         yield stack.enter_context(client.connect())
 
 
-def measure(action: Callable[[], object], count: int) -> float:
-    """Return how many times a second `action` was done."""
-    started = perf_counter()
-    for _ in range(count):
-        action()
-    return count / (perf_counter() - started)
-
-
-def alternate(
+def measure_beside(
     ours: Callable[[], object], bare: Callable[[], object], rounds: int, count: int
 ) -> tuple[float, float]:
     """Measure both in turn; return the median rate of each."""
-    rates: list[tuple[float, float]] = []
-    for _ in range(rounds):
-        rates.append((measure(ours, count), measure(bare, count)))
-    return statistics.median(r[0] for r in rates), statistics.median(r[1] for r in rates)
+    rates = alternate(
+        {'degu': lambda: measure(ours, count), 'bare': lambda: measure(bare, count)}, rounds
+    )
+    return statistics.median(rates['degu']), statistics.median(rates['bare'])
 
 
 def measure_requests(kind: str, cores: list[int], quick: bool) -> tuple[float, float]:
@@ -206,7 +187,7 @@ def measure_requests(kind: str, cores: list[int], quick: bool) -> tuple[float, f
             sock.sendall(BODY)
             sock.recv(16384)
 
-        return alternate(ours, bare, rounds=5 if quick else 21, count=300 if quick else 1000)
+        return measure_beside(ours, bare, rounds=5 if quick else 21, count=300 if quick else 1000)
 
 
 def measure_bodies(kind: str, cores: list[int], direction: str, quick: bool) -> tuple[float, float]:
@@ -235,7 +216,7 @@ def measure_bodies(kind: str, cores: list[int], direction: str, quick: bool) -> 
                     sock.sendall(PIECE)
                 sock.recv(1)
 
-        ours_rate, bare_rate = alternate(ours, bare, rounds=3 if quick else 5, count=1)
+        ours_rate, bare_rate = measure_beside(ours, bare, rounds=3 if quick else 5, count=1)
         return ours_rate * size_mib * MIB, bare_rate * size_mib * MIB
 
 
@@ -323,14 +304,7 @@ def run_apart(job: dict[str, Any], processes: int) -> dict[str, Any]:
 
 def run_all(quick: bool) -> dict[str, Any]:
     processes = 1 if quick else 5
-    report: dict[str, Any] = {
-        'python': platform.python_version(),
-        'compiler': platform.python_compiler(),
-        'openssl': ssl.OPENSSL_VERSION,
-        'cores': len(os.sched_getaffinity(0)),
-        'rates': [],
-        'memory': [],
-    }
+    report: dict[str, Any] = {**describe_machine(), 'rates': [], 'memory': []}
     print(f'CPython {report["python"]}, {report["openssl"]}, {report["cores"]} cores\n')
     print(f'{"":38}{"degu":>12}{"bare":>12}{"ratio":>8}   all processes')
     for what in ('requests', 'response', 'request'):
@@ -359,17 +333,13 @@ def print_rate(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Measure the core against bare sockets.')
-    parser.add_argument('--json', type=Path, help='write the numbers there, too')
-    parser.add_argument('--quick', action='store_true', help='few rounds, to see that it works')
+    parser = build_parser('Measure the core against bare sockets.')
     parser.add_argument('--job', type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
         run_here(arguments.job)
-        return
-    report = run_all(arguments.quick)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + '\n')
+    else:
+        write_json(arguments.json, run_all(arguments.quick))
 
 
 if __name__ == '__main__':
