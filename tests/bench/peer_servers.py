@@ -189,7 +189,7 @@ def ask(server: Server, connections: int, duration_s: int) -> Callable[[], dict[
 
 
 def print_table(connections: int, table: list[dict[str, Any]]) -> None:
-    head = f'hello world, {connections} connections'
+    head = f'hello world, {connections} connection{"s" if connections > 1 else ""}'
     print(f'\n{head:28}{"requests":>12}{"of degu":>9}{"processor":>11}{"median":>10}{"99 %":>11}')
     for row in sorted(table, key=lambda row: -row['rate']):
         errors = ', '.join(f'{count} {kind}' for kind, count in row['errors'].items() if count)
