@@ -51,11 +51,18 @@ _REQUEST_TEXT = r'(?! )[ -~]+(?<! )'
 # RFC 9110 §5.5: other people's servers send latin-1 or UTF-8 (obs-text). What we send is printable.
 _RESPONSE_TEXT = r'(?! )[ -~\x80-\xff]+(?<! )'
 _SENT_RESPONSE_TEXT = r'(?! )[ -~\xa1-\xac\xae-\xff]+(?<! )'
+# RFC 9110 §7.2: uri-host [":" port]. Stricter: no percent-encoding, no user information.
+_HOST = (
+    r'(?:[0-9A-Za-z_](?:[0-9A-Za-z._-]{0,253}[0-9A-Za-z._])?|\[[0-9A-Fa-f:.]{2,45}\])'
+    r'(?::[0-9]{1,5})?'
+)
 # A whole preamble in one match: one pass in C is several times faster than a loop over its lines. A
-# content-length that comes first, as ours does, is picked out on the way.
+# host that comes first, as other people's does, and then a content-length, as ours does, are picked
+# out on the way.
 _match_request = re.compile(
     rf'(GET|HEAD|PUT|POST|DELETE) ({_PATH})(?:\?({_QUERY}))? HTTP/1\.1'
-    rf'(?:\r\ncontent-length: ({_LENGTH}))?((?:\r\n{_NAME}: {_REQUEST_TEXT})*)'
+    rf'(?:\r\n[Hh]ost: ({_HOST}))?(?:\r\ncontent-length: ({_LENGTH}))?'
+    rf'((?:\r\n{_NAME}: {_REQUEST_TEXT})*)'
 ).fullmatch
 # RFC 9112 §4. Stricter: a reason is not empty; no 1xx, because nothing that our client sends asks
 # for one.
@@ -84,10 +91,7 @@ _match_range = re.compile(
 _match_content_range = re.compile(
     r'bytes (?:(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})|\*)/(0|[1-9][0-9]{0,15}|\*)'
 ).fullmatch
-# RFC 9110 §7.2: uri-host [":" port]. Stricter: no percent-encoding, no user information.
-_match_host = re.compile(
-    r'(?:[0-9A-Za-z_](?:[0-9A-Za-z._-]{0,253}[0-9A-Za-z._])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?'
-).fullmatch
+_match_host = re.compile(_HOST).fullmatch
 # RFC 9112 §7.1. Stricter: at most one extension, always with a value, never quoted.
 _match_chunk_line = re.compile(rb'([0-9A-Fa-f]{1,7})(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch
 _match_extension = re.compile(rb'[!#-:<>-~]+=[!#-:<-~]+').fullmatch
@@ -244,12 +248,16 @@ def _check_line_ends(text: str) -> None:
         raise ProtocolError('a line must end with CR LF, and neither may stand alone')
 
 
+def _too_many_headers(limits: Limits) -> ProtocolError:
+    return ProtocolError(f'there are at most {limits.max_headers} headers', status=431)
+
+
 def _parse_headers(headers: Headers, block: str, parsers: _Parsers, limits: Limits) -> None:
-    """Add the headers that a match found as a block to the one that may have come before it."""
+    """Add the headers that a match found as a block to those that may have come before it."""
     lines = block[2:].split('\r\n')
     count = len(headers) + len(lines)
     if count > limits.max_headers:
-        raise ProtocolError(f'there are at most {limits.max_headers} headers', status=431)
+        raise _too_many_headers(limits)
     for line in lines:
         name, _, value = line.partition(': ')
         name = name.lower()
@@ -310,12 +318,18 @@ def parse_request(
     match = _match_request(text)
     if match is None:
         raise _explain_request(text)
-    method, target, query, length, block = match.groups()
+    method, target, query, host, length, block = match.groups()
     if '//' in target:
         raise ProtocolError(_TARGET_RULE)
-    headers: Headers = {} if length is None else {'content-length': int(length)}
+    headers: Headers = {}
+    if host is not None:
+        headers['host'] = host
+    if length is not None:
+        headers['content-length'] = int(length)
     if block:
         _parse_headers(headers, block, _REQUEST_PARSERS, limits)
+    elif len(headers) > limits.max_headers:
+        raise _too_many_headers(limits)
     if headers and method not in BODY_METHODS:
         # CouchDB's replicator announces the absence of a body.
         if method != 'DELETE' and headers.get('content-length') == 0:

@@ -11,6 +11,7 @@ import contextlib
 import socket
 import string
 from contextlib import closing
+from itertools import permutations
 from typing import NamedTuple
 
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from degu.bodies import ChunkedInput, Input
 from degu.channel import Channel
 from degu.errors import DeguError, ProtocolError
-from degu.limits import DEFAULT_LIMITS, build_limits
+from degu.limits import DEFAULT_LIMITS, Limits, build_limits
 from degu.wire import (
     CHUNKED,
     ContentRange,
@@ -488,6 +489,27 @@ def test_limits_that_are_set_hold_however_the_bytes_arrive(parse, limit, value, 
         stream = data + b'\r\n\r\n'
         read = feed(stream, cut(stream), lambda c: parse(c.read_preamble(), limits), limits)
         assert read == expected
+
+
+@pytest.mark.parametrize('count', [1, 2, 3])
+@pytest.mark.parametrize(
+    'lines',
+    list(permutations([b'Host: h:1', b'content-length: 5', b'a: b'])),
+    ids=lambda lines: b', '.join(lines).decode(),
+)
+def test_a_header_that_is_picked_out_is_one_like_all_others(lines, count):
+    lines = lines[:count]
+    data = b'\r\n'.join([b'PUT / HTTP/1.1', *lines])
+    values = {b'Host: h:1': ('host', 'h:1'), b'content-length: 5': ('content-length', 5)}
+    headers = dict(values.get(line, ('a', 'b')) for line in lines)
+    assert parse_request(data, Limits(max_headers=count)) == ('PUT', [], '', headers)
+    for line in lines:
+        with pytest.raises(ProtocolError, match='must not be given twice'):
+            parse_request(data + b'\r\n' + line)
+    if count > 1:
+        with pytest.raises(ProtocolError, match=f'at most {count - 1} headers') as caught:
+            parse_request(data, Limits(max_headers=count - 1))
+        assert caught.value.status == 431
 
 
 def test_an_endless_preamble_is_refused_at_its_limit():
