@@ -81,6 +81,7 @@ may be about to send one, and could not know whether it was carried out."""
 _CUT_OFF_TIMEOUT_S = 1.0
 _MIN_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 0.1
+_REFUSALS_PERIOD_S = 1.0
 _CLOSED_BY_CLIENT = 'closed by the client'
 _SHUTS_DOWN = 'the server shuts down'
 _REASONS = {
@@ -123,6 +124,39 @@ class _Connection:
             socket.socket.shutdown(self.sock, how)  # SSLSocket's own would disturb its thread
 
 
+class _Refusals:
+    """Log what the accept loop refused, in a line a second at most.
+
+    Whoever is refused at a limit can come again at once: a line for each would fill the log.
+    """
+
+    __slots__ = ('_count', '_last', '_not_before_s', '_server')
+
+    def __init__(self, server: net.Address) -> None:
+        self._server = server
+        self._count = 0  # not logged yet
+        self._last: tuple[net.Address, str] | None = None
+        self._not_before_s = 0.0
+
+    def add(self, client: net.Address, reason: str) -> None:
+        self._count += 1
+        self._last = client, reason
+        self.log()
+
+    def log(self, is_last: bool = False) -> None:
+        if not self._count or (not is_last and monotonic() < self._not_before_s):
+            return
+        assert self._last is not None
+        client, reason = self._last
+        log.warning('%r: refused %d, the last %r: %s', self._server, self._count, client, reason)
+        self._count = 0
+        self._not_before_s = monotonic() + _REFUSALS_PERIOD_S
+
+    def wait_ms(self) -> float | None:
+        """Return after how long log() may have something to say; None if it has nothing."""
+        return _REFUSALS_PERIOD_S * 1000 if self._count else None
+
+
 class Server:
     """An HTTP server for one application at one address.
 
@@ -132,6 +166,7 @@ class Server:
     # Set once: app, _on_connect, limits, workers, address, _listener, _socket_file, _stop; and anew
     # in each worker process before it serves: workers, _socket_file, _stop.
     # Guarded by _lock: _connections, _per_host, _handshakes.
+    # The accept loop's own: _refusals.
 
     scheme = 'http'
 
@@ -168,6 +203,7 @@ class Server:
         self._connections: dict[_Connection, None] = {}
         self._per_host: dict[str, int] = {}
         self._handshakes: dict[_Connection, None] = {}
+        self._refusals = _Refusals(self.address)
         self._thread: threading.Thread | None = None
         self._successor: subprocess.Popen[bytes] | None = None
 
@@ -250,6 +286,7 @@ class Server:
                     self._accept_all()
         finally:
             self._stop.requested = True
+            self._refusals.log(is_last=True)
             self._finish(workers)
 
     def _serve_as_worker(self, lifeline: int) -> None:
@@ -268,8 +305,9 @@ class Server:
         self._stop.register(pause)
         backoff_s = _MIN_BACKOFF_S
         while not self._stop.requested:
-            self._stop.note(poller.poll())
             try:
+                self._stop.note(poller.poll(self._refusals.wait_ms()))
+                self._refusals.log()
                 self._accept()
                 backoff_s = _MIN_BACKOFF_S
             except (OSError, RuntimeError, MemoryError) as error:
@@ -286,7 +324,7 @@ class Server:
         conn = _Connection(sock, address)
         refusal = self._admit(conn)
         if refusal is not None:
-            log.warning('%r: refused %r: %s', self.address, address, refusal)
+            self._refusals.add(address, refusal)
             sock.close()
             return
         # Daemon: serve_forever() waits for it as long as it was told and says if it goes on; the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -412,6 +413,40 @@ def test_a_connection_is_one_line_and_a_request_one_if_asked_for(dial, caplog):
     (line,) = [r.getMessage() for r in caplog.records if r.name == 'degu.server']
     assert line.startswith(f'{server.address!r}: {client!r}: 2 requests in 0.')
     assert line.endswith(' s: connection: close')
+
+
+REFUSED = re.compile(r'refused (\d+), the last .*: max_connections_per_address=1')
+
+
+def count_refused(caplog):
+    return [int(count) for count in REFUSED.findall(caplog.text)]
+
+
+def test_refused_connections_are_counted_in_a_line_a_second(dial, serve, caplog):
+    server = serve(ok, max_connections_per_address=1)
+    first = dial(server.address)
+    first.send(GET)
+    assert first.read_preamble() == OK
+    started = time.monotonic()
+    assert dial(server.address).is_cut_off()
+    assert count_refused(caplog) == [1]
+    for _ in range(50):
+        assert dial(server.address).is_cut_off()
+    # The rest is told without another one to be refused.
+    wait_for(lambda: sum(count_refused(caplog)) == 51)
+    seconds = time.monotonic() - started
+    assert seconds >= 1
+    assert len(count_refused(caplog)) <= 1 + seconds
+
+
+def test_refused_connections_are_told_of_before_the_server_ends(dial, caplog):
+    with Server(IPv4_LOOPBACK, ok, max_connections_per_address=1) as server:
+        first = dial(server.address)
+        first.send(GET)
+        assert first.read_preamble() == OK
+        for _ in range(5):
+            assert dial(server.address).is_cut_off()
+    assert sum(count_refused(caplog)) == 5
 
 
 @pytest.mark.parametrize(
