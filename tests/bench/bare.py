@@ -41,6 +41,7 @@ from common import (
     read_all,
     write_json,
 )
+from subject import read_memory
 
 from degu import IPv4_LOOPBACK
 from degu.bodies import Output
@@ -238,14 +239,6 @@ server.serve_forever()
 """
 
 
-def read_resident(pid: int) -> int:
-    """Return the resident size of a process in bytes."""
-    for line in Path(f'/proc/{pid}/status').read_text().splitlines():
-        if line.startswith('VmRSS:'):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f'process {pid} has no VmRSS')
-
-
 def measure_memory(kind: str) -> tuple[int, float]:
     """Return the resident size of an idle server, and what each idle connection adds to it."""
     with TempPKI() as pki:
@@ -262,11 +255,11 @@ def measure_memory(kind: str) -> tuple[int, float]:
             client = Client(address)
             if kind == 'tls':
                 client = SSLClient(build_client_sslctx(pki.get_client_config()), address)
-            idle = read_resident(process.pid)
+            idle = read_memory(process.pid)
             for _ in range(CONNECTIONS):
                 connection = stack.enter_context(client.connect())
                 connection.post('/', None, BODY).body.read()
-            return idle, (read_resident(process.pid) - idle) / CONNECTIONS
+            return idle, (read_memory(process.pid) - idle) / CONNECTIONS
 
 
 # --- the run -------------------------------------------------------------------------------------
