@@ -23,6 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from subject import end_with_parent
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -174,6 +176,7 @@ class Attackers:
         self._process.close()
 
     def _run(self, address: Address, plan: Plan) -> None:
+        end_with_parent()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         asyncio.run(self._attack(address, plan))
@@ -218,7 +221,7 @@ class SlowHttpTest:
         self._process = subprocess.Popen(
             [
                 *('slowhttptest', mode, '-u', f'http://{address[0]}:{address[1]}/{path}'),
-                *('-c', f'{connections}', '-r', f'{connections}', '-i', '1', '-l', '3600'),
+                *('-c', f'{connections}', '-r', f'{connections}', '-i', '1', '-l', '300'),
                 *('-p', '2', '-g', '-o', 'report', '-v', '0'),
             ],
             cwd=self._directory.name,

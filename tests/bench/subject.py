@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 PIECE = bytes(MIB)
+PR_SET_PDEATHSIG = 1
 END_S = 10.0
 """How long a server may take to end."""
 
@@ -84,11 +85,18 @@ def serve(
         # Root is not bound by it, and all threads of a user count: be one that nobody else is.
         uid = 2_000_000_000 + os.getpid()
         os.setresuid(uid, uid, uid)
+    end_with_parent()
     with contextlib.ExitStack() as stack:
         for server in others:
             stack.enter_context(server)
         print([server.address for server in servers], flush=True)
         first.serve_forever()
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone, however that came. See prctl(2)."""
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
+        raise OSError('prctl failed')
 
 
 def give_back_memory() -> None:
