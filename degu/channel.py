@@ -19,7 +19,7 @@ import os
 import re
 import socket
 import ssl
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, BinaryIO
 
 from degu.errors import ClosedConnectionError, PeerTimeoutError, ProtocolError
@@ -41,6 +41,8 @@ LINGER_SIZE = 64 * KIB
 LINGER_TIMEOUT_S = 1.0
 """How much, and for how long, the peer may still send while we close."""
 
+_TURN = 8
+"""How many preambles and chunks a thread may take from its buffer before others have a turn."""
 _DONT_WAIT = int(socket.MSG_DONTWAIT)
 _BARE_CR_OR_LF = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)').search
 
@@ -86,7 +88,7 @@ class Channel:
     # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _piece, _max_receive,
     # _wait_all, _idle_s.
     # Changed by the one thread that uses the channel: buffered, write_error, _wait_s, _has_waited,
-    # _pace.
+    # _pace, _taken.
     __slots__ = (
         '_has_waited',
         '_idle_s',
@@ -97,6 +99,7 @@ class Channel:
         '_recv',
         '_recv_into',
         '_send',
+        '_taken',
         '_wait_all',
         '_wait_s',
         'buffered',
@@ -124,6 +127,7 @@ class Channel:
         self._wait_s = 0.0
         self._set_wait(self._idle_s)
         self._has_waited = False  # since the last preamble, elsewhere than for a preamble to begin
+        self._taken = 0  # preambles and chunks that were in the buffer already
 
     def _set_wait(self, timeout_s: float) -> None:
         self._has_waited = True
@@ -151,6 +155,8 @@ class Channel:
                 raise PeerTimeoutError('idle between messages', self._idle_s) from None
             if not data:
                 return None
+        else:
+            self._give_way()
         preamble, found, self.buffered = data.partition(b'\r\n\r\n')
         if not found:
             preamble, _, self.buffered = self._complete_preamble(data).partition(b'\r\n\r\n')
@@ -234,7 +240,11 @@ class Channel:
 
         Raises ProtocolError for a line over `max_size` bytes, PeerTimeoutError, OSError.
         """
-        data = self.buffered or self._await_chunk()
+        data = self.buffered
+        if data:
+            self._give_way()
+        else:
+            data = self._await_chunk()
         while (end := data.find(b'\r\n')) < 0 and len(data) <= max_size + 1:
             more = self._receive(RECEIVE_SIZE)
             if not more:
@@ -244,6 +254,17 @@ class Channel:
             raise ProtocolError(f'a chunk line is at most {max_size} bytes')
         self.buffered = data[end + 2 :]
         return data[:end]
+
+    def _give_way(self) -> None:
+        """Let other threads run, now and then.
+
+        A peer that is always ahead of us never makes its thread wait, and a thread that never waits
+        gives up the interpreter only when it is made to, after 5 ms. Some dozens of such peers
+        would keep all others waiting for seconds.
+        """
+        self._taken += 1
+        if not self._taken % _TURN:
+            sleep(0)
 
     def _await_chunk(self) -> bytes:
         gap_s = self.limits.chunk_gap_timeout_s
