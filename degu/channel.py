@@ -164,14 +164,15 @@ class Channel:
 
     def _complete_preamble(self, start: bytes) -> bytes:
         deadline = Deadline(self.limits.preamble_timeout_s)
+        max_size = self.limits.max_preamble + 3  # with the beginning of the empty line
         data = bytearray(start)
         searched = 0
         while data.find(b'\r\n\r\n', searched) < 0:
-            if len(data) > self.limits.max_preamble + 3:
-                raise ProtocolError(f'a preamble is at most {self.limits.max_preamble} bytes', 431)
             # The empty line may never come if lines do not end as they must.
-            if _BARE_CR_OR_LF(data, max(searched - 1, 0)):
+            if _BARE_CR_OR_LF(data, max(searched - 1, 0), max_size):
                 raise ProtocolError('a line must end with CR LF, and neither may stand alone')
+            if len(data) > max_size:
+                raise ProtocolError(f'a preamble is at most {self.limits.max_preamble} bytes', 431)
             searched = max(len(data) - 3, 0)
             self._set_wait(max(deadline.remaining(), 0.001))
             try:

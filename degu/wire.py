@@ -235,6 +235,9 @@ def closes_connection(headers: Mapping[str, HeaderValue]) -> bool:
 
 def _check_size(preamble: bytes, limits: Limits) -> None:
     if len(preamble) > limits.max_preamble:
+        # What the channel saw when it gave up, had the bytes come one by one.
+        start = (preamble + b'\r\n\r\n')[: limits.max_preamble + 3]
+        _check_line_ends(start.decode('latin-1').removesuffix('\r'))
         raise ProtocolError(f'a preamble is at most {limits.max_preamble} bytes', status=431)
     if max(map(len, preamble.split(b'\r\n'))) > limits.max_line:
         _check_line_ends(preamble.decode('latin-1'))

@@ -524,6 +524,24 @@ def test_a_bare_cr_or_lf_is_refused_before_an_empty_line_came(ending):
         assert feed(stream, cut(stream), Channel.read_preamble) == refused(400)
 
 
+@pytest.mark.parametrize('parse', [parse_request, parse_response])
+@pytest.mark.parametrize('ending', [b'', b'\r\n\r\n'], ids=['endless', 'ended'])
+@pytest.mark.parametrize('bare', [b'\n', b'\r'], ids=['lf', 'cr'])
+def test_of_two_faults_the_first_is_answered_however_the_bytes_arrive(parse, bare, ending):
+    limits = build_limits(max_preamble=40)
+    for before in range(35, 50):
+        for after in (b'v' * 20, b'') if ending else (b'v' * 20,):
+            stream = b'v' * before + bare + after + ending
+            # Three bytes more than the limit may be the beginning of the empty line; that a CR is
+            # bare is seen at the byte behind it.
+            expected = refused(400 if before < (43 if bare == b'\n' else 42) else 431)
+            for cut in CUTS:
+                outcome = feed(
+                    stream, cut(stream), lambda c: parse(c.read_preamble(), limits), limits
+                )
+                assert outcome == expected, (before, after, cut)
+
+
 # --- which bytes, one by one ---------------------------------------------------------------------
 
 
