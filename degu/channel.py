@@ -370,6 +370,11 @@ class Channel:
 
     # --- closing ---------------------------------------------------------------------------------
 
+    def end_writing(self) -> None:
+        """Let the peer see the end of what we send; what it sent, or sends, can still be read."""
+        with contextlib.suppress(OSError):  # already gone
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)  # SSLSocket's own lets go of TLS
+
     def __del__(self) -> None:
         # The last of connection and unread body to go takes the socket with it.
         if self.sock.fileno() >= 0:

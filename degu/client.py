@@ -180,8 +180,10 @@ class Connection:
             except OSError as error:
                 if error is not channel.write_error or isinstance(error, PeerTimeoutError):
                     raise
-                # It may have answered before it went, without waiting for the body.
+                # It may have answered before it went, without waiting for the body. If it did not
+                # go, it must not wait for the rest, and we for its answer.
                 refusal = error
+                channel.end_writing()
             response = self._read_response(channel, method, refusal)
         except BaseException:
             self.close()

@@ -744,6 +744,27 @@ def test_a_request_body_that_fails_ends_the_connection(script, build, error):
     assert not received[0].endswith(b'lo!')
 
 
+def test_a_write_that_fails_while_the_server_waits_for_more_ends_for_both(serve, tmp_path):
+    """The kernel cannot read this file. The server would wait for it, and the client for both."""
+    received = []
+
+    def app(connection, request):
+        try:
+            received.append(request['body'].read())
+        except UnderFlowError:
+            received.append(None)
+            raise
+
+    server = serve(app)
+    with Client(server.address).connect() as conn, (tmp_path / 'out').open('wb') as fp:
+        started = time.monotonic()
+        with pytest.raises(OSError, match='Bad file descriptor'):
+            conn.put('/', None, FileOutput(fp, 5))
+        assert time.monotonic() - started < LATE_S
+        assert conn.closed
+        assert received == [None]
+
+
 # --- time limits ---------------------------------------------------------------------------------
 
 
