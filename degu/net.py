@@ -12,6 +12,9 @@ A server can also be given a socket that listens already: `inherited()`.
 
 from __future__ import annotations
 
+# Python would import it with the first name that it resolves or that TLS is to check. If that fails
+# once, for lack of memory or of a descriptor, it is never tried again.
+import encodings.idna  # noqa: F401
 import errno
 import os
 import socket

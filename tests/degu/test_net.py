@@ -7,6 +7,8 @@ import re
 import secrets
 import socket
 import stat
+import subprocess
+import sys
 import time
 from contextlib import closing
 
@@ -201,6 +203,15 @@ def test_a_client_resolves_names():
         closing(connect(('localhost', listener.getsockname()[1]), CONNECT_S)) as client,
     ):
         assert client.getpeername() == listener.getsockname()
+
+
+def test_the_codec_for_names_is_there_before_it_is_needed():
+    """Python gives up for good on a codec that it could not import once."""
+    program = "import sys, degu.net; print('encodings.idna' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == 'True\n'
 
 
 def test_a_two_tuple_of_a_client_may_be_ipv6():
