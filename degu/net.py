@@ -209,7 +209,11 @@ def _bind_unix(sock: socket.socket, address: Address) -> None:
 def _identify(address: Address) -> SocketIdentity | None:
     if not isinstance(address, str):
         return None
-    status = os.lstat(address)
+    try:
+        status = os.lstat(address)
+    except OSError:
+        os.unlink(address)  # bind() made it a moment ago
+        raise
     return SocketIdentity(status.st_dev, status.st_ino)
 
 
@@ -236,18 +240,17 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
         sock = socket.create_connection(address, timeout_s)  # type: ignore[arg-type]  # a 2-tuple
     else:
         sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if family == socket.AF_UNIX:
-                _connect_unix(sock, address, timeout_s)
-                sock.settimeout(timeout_s)
-            else:
-                sock.settimeout(timeout_s)
-                sock.connect(address)
-        except BaseException:
-            sock.close()
-            raise
-    if family != socket.AF_UNIX:
-        disable_delay(sock)
+    try:
+        if family == socket.AF_UNIX:
+            _connect_unix(sock, address, timeout_s)
+        sock.settimeout(timeout_s)
+        if family == socket.AF_INET6:
+            sock.connect(address)
+        if family != socket.AF_UNIX:
+            disable_delay(sock)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
