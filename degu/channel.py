@@ -378,7 +378,8 @@ class Channel:
     def __del__(self) -> None:
         # The last of connection and unread body to go takes the socket with it.
         if self.sock.fileno() >= 0:
-            self.close()
+            with contextlib.suppress(OSError):  # nobody could be told
+                self.close()
 
     def close(self) -> None:
         """Close at once. The shutdown reaches the peer even if a forked process has a copy."""

@@ -55,9 +55,10 @@ class Inherited(NamedTuple):
     """Whether the socket's file, if it has one, is this program's to remove."""
 
 
-class SocketIdentity(NamedTuple):
+class SocketFile(NamedTuple):
     """Which socket file is ours, so that we never remove another's."""
 
+    path: str
     device: int
     inode: int
 
@@ -142,7 +143,7 @@ def inherited(index: int = 0) -> Inherited:
     return Inherited(FIRST_INHERITED + index, index < len(names) and names[index] == HANDED_OVER)
 
 
-def _adopt(address: Inherited) -> tuple[socket.socket, SocketIdentity | None]:
+def _adopt(address: Inherited) -> tuple[socket.socket, SocketFile | None]:
     """Listen on a socket that listens already."""
     sock = socket.socket(fileno=address.descriptor)
     try:
@@ -153,13 +154,14 @@ def _adopt(address: Inherited) -> tuple[socket.socket, SocketIdentity | None]:
         sock.set_inheritable(False)
         sock.setblocking(False)
         name = sock.getsockname()
+        file = _identify(name) if address.removes_file and isinstance(name, str) else None
     except BaseException:
         sock.close()
         raise
-    return sock, _identify(name) if address.removes_file else None
+    return sock, file
 
 
-def listen(address: Address | Inherited) -> tuple[socket.socket, SocketIdentity | None]:
+def listen(address: Address | Inherited) -> tuple[socket.socket, SocketFile | None]:
     """Listen on an address; the second value identifies the socket file that is ours to remove.
 
     Raises TypeError or ValueError for the address, OSError where the system refuses it; a file that
@@ -179,14 +181,15 @@ def listen(address: Address | Inherited) -> tuple[socket.socket, SocketIdentity 
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(address)
-        identity = _identify(address)
         try:
+            file = _identify(address) if isinstance(address, str) else None
             sock.listen(_LISTEN_BACKLOG)
             sock.setblocking(False)
         except BaseException:
-            remove_socket_file(address, identity)
+            if isinstance(address, str):
+                os.unlink(address)  # bind() made it a moment ago
             raise
-        return sock, identity
+        return sock, file
     except OSError as error:
         sock.close()
         raise OSError(error.errno, f'cannot listen at {address!r}: {error.strerror}') from error
@@ -206,26 +209,22 @@ def _bind_unix(sock: socket.socket, address: Address) -> None:
         ) from None
 
 
-def _identify(address: Address) -> SocketIdentity | None:
-    if not isinstance(address, str):
-        return None
-    try:
-        status = os.lstat(address)
-    except OSError:
-        os.unlink(address)  # bind() made it a moment ago
-        raise
-    return SocketIdentity(status.st_dev, status.st_ino)
+def _identify(path: str) -> SocketFile:
+    status = os.lstat(path)
+    return SocketFile(path, status.st_dev, status.st_ino)
 
 
-def remove_socket_file(address: Address, identity: SocketIdentity | None) -> None:
-    """Remove the socket file that `listen()` made, unless it is gone or is another's by now."""
-    if identity is None:
+def remove_socket_file(file: SocketFile | None) -> None:
+    """Remove the socket file that `listen()` made, unless it is gone or is another's by now.
+
+    Raises OSError if it cannot be removed.
+    """
+    if file is None:
         return
-    assert isinstance(address, str)
     try:
-        status = os.lstat(address)
-        if stat.S_ISSOCK(status.st_mode) and (status.st_dev, status.st_ino) == identity:
-            os.unlink(address)
+        status = os.lstat(file.path)
+        if stat.S_ISSOCK(status.st_mode) and file[1:] == (status.st_dev, status.st_ino):
+            os.unlink(file.path)
     except FileNotFoundError:
         return
 

@@ -198,14 +198,18 @@ class Server:
         except BaseException:
             self._stop.close()
             raise
-        self.address: net.Address = self._listener.getsockname()
+        self._successor: subprocess.Popen[bytes] | None = None
+        try:
+            self.address: net.Address = self._listener.getsockname()
+        except BaseException:
+            self.close()
+            raise
         self._lock = threading.Lock()
         self._connections: dict[_Connection, None] = {}
         self._per_host: dict[str, int] = {}
         self._handshakes: dict[_Connection, None] = {}
         self._refusals = _Refusals(self.address)
         self._thread: threading.Thread | None = None
-        self._successor: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.address!r}, {self.app!r})'
@@ -235,13 +239,15 @@ class Server:
     def close(self) -> None:
         """Give up a server that does not serve: stop listening and remove the socket file.
 
-        Raises OSError if the file cannot be removed; all else is done then, too.
+        Raises OSError for what cannot be closed or removed; all else is done then, too.
         """
-        self._listener.close()
-        self._stop.close()
-        identity, self._socket_file = self._socket_file, None
-        if self._successor is None or self._successor.poll() is not None:
-            net.remove_socket_file(self.address, identity)
+        file, self._socket_file = self._socket_file, None
+        if self._successor is not None and self._successor.poll() is None:
+            file = None  # the successor's by now
+        with contextlib.ExitStack() as stack:
+            stack.callback(net.remove_socket_file, file)
+            stack.callback(self._stop.close)
+            stack.callback(self._listener.close)
 
     def shutdown(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Ask the server to stop; serve_forever() returns when it has.
@@ -372,7 +378,7 @@ class Server:
         try:
             self.close()
         except OSError:
-            log.exception('%r: cannot remove the socket file', self.address)
+            log.exception('%r: cannot close the socket or remove its file', self.address)
         workers.end(self._stop.timeout_s)
         with self._lock:
             connections = list(self._connections)
@@ -417,14 +423,15 @@ class Server:
             'rgi.FileOutput': FileOutput,
         }
         try:
-            ending = self._serve(conn, connection)
+            try:
+                ending = self._serve(conn, connection)
+            finally:
+                conn.sock.close()
         except (DeguError, OSError) as error:
             ending = str(error) or type(error).__name__
         except Exception:
             ending = 'an error'
             log.exception('%r: %r: ended by an error', self.address, conn.address)
-        finally:
-            conn.sock.close()
         log.info(
             '%r: %r: %d requests in %.3f s: %s',
             self.address,

@@ -18,7 +18,7 @@ from degu import IPv4_ANY, IPv4_LOOPBACK, IPv6_ANY, IPv6_LOOPBACK
 from degu.net import (
     WAIT_ENDED,
     Deadline,
-    SocketIdentity,
+    SocketFile,
     check_ip,
     connect,
     disable_delay,
@@ -171,11 +171,11 @@ def address(request, tmp_path, abstract_name):
 
 
 def test_a_client_reaches_a_server(address):
-    listener, identity = listen(address)
+    listener, file = listen(address)
     with closing(listener):
         resolved = listener.getsockname()
         assert type(resolved) is type(address)
-        assert (identity is not None) == isinstance(address, str)
+        assert (file is not None) == isinstance(address, str)
         if isinstance(address, tuple):
             assert resolved[1] > 0
             assert (resolved[0], *resolved[2:]) == (address[0], *address[2:])
@@ -289,11 +289,11 @@ def test_small_messages_are_sent_at_once():
 
 @pytest.mark.parametrize('gone', [True, False])
 def test_nobody_there_is_the_systems_error(address, gone):
-    listener, identity = listen(address)
+    listener, file = listen(address)
     resolved = listener.getsockname()
     listener.close()
     if gone:
-        remove_socket_file(resolved, identity)
+        remove_socket_file(file)
     with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
         connect(resolved, CONNECT_S)
 
@@ -320,10 +320,10 @@ def test_connecting_takes_no_longer_than_its_timeout(address):
 
 def test_a_socket_file_is_ours_by_device_and_inode(tmp_path):
     path = str(tmp_path / 'socket')
-    listener, identity = listen(path)
+    listener, file = listen(path)
     listener.close()
     status = os.stat(path)
-    assert identity == SocketIdentity(status.st_dev, status.st_ino)
+    assert file == SocketFile(path, status.st_dev, status.st_ino)
     assert stat.S_ISSOCK(status.st_mode)
 
 
@@ -351,17 +351,17 @@ def test_a_file_that_exists_is_refused_and_kept(tmp_path, kind):
 
 def test_our_own_socket_file_is_removed(tmp_path):
     path = str(tmp_path / 'socket')
-    listener, identity = listen(path)
+    listener, file = listen(path)
     listener.close()
-    remove_socket_file(path, identity)
+    remove_socket_file(file)
     assert not os.path.lexists(path)
-    remove_socket_file(path, identity)
+    remove_socket_file(file)
 
 
 @pytest.mark.parametrize('kind', ['socket', 'file', 'link', 'directory'])
 def test_what_replaced_our_socket_file_is_kept(tmp_path, kind):
     path = tmp_path / 'socket'
-    listener, identity = listen(str(path))
+    listener, file = listen(str(path))
     # Under another name, so that its inode cannot be used again.
     path.rename(tmp_path / 'moved')
     other = None
@@ -373,7 +373,7 @@ def test_what_replaced_our_socket_file_is_kept(tmp_path, kind):
         path.symlink_to('moved')
     else:
         path.mkdir()
-    remove_socket_file(str(path), identity)
+    remove_socket_file(file)
     assert os.path.lexists(path)
     for sock in filter(None, (listener, other)):
         sock.close()
@@ -382,8 +382,7 @@ def test_what_replaced_our_socket_file_is_kept(tmp_path, kind):
 def test_an_address_without_a_file_has_nothing_to_remove(tmp_path):
     path = tmp_path / 'file'
     path.write_bytes(b'precious')
-    remove_socket_file(str(path), None)
-    remove_socket_file(IPv4_LOOPBACK, None)
+    remove_socket_file(None)
     assert path.read_bytes() == b'precious'
 
 
