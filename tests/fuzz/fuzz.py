@@ -7,7 +7,7 @@ goes to libFuzzer: inputs that reach new code are written to the first corpus, a
 rule to a file crash-..., with the traceback. Without a corpus it starts from the one that is kept
 beside this file, and keeps nothing.
 
-Needs `pip install -e '.[fuzz]'`.
+Needs `pip install -e '.[test]'`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def checks(monkeypatch):
 def require_atheris():
     """Skip where the fuzzer is not installed; it must be on CI's own Python."""
     if importlib.util.find_spec('atheris') is None:
-        reason = "atheris is not installed: pip install -e '.[fuzz]'"
+        reason = "atheris is not installed: pip install -e '.[test]'"
         if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1' and sys.version_info[:2] == (3, 11):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
