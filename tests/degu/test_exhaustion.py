@@ -140,7 +140,7 @@ def test_peers_that_are_always_ahead_leave_others_their_turn(attack, name):
 def test_slowhttptest_finds_the_server_available(attack, require_program, mode):
     """Its probe comes from its own address, so all of its connections are admitted."""
     require_program('slowhttptest')
-    row = attack(f'slowhttptest {mode}, all admitted', 'recovery_s')
+    row = attack(f'slowhttptest {mode}, all admitted', 'recovery_s', seconds=3)
     assert row['threads'] > 500
     assert served_new_connections(row)
     assert int(row['report'][-1]['Connected']) >= 500
