@@ -429,6 +429,11 @@ class Server:
                 conn.sock.close()
         except (DeguError, OSError) as error:
             ending = str(error) or type(error).__name__
+            # The channel or a body remembers it, and it the frames with all that the application
+            # has: a proxy's upstream would go on sending until the next garbage collection.
+            for remembered in (error, error.__cause__):
+                if remembered is not None:
+                    remembered.__traceback__ = None
         except Exception:
             ending = 'an error'
             log.exception('%r: %r: ended by an error', self.address, conn.address)
@@ -549,7 +554,8 @@ class Server:
                         '/'.join(path),
                     )
                 # It was begun and cannot be answered anew: its client would read that as the body.
-                return 'the response was cut off'
+                channel.close_orderly()
+                raise ClosedConnectionError('the response was cut off') from error
             connection['requests'] += 1
             if log_access:
                 access_log.debug('%r: %s /%s: %d', conn.address, method, '/'.join(path), status)

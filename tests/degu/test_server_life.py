@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import logging
 import os
 import re
@@ -13,11 +15,12 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
 from degu import IPv4_LOOPBACK
-from degu.client import build_client_sslctx
+from degu.client import Client, build_client_sslctx
 from degu.rgi import Validator
 from degu.server import Server, build_server_sslctx
 
@@ -399,6 +402,52 @@ def test_a_client_that_goes_inside_a_request_harms_nobody(dial, serve, caplog):
 
 
 # --- the log -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'bytes_',
+    [
+        pytest.param(GET, id='the client goes inside the response'),
+        pytest.param(
+            b'PUT / HTTP/1.1\r\ncontent-length: 9\r\n\r\nshort',
+            id='the client goes inside its body',
+        ),
+        pytest.param(b'DELETE / HTTP/1.1\r\n\r\n', id='the body of the response breaks off'),
+    ],
+)
+def test_what_an_application_holds_is_let_go_when_the_connection_fails(
+    caplog, dial, serve, script, bytes_
+):
+    """At once, not at the next garbage collection: it may be a connection to another server."""
+    caplog.set_level(logging.CRITICAL, 'degu.server')  # a kept record would keep the frames
+    let_go = threading.Event()
+
+    def break_off(raw):
+        raw.read_preamble()
+        raw.send(b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort')
+
+    upstream = Client(script(break_off).address)
+
+    def app(connection, request):
+        held = connection['__held'] = set()
+        weakref.finalize(held, let_go.set)
+        if request['method'] == 'DELETE':
+            connection['__upstream'] = upstream.connect()
+            return connection['__upstream'].get('/')
+        if request['body'] is not None:
+            return 200, 'OK', {}, request['body'].read()
+        return 200, 'OK', {}, connection['rgi.ChunkedOutput'](itertools.repeat(bytes(10_000)))
+
+    peer = dial(serve(app).address)
+    gc.disable()
+    try:
+        peer.send(bytes_)
+        if bytes_[:3] != b'PUT':
+            peer.read_preamble()
+        peer.close()
+        assert let_go.wait(WAIT_S)
+    finally:
+        gc.enable()
 
 
 def test_a_connection_is_one_line_and_a_request_one_if_asked_for(dial, caplog):
