@@ -46,41 +46,45 @@ KEY_USAGES = (
     *('digital_signature', 'content_commitment', 'key_encipherment', 'data_encipherment'),
     *('key_agreement', 'key_cert_sign', 'crl_sign', 'encipher_only', 'decipher_only'),
 )
-PAGE = Path(__file__).parents[3] / 'docs' / 'reference' / 'peers.md'
+PROJECT = Path(__file__).parents[3]
+PAGE = PROJECT / 'docs' / 'reference' / 'peers.md'
+COUCHDB = Path(__file__).parent / 'couchdb'
 WAIT_S = 20.0
 """After this long a program hangs, and its test fails."""
 
 
-@pytest.fixture
-def start_program() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Give `start_program(arguments, address, log)`: a process that listens at `address`.
-
-    What it says goes to the file `log`. It is ended after the test, by SIGTERM.
-    """
-    with contextlib.ExitStack() as stack:
-
-        def start(arguments: list[str], address: Address, log: Path) -> subprocess.Popen[bytes]:
-            with log.open('ab') as output:
-                process = stack.enter_context(
-                    subprocess.Popen(
-                        arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-                    )
-                )
-            stack.callback(process.terminate)
+@contextlib.contextmanager
+def running(
+    arguments: list[str], address: Address, log: Path, env: dict[str, str] | None = None
+) -> Iterator[None]:
+    """Run a program until it is ended by SIGTERM; it listens at `address` and speaks to `log`."""
+    with log.open('ab') as output:
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env
+        )
+    with process:
+        try:
             deadline = time.monotonic() + WAIT_S
             while not _listens(address):
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.01)
-            return process
-
-        yield start
+            yield
+        finally:
+            process.terminate()
 
 
 def _listens(address: Address) -> bool:
     family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
     with socket.socket(family) as sock:
         return sock.connect_ex(address) == 0
+
+
+@pytest.fixture
+def start_program() -> Iterator[Callable[..., None]]:
+    """Give `start_program(arguments, address, log, env=None)`, see `running()`, for one test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(running(*arguments, **options))
 
 
 @pytest.fixture
@@ -97,6 +101,31 @@ def start_nginx(
         start_program([program, '-c', str(config), '-e', str(log)], address, log)
 
     return start
+
+
+@pytest.fixture(scope='session')
+def couchdb_command(require_program: Callable[[str], str]) -> list[str]:
+    """Give the command that starts a CouchDB-compatible server; a socket path goes behind it.
+
+    Its packages are installed beside it, once, by `npm ci --prefix tests/degu/peers/couchdb`.
+    """
+    program = require_program('node')
+    if not (COUCHDB / 'node_modules').is_dir():
+        reason = f'run once: npm ci --ignore-scripts --prefix {COUCHDB.relative_to(PROJECT)}'
+        if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    return [program, str(COUCHDB / 'server.js')]
+
+
+@pytest.fixture(scope='session')
+def couchdb(couchdb_command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the socket path of a CouchDB-compatible server that all tests share."""
+    directory = tmp_path_factory.mktemp('couchdb')
+    address = str(directory / 'socket')
+    env = {**os.environ, 'TMPDIR': str(directory)}  # it leaves uploads there
+    with running([*couchdb_command, address], address, directory / 'log', env):
+        yield address
 
 
 @pytest.fixture(scope='session')
