@@ -386,6 +386,7 @@ class Channel:
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
+        self.write_error = None  # it knows its frames, and with them all that the caller has
 
     def close_orderly(self) -> None:
         """Close so that the peer can still read what it was sent.

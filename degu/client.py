@@ -171,7 +171,6 @@ class Connection:
                 raise ProtocolError('the server sent something that is no answer to a request')
             if 'connection' in headers and closes_connection(headers):
                 self._ending = True
-            refusal = None
             try:
                 if type(body) is bytes and len(body) <= JOIN_SIZE:
                     channel.write(preamble + body)
@@ -182,35 +181,34 @@ class Connection:
                     raise
                 # It may have answered before it went, without waiting for the body. If it did not
                 # go, it must not wait for the rest, and we for its answer.
-                refusal = error
                 channel.end_writing()
-            response = self._read_response(channel, method, refusal)
+            response = self._read_response(channel, method)
         except BaseException:
             self.close()
             raise
         return response
 
-    def _read_response(
-        self, channel: Channel, method: str, refusal: BaseException | None
-    ) -> Response:
+    def _read_response(self, channel: Channel, method: str) -> Response:
         try:
             preamble = channel.read_preamble()
         except (ConnectionResetError, ssl.SSLError) as error:
             if self._tls and not self._answered:
                 raise PeerRejectedError(
                     'the server did not accept our certificate, or that we have none '
-                    f'({refusal or error})'
+                    f'({channel.write_error or error})'
                 ) from error
             raise
         if preamble is None:
             if self._tls and not self._answered:
                 raise PeerRejectedError('the server ended the connection before its first response')
-            raise refusal or ClosedConnectionError(
+            raise channel.write_error or ClosedConnectionError(
                 'the server closed the connection without an answer'
             )
         status, reason, headers = parse_response(preamble)
         self._answered = True
-        if refusal is not None or ('connection' in headers and closes_connection(headers)):
+        if channel.write_error is not None or (
+            'connection' in headers and closes_connection(headers)
+        ):
             self._ending = True
         body: Input | ChunkedInput | None = None
         if method == 'HEAD' or status in BODILESS_STATUSES:

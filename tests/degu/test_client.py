@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -865,6 +866,29 @@ def test_a_with_block_closes(serve):
     with Client(serve(Validator(ok)).address).connect() as conn:
         conn.get('/')
     assert conn.closed
+
+
+def test_a_failed_request_keeps_nothing_of_its_caller(script):
+    """Not even until the next garbage collection, although its frames had all of it."""
+    gone = threading.Event()
+    client = Client(script(lambda raw: raw.read_preamble()).address)
+
+    def call():
+        held = set()
+        weakref.finalize(held, gone.set)
+        with client.connect() as conn:
+            try:
+                conn.put('/', None, bytes(10 * MIB))
+            except OSError:
+                return held
+        raise AssertionError('the server read it all')
+
+    gc.disable()
+    try:
+        call()
+        assert gone.is_set()
+    finally:
+        gc.enable()
 
 
 def test_a_collected_connection_is_closed(script):
