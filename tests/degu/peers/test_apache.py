@@ -55,26 +55,12 @@ SITE = """
 </VirtualHost>
 """
 TLS = """
-SSLProtocol -all +TLSv1.3
-SSLCACertificateFile {client_ca}
 <Directory {directory}>
     Require all granted
 </Directory>
-"""
-TLS_SITE = """
-<VirtualHost {address}>
-    ServerName {name}.test
-    DocumentRoot {directory}/{name}
-    SSLEngine on
-    SSLCertificateFile {keys}/{name}.test.pem
-    SSLCertificateKeyFile {keys}/{name}.test-key.pem
-    SSLVerifyClient {verify}
-    SSLOptions +StdEnvVars
-    Header set x-client %{{SSL_CLIENT_S_DN_CN}}s
-    <Location /members>
-        SSLVerifyClient require
-    </Location>
-</VirtualHost>
+<Location /members>
+    SSLVerifyClient require
+</Location>
 """
 CGI = {
     # Too much for Apache to count before it sends.
@@ -240,14 +226,21 @@ def test_a_header_without_a_value_is_refused(conn):
 
 
 @pytest.fixture
-def start_sites(start_apache, free_address, place, site_keys, temp_pki):
+def start_sites(start_apache, free_address, place, site_keys, temp_pki, documented):
     """Give `start_sites(verify)`: the address of two sites with SSLVerifyClient set to `verify`."""
 
     def start(verify):
-        values = {'address': '{}:{}'.format(*free_address), 'directory': place, 'keys': site_keys}
-        config = TLS.format(client_ca=temp_pki.get_server_config()['ca_file'], directory=place)
+        config = TLS.format(directory=place)
         for name in ('one', 'two'):
-            config += TLS_SITE.format(name=name, verify=verify, **values)
+            values = {
+                '*:443': '{}:{}'.format(*free_address),
+                '/etc/app/client-ca.pem': temp_pki.get_server_config()['ca_file'],
+                '/etc/app': site_keys,
+                '/srv/one': place / name,
+                'one.test': f'{name}.test',
+                'SSLVerifyClient require': f'SSLVerifyClient {verify}',
+            }
+            config += documented('Apache with client certificates', values)
         return start_apache(config)
 
     return start

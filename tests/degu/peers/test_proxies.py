@@ -21,6 +21,7 @@ defaults
     timeout client 10s
     timeout server 10s
 """
+WAIT_S = 10.0
 BAD_GATEWAY = (502, 503)
 BODY = os.urandom(300_000)
 
@@ -135,12 +136,34 @@ def test_a_refused_body_costs_no_connection(proxied):
 
 
 def test_what_is_sent_bit_by_bit_arrives_bit_by_bit(serve, start_proxy):
+    """Both ways: each side goes on when it has what the other sent before."""
+    arrived = threading.Event()
+
+    def echo(connection, request):
+        def make():
+            for data in request['body']:
+                yield data
+                arrived.set()
+
+        return 200, 'OK', {}, connection['rgi.ChunkedOutput'](make())
+
+    def make():
+        yield b'first'
+        assert arrived.wait(WAIT_S)
+        yield b'second'
+        yield b''
+
+    with start_proxy(serve(echo).address).connect() as conn:
+        assert conn.post('/', None, ChunkedOutput(make())).body.read() == b'firstsecond'
+
+
+def test_a_download_can_be_used_while_it_comes(serve, start_proxy):
     arrived = threading.Event()
 
     def drip(connection, request):
         def make():
             yield b'first'
-            assert arrived.wait(10)
+            assert arrived.wait(WAIT_S)
             yield b'second'
             yield b''
 
@@ -201,11 +224,13 @@ def ask_through_proxy(serve, start_proxy, curl):
     return ask
 
 
-def test_nobody_waits_for_a_100_behind_the_proxy(ask_through_proxy, tmp_path):
-    """A body over 1 MiB, for which curl asks; the proxy answers, and we never see the wish."""
+@pytest.mark.parametrize('size', [1, 1_500_000])
+def test_nobody_waits_for_a_100_behind_the_proxy(ask_through_proxy, tmp_path, size):
+    """The proxy answers curl, and we never see the wish."""
     path = tmp_path / 'content'
-    path.write_bytes(BODY * 5)
-    assert ask_through_proxy('--upload-file', str(path)) == (200, BODY * 5)
+    path.write_bytes((BODY * 5)[:size])
+    arguments = ['--header', 'expect: 100-continue', '--upload-file', str(path)]
+    assert ask_through_proxy(*arguments) == (200, (BODY * 5)[:size])
 
 
 @pytest.mark.parametrize(
