@@ -1,17 +1,20 @@
-"""A peer that says exactly what it is told to, for the tests of the server and the client.
+"""For the tests of the server and the client: a peer that says exactly what it is told to.
 
-And a server for WSGI applications.
+What it says stands in the tables of rows.py. A test that names the fixture of a table is called
+with each of its rows. And a server for WSGI applications.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import socket
 import struct
 import termios
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,11 +26,38 @@ from degu.wsgi import WsgiApp
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+    from types import ModuleType
     from wsgiref.types import WSGIApplication
 
     from degu.net import Address
     from degu.server import Server
+
+
+def _import_rows() -> ModuleType:
+    """Import rows.py by its path: tests are no package that could be imported."""
+    spec = importlib.util.spec_from_file_location('rows', Path(__file__).with_name('rows.py'))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_ROWS = _import_rows()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Call a test with each row of the tables that it names."""
+    for name, table in _ROWS.TABLES.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, table, ids=[row.name for row in table])
+
+
+@pytest.fixture(scope='session')
+def rows() -> ModuleType:
+    """Give the module rows.py, for a test that builds rows of its own."""
+    return _ROWS
+
 
 TIMEOUT_S = 10.0
 """After this long a test hangs, and fails."""

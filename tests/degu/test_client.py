@@ -277,14 +277,6 @@ def test_base_headers_are_copied(sent):
     assert client.base_headers == {'a': 'b'}
 
 
-@pytest.mark.parametrize(
-    'headers', [{'A': 'b'}, {'a': ''}, {'a': 'b\r\nc: d'}, {'a': 1}, {'content-length': 5}]
-)
-def test_base_headers_are_checked_at_once(headers):
-    with pytest.raises((ValueError, TypeError)):
-        Client(IPv4_LOOPBACK, headers)
-
-
 @pytest.mark.parametrize('body', [None, b'hello', ChunkedOutput([b''])])
 def test_the_caller_s_headers_are_not_modified(serve, body):
     headers = {'a': 'b'}
@@ -299,79 +291,113 @@ def used_up():
     return body
 
 
+@pytest.fixture
+def refuse(script):
+    """Give `refuse(*arguments, error=ValueError)`: a request that must fail with nothing sent."""
+
+    def run(*arguments, error=ValueError, **options):
+        received = []
+        done = threading.Event()
+
+        def handle(raw):
+            received.append(raw.sock.recv(65536))
+            done.set()
+
+        with Client(script(handle).address, **options).connect() as conn:
+            with pytest.raises(error):
+                conn.request(*arguments)
+            assert conn.closed
+            assert done.wait(LATE_S)
+            with pytest.raises(ClosedConnectionError):
+                conn.get('/')
+        assert received == [b'']
+
+    return run
+
+
+@pytest.mark.parametrize('method', ['GET', 'PUT'])
+def test_nothing_is_sent_with_a_header_outside_the_grammar(refuse, unsendable_headers, method):
+    _, headers, error = unsendable_headers
+    refuse(method, '/', headers, error=error)
+
+
+def test_base_headers_outside_the_grammar_are_refused_at_once(unsendable_headers):
+    _, headers, error = unsendable_headers
+    with pytest.raises(error):
+        Client(IPv4_LOOPBACK, headers)
+
+
 @pytest.mark.parametrize(
-    'arguments',
+    'method',
     [
-        ('get', '/'),
-        ('PATCH', '/'),
-        ('GET\r\n', '/'),
-        (b'GET', '/'),
-        (None, '/'),
-        ('GET', ''),
-        ('GET', 'a'),
-        ('GET', '*'),
-        ('GET', 'http://h/'),
-        ('GET', '//'),
-        ('GET', '/a//b'),
-        ('GET', '/a b'),
-        ('GET', '/a#b'),
-        ('GET', '/a?'),
-        ('GET', '/ HTTP/1.1\r\na: b\r\n\r\nGET /'),
-        ('GET', '/\x00'),
-        ('GET', '/caf\xe9'),
-        ('GET', b'/'),
-        ('GET', None),
-        ('GET', '/', {'A': 'b'}),
-        ('GET', '/', {'a b': 'c'}),
-        ('GET', '/', {'a_b': 'c'}),
-        ('GET', '/', {'a:': 'c'}),
-        ('GET', '/', {'': 'c'}),
-        ('GET', '/', {'a' * 65: 'c'}),
-        ('GET', '/', {b'a': 'c'}),
-        ('GET', '/', {'a': ''}),
-        ('GET', '/', {'a': ' b'}),
-        ('GET', '/', {'a': 'b '}),
-        ('GET', '/', {'a': 'b\r\nc: d'}),
-        ('GET', '/', {'a': 'b\n'}),
-        ('GET', '/', {'a': '\x7f'}),
-        ('GET', '/', {'a': 'caf\xe9'}),
-        ('GET', '/', {'a': b'b'}),
-        ('GET', '/', {'a': 1}),
-        ('GET', '/', {'a': None}),
-        ('GET', '/', {'content-length': 0}, b''),
-        ('GET', '/', {}, b''),
-        ('HEAD', '/', {}, b'x'),
-        ('DELETE', '/', {}, b'x'),
-        ('GET', '/', {'content-length': 5}),
-        ('GET', '/', {'transfer-encoding': 'chunked'}),
-        ('PUT', '/', {'content-length': 5}),
-        ('PUT', '/', {'content-length': 5}, b'hell'),
-        ('PUT', '/', {'content-length': '5'}, b'hello'),
-        ('PUT', '/', {'transfer-encoding': 'chunked'}, b'hello'),
-        ('PUT', '/', {'transfer-encoding': 'gzip'}, ChunkedOutput([b''])),
-        ('PUT', '/', {'content-length': 5}, ChunkedOutput([b''])),
-        ('PUT', '/', {}, 'text'),
-        ('PUT', '/', {}, [b'x']),
-        ('PUT', '/', {}, 17),
-        ('PUT', '/', {}, used_up()),
+        pytest.param('get', id='lower_case'),
+        pytest.param('PATCH', id='another'),
+        pytest.param('', id='empty'),
+        pytest.param('GET\r\n', id='crlf'),
+        pytest.param('GET / HTTP/1.1\r\n\r\nGET', id='request'),
+        pytest.param('GET\n', id='lf'),
+        pytest.param('GET ', id='space'),
+        pytest.param(b'GET', id='bytes'),
+        pytest.param(None, id='none'),
     ],
 )
-def test_nothing_is_sent_when_an_argument_is_outside_the_grammar(script, arguments):
-    received = []
-    done = threading.Event()
+def test_nothing_is_sent_with_another_method(refuse, method):
+    refuse(method, '/')
 
-    def handle(raw):
-        received.append(raw.sock.recv(65536))
-        done.set()
 
-    with Client(script(handle).address).connect() as conn:
-        with pytest.raises((ValueError, TypeError, BodyClosedError)):
-            conn.request(*arguments)
-        assert conn.closed
-        assert done.wait(LATE_S)
-        with pytest.raises(ClosedConnectionError):
-            conn.get('/')
-    assert received == [b'']
+@pytest.mark.parametrize(
+    'uri',
+    [
+        pytest.param('', id='empty'),
+        pytest.param('a', id='no_slash'),
+        pytest.param('*', id='asterisk'),
+        pytest.param('http://h/', id='absolute'),
+        pytest.param('//', id='two_slashes'),
+        pytest.param('/a//b', id='two_slashes_inside'),
+        pytest.param('/a b', id='space'),
+        pytest.param('/a#b', id='fragment'),
+        pytest.param('/a?', id='empty_query'),
+        pytest.param('/a\r\nb: c', id='crlf'),
+        pytest.param('/a?b\r\nc: d', id='crlf_in_query'),
+        pytest.param('/\r', id='cr'),
+        pytest.param('/\n', id='lf'),
+        pytest.param('/ HTTP/1.1\r\na: b\r\n\r\nGET /', id='request'),
+        pytest.param('/\0', id='nul'),
+        pytest.param('/\x7f', id='delete'),
+        pytest.param('/caf\xe9', id='non_ascii'),
+        pytest.param('/\u010d\u010a', id='what_folds_to_crlf'),
+        pytest.param(b'/', id='bytes'),
+        pytest.param(None, id='none'),
+    ],
+)
+def test_nothing_is_sent_with_a_uri_outside_the_grammar(refuse, uri):
+    refuse('GET', uri)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        pytest.param(arguments, error, id=name)
+        for name, error, *arguments in (
+            ('get_empty', ValueError, 'GET', {}, b''),
+            ('get_content_length_0', ValueError, 'GET', {'content-length': 0}),
+            ('head', ValueError, 'HEAD', {}, b'x'),
+            ('delete', ValueError, 'DELETE', {}, b'x'),
+            ('too_short', ValueError, 'PUT', {'content-length': 5}, b'hell'),
+            ('content_length_str', ValueError, 'PUT', {'content-length': '5'}, b'hello'),
+            ('not_chunked', ValueError, 'PUT', {'transfer-encoding': 'chunked'}, b'hello'),
+            ('gzip', ValueError, 'PUT', {'transfer-encoding': 'gzip'}, ChunkedOutput([b''])),
+            ('chunked', ValueError, 'PUT', {'content-length': 5}, ChunkedOutput([b''])),
+            ('text', TypeError, 'PUT', {}, 'text'),
+            ('list', TypeError, 'PUT', {}, [b'x']),
+            ('int', TypeError, 'PUT', {}, 17),
+            ('used_up', BodyClosedError, 'PUT', {}, used_up()),
+        )
+    ],
+)
+def test_nothing_is_sent_with_a_body_that_cannot_be(refuse, arguments, error):
+    method, *rest = arguments
+    refuse(method, '/', *rest, error=error)
 
 
 # --- what comes back -----------------------------------------------------------------------------
@@ -461,62 +487,6 @@ def test_a_response_to_head_has_no_body_whatever_it_says(script, framing):
             assert conn.head('/').body is None
 
 
-MALFORMED = [
-    b'\r\n\r\n',
-    b'HTTP/1.1\r\n\r\n',
-    b'HTTP/1.1 200\r\n\r\n',
-    b'HTTP/1.1 200 \r\n\r\n',
-    b'HTTP/1.1  200 OK\r\n\r\n',
-    b'HTTP/1.1 200  OK\r\n\r\n',
-    b'HTTP/1.1 200 OK \r\n\r\n',
-    b' HTTP/1.1 200 OK\r\n\r\n',
-    b'\r\nHTTP/1.1 200 OK\r\n\r\n',
-    b'HTTP/1.0 200 OK\r\n\r\n',
-    b'HTTP/2 200 OK\r\n\r\n',
-    b'http/1.1 200 OK\r\n\r\n',
-    b'ICY 200 OK\r\n\r\n',
-    b'HTTP/1.1 100 Continue\r\n\r\n',
-    b'HTTP/1.1 101 Switching Protocols\r\n\r\n',
-    b'HTTP/1.1 600 OK\r\n\r\n',
-    b'HTTP/1.1 2000 OK\r\n\r\n',
-    b'HTTP/1.1 20 OK\r\n\r\n',
-    b'HTTP/1.1 +20 OK\r\n\r\n',
-    b'HTTP/1.1 2_0 OK\r\n\r\n',
-    b'HTTP/1.1 200 O\x00K\r\n\r\n',
-    b'HTTP/1.1 200 O\tK\r\n\r\n',
-    b'HTTP/1.1 200 OK\n\n',
-    b'HTTP/1.1 200 OK\na: b\r\n\r\n',
-    b'HTTP/1.1 200 OK\ra: b\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na:b\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na : b\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na:  b\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na: \r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na: b \r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na: b\r\n c\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na: b\rc\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na: b\nc: d\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na: b\x00\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na_b: c\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\ncaf\xe9: c\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na: b\r\nA: b\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\nhello',
-    b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\nhello',
-    b'HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n0\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\nhello',
-    b'HTTP/1.1 200 OK\r\ncontent-length: 05\r\n\r\nhello',
-    b'HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello',
-    b'HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\nhello',
-    b'HTTP/1.1 200 OK\r\ncontent-length: ' + b'1' * 17 + b'\r\n\r\nhello',
-    b'HTTP/1.1 200 OK\r\ncontent-range: bytes 2-1/9\r\n\r\n',
-    b'HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nhello',
-    b'HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\na: ' + b'b' * 8190 + b'\r\n\r\n',
-    b'HTTP/1.1 200 OK\r\n' + b''.join(b'a%d: b\r\n' % i for i in range(33)) + b'\r\n',
-    b'HTTP/1.1 200 OK\r\na: ' + b'b' * 40_000,
-]
 SPLITS = {
     'whole': lambda data: [data],
     'lines': lambda data: re.findall(rb'[\r\n]|[^\r\n]{1,1000}', data),
@@ -527,11 +497,14 @@ SPLITS = {
 
 
 @pytest.mark.parametrize('split', SPLITS)
-@pytest.mark.parametrize('answer', MALFORMED)
-def test_a_malformed_response_is_a_protocol_error_and_ends_the_connection(script, answer, split):
+def test_a_malformed_response_is_a_protocol_error_and_ends_the_connection(
+    script, refused_response, split
+):
+    """The good response behind it answers nothing."""
+
     def handle(raw):
         raw.read_preamble()
-        raw.send_each(SPLITS[split](answer))
+        raw.send_each(SPLITS[split](refused_response.data + b'\r\n\r\n' + OK))
         raw.end()
 
     with Client(script(handle).address).connect() as conn:
@@ -540,6 +513,52 @@ def test_a_malformed_response_is_a_protocol_error_and_ends_the_connection(script
         assert conn.closed
         with pytest.raises(ClosedConnectionError):
             conn.get('/')
+
+
+def test_a_response_that_is_taken_is_what_the_caller_gets(script, taken_response):
+    answer = taken_response.data + b'\r\n\r\n'
+    with Client(script(answering(answer)).address).connect() as conn:
+        *start, body = conn.get('/')
+    assert tuple(start) == taken_response.expected
+    headers = taken_response.expected[2]
+    assert [type(v) for v in start[2].values()] == [type(v) for v in headers.values()]
+    has_body = start[0] not in (204, 304) and (
+        'content-length' in headers or 'transfer-encoding' in headers
+    )
+    assert (body is not None) == has_body
+
+
+def chunked(data):
+    """Build a response with a chunked body, and a response behind it."""
+    return b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n' + data + OK
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_a_malformed_chunk_is_a_protocol_error_and_ends_the_connection(
+    script, refused_chunks, split
+):
+    def handle(raw):
+        raw.read_preamble()
+        raw.send_each(SPLITS[split](chunked(refused_chunks.data)))
+        raw.end()
+
+    with Client(script(handle).address).connect() as conn:
+        body = conn.get('/').body
+        with pytest.raises(ProtocolError):
+            body.read()
+        with pytest.raises(BodyClosedError):
+            body.readchunk()
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+
+
+def test_chunks_that_are_taken_are_what_the_caller_reads(script, taken_chunks):
+    answer = chunked(taken_chunks.data).removesuffix(OK)
+    with Client(script(answering(answer, OK)).address).connect() as conn:
+        body = conn.get('/').body
+        chunks = [(body.extension, data) for data in body]
+        assert [chunk for chunk in chunks if chunk[1]] == taken_chunks.expected
+        assert conn.get('/').status == 200
 
 
 @pytest.mark.parametrize(

@@ -460,74 +460,93 @@ def used_up():
     return body
 
 
+@pytest.fixture
+def refuse(dial, caplog):
+    """Give `refuse(response)`: what an application returns, and only a log may say why not."""
+
+    def run(response):
+        with Server(IPv4_LOOPBACK, lambda c, r: response) as server:
+            peer = dial(server.address)
+            peer.send(b'GET /here HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n')
+            assert is_500_without_detail(peer.read_to_end())
+        (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+        assert record.exc_info is not None
+        assert 'GET /here' in record.getMessage()
+
+    return run
+
+
+@pytest.mark.parametrize('body', [None, b'hi'], ids=['no_body', 'body'])
+def test_a_response_with_a_header_outside_the_grammar_is_a_500(refuse, unsendable_headers, body):
+    refuse((200, 'OK', unsendable_headers.data, body))
+
+
+@pytest.mark.parametrize(
+    'reason',
+    [
+        pytest.param('', id='empty'),
+        pytest.param(' ', id='space'),
+        pytest.param(' OK', id='leading_space'),
+        pytest.param('OK ', id='trailing_space'),
+        pytest.param('O\r\nK: V', id='crlf'),
+        pytest.param('OK\r\n', id='crlf_at_the_end'),
+        pytest.param('OK\r\n\r\nHTTP/1.1 200 OK', id='crlf_response'),
+        pytest.param('O\rK', id='cr'),
+        pytest.param('OK\n', id='lf'),
+        pytest.param('O\0K', id='nul'),
+        pytest.param('O\aK', id='bel'),
+        pytest.param('O\tK', id='tab'),
+        pytest.param('O\x7fK', id='delete'),
+        pytest.param('O\x85K', id='next_line'),
+        pytest.param('O\u010d\u010aK', id='what_folds_to_crlf'),
+        pytest.param('snow \u2603', id='outside_latin_1'),
+        pytest.param(b'OK', id='bytes'),
+        pytest.param(None, id='none'),
+        pytest.param(['OK'], id='list'),
+    ],
+)
+def test_a_response_with_a_reason_outside_the_grammar_is_a_500(refuse, reason):
+    refuse((200, reason, {}, None))
+
+
+@pytest.mark.parametrize(
+    'status', ['200', '200 OK\r\na: b', 200.0, True, None, [], 199, 100, 101, 600, -200], ids=ascii
+)
+def test_a_response_with_another_status_is_a_500(refuse, status):
+    refuse((status, 'OK', {}, None))
+
+
 @pytest.mark.parametrize(
     'response',
     [
-        None,
-        'a string',
-        (),
-        (200, 'OK', {}),
-        (200, 'OK', {}, None, None),
-        ('200', 'OK', {}, None),
-        (200.0, 'OK', {}, None),
-        (True, 'OK', {}, None),
-        ([], 'OK', {}, None),
-        (199, 'OK', {}, None),
-        (600, 'OK', {}, None),
-        (200, '', {}, None),
-        (200, ' OK', {}, None),
-        (200, 'OK ', {}, None),
-        (200, 'O\r\nK: V', {}, None),
-        (200, 'O\x00K', {}, None),
-        (200, 'O\x7fK', {}, None),
-        (200, 'snow \u2603', {}, None),
-        (200, b'OK', {}, None),
-        (200, None, {}, None),
-        (200, 'OK', None, None),
-        (200, 'OK', [('a', 'b')], None),
-        (200, 'OK', {'X-A': 'b'}, None),
-        (200, 'OK', {'x a': 'b'}, None),
-        (200, 'OK', {'x_a': 'b'}, None),
-        (200, 'OK', {'': 'b'}, None),
-        (200, 'OK', {'a' * 65: 'b'}, None),
-        (200, 'OK', {'x:': 'b'}, None),
-        (200, 'OK', {b'x': 'b'}, None),
-        (200, 'OK', {1: 'b'}, None),
-        (200, 'OK', {'x-a': ''}, None),
-        (200, 'OK', {'x-a': ' b'}, None),
-        (200, 'OK', {'x-a': 'b\r\nset-cookie: c'}, None),
-        (200, 'OK', {'x-a': 'b\n'}, None),
-        (200, 'OK', {'x-a': 'b\tc'}, None),
-        (200, 'OK', {'x-a': '\x00'}, None),
-        (200, 'OK', {'x-a': b'b'}, None),
-        (200, 'OK', {'x-a': 1}, None),
-        (200, 'OK', {'x-a': None}, None),
-        (200, 'OK', {'content-length': '1'}, b'x'),
-        (200, 'OK', {'content-length': 2}, b'x'),
-        (200, 'OK', {'content-length': True}, b'x'),
-        (200, 'OK', {'content-length': -1}, None),
-        (200, 'OK', {'content-length': 2}, None),
-        (200, 'OK', {'transfer-encoding': 'chunked'}, b'x'),
-        (200, 'OK', {'transfer-encoding': 'chunked'}, None),
-        (200, 'OK', {'transfer-encoding': 'gzip'}, ChunkedOutput([b''])),
-        (200, 'OK', {'content-length': 1}, ChunkedOutput([b'x', b''])),
-        (200, 'OK', {}, 'text'),
-        (200, 'OK', {}, 17),
-        (200, 'OK', {}, [b'x']),
-        (200, 'OK', {}, used_up()),
-        (204, 'No Content', {}, b'x'),
-        (204, 'No Content', {'content-length': 1}, None),
-        (304, 'Not Modified', {}, b'x'),
+        pytest.param(response, id=name)
+        for name, response in (
+            ('none', None),
+            ('string', 'a string'),
+            ('empty', ()),
+            ('three', (200, 'OK', {})),
+            ('five', (200, 'OK', {}, None, None)),
+            ('headers_none', (200, 'OK', None, None)),
+            ('headers_list', (200, 'OK', [('a', 'b')], None)),
+            ('content_length_str', (200, 'OK', {'content-length': '1'}, b'x')),
+            ('content_length_too_long', (200, 'OK', {'content-length': 2}, b'x')),
+            ('content_length_bool', (200, 'OK', {'content-length': True}, b'x')),
+            ('content_length_crlf', (200, 'OK', {'content-length': '1\r\na: b'}, b'x')),
+            ('not_chunked', (200, 'OK', {'transfer-encoding': 'chunked'}, b'x')),
+            ('gzip', (200, 'OK', {'transfer-encoding': 'gzip'}, ChunkedOutput([b'']))),
+            ('both', (200, 'OK', {'content-length': 1}, ChunkedOutput([b'x', b'']))),
+            ('body_text', (200, 'OK', {}, 'text')),
+            ('body_int', (200, 'OK', {}, 17)),
+            ('body_list', (200, 'OK', {}, [b'x'])),
+            ('body_used_up', (200, 'OK', {}, used_up())),
+            ('204_body', (204, 'No Content', {}, b'x')),
+            ('204_content_length', (204, 'No Content', {'content-length': 1}, None)),
+            ('304_body', (304, 'Not Modified', {}, b'x')),
+        )
     ],
 )
-def test_a_malformed_response_is_a_500_without_detail_and_logged(dial, caplog, response):
-    with Server(IPv4_LOOPBACK, lambda c, r: response) as server:
-        peer = dial(server.address)
-        peer.send(b'GET /here HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n')
-        assert is_500_without_detail(peer.read_to_end())
-    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert record.exc_info is not None
-    assert 'GET /here' in record.getMessage()
+def test_a_malformed_response_is_a_500_without_detail_and_logged(refuse, response):
+    refuse(response)
 
 
 @pytest.mark.parametrize('body', [b'x', b'', Output([b'x'], 1), ChunkedOutput([b''])])

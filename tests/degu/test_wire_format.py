@@ -87,53 +87,25 @@ def test_response_is_formatted(arguments, expected):
 
 
 CONTROLS = [chr(i) for i in (*range(32), *range(0x7F, 0xA0))]
-BAD_HEADERS = [
-    pytest.param({'a': ''}, id='value_empty'),
-    pytest.param({'a': ' v'}, id='value_leading_space'),
-    pytest.param({'a': 'v '}, id='value_trailing_space'),
-    pytest.param({'a': 'v\r\nb: w'}, id='value_with_a_header'),
-    pytest.param({'a': 'v\n'}, id='value_lf'),
-    pytest.param({'a': '\u20ac'}, id='value_not_latin_1'),
-    pytest.param({'a': b'v'}, id='value_bytes'),
-    pytest.param({'a': None}, id='value_none'),
-    pytest.param({'a': 5}, id='value_int'),
-    pytest.param({'A': 'v'}, id='name_upper_case'),
-    pytest.param({'': 'v'}, id='name_empty'),
-    pytest.param({'a_b': 'v'}, id='name_underscore'),
-    pytest.param({'a b': 'v'}, id='name_space'),
-    pytest.param({'a:': 'v'}, id='name_colon'),
-    pytest.param({'a\r\nb': 'v'}, id='name_crlf'),
-    pytest.param({'a\n': 'v'}, id='name_lf'),
-    pytest.param({'\xe9': 'v'}, id='name_non_ascii'),
-    pytest.param({'n' * 65: 'v'}, id='name_of_65'),
-    pytest.param({b'a': 'v'}, id='name_bytes'),
-    pytest.param({5: 'v'}, id='name_int'),
-    pytest.param({'content-length': '5'}, id='content_length_str'),
-    pytest.param({'content-length': True}, id='content_length_bool'),
-    pytest.param({'content-length': -5}, id='content_length_negative'),
-    pytest.param({'content-length': 10**16}, id='content_length_17_digits'),
-    pytest.param({'transfer-encoding': 'gzip'}, id='transfer_encoding_gzip'),
-    pytest.param({'range': Range(5, 3)}, id='range_reversed'),
-    pytest.param({'range': Range(0, 0)}, id='range_empty'),
-    pytest.param({'range': Range(-5, 3)}, id='range_suffix_with_an_end'),
-    pytest.param({'range': Range(10**16, None)}, id='range_17_digits'),
-    pytest.param({'content-range': ContentRange(5, 3, 9)}, id='content_range_reversed'),
-    pytest.param({'content-range': ContentRange(0, 10, 9)}, id='content_range_beyond_its_total'),
-    pytest.param({'content-range': ContentRange(0, 0, None)}, id='content_range_of_nothing'),
-    pytest.param({'content-range': ContentRange(3, 0, 9)}, id='content_range_empty_not_at_0'),
-]
 
 
-@pytest.mark.parametrize('headers', BAD_HEADERS)
-def test_headers_that_would_be_refused_are_not_formatted(headers):
-    length = headers.get('content-length')
+def test_headers_that_would_be_refused_are_not_formatted(unsendable_headers):
+    _, headers, error = unsendable_headers
+    with pytest.raises(error):
+        format_request('PUT', '/', headers, None)
+    with pytest.raises(error):
+        format_response(200, 'OK', headers, None, 'GET')
+
+
+@pytest.mark.parametrize('value', ['5', True, -5, 10**16])
+def test_a_content_length_that_would_be_refused_is_not_formatted(value):
+    headers = {'content-length': value}
     with pytest.raises((ValueError, TypeError)):
-        format_request('PUT', '/', headers, length)
+        format_request('PUT', '/', headers, value)
     with pytest.raises((ValueError, TypeError)):
-        format_response(200, 'OK', headers, length, 'GET')
-    if 'content-length' in headers:
-        with pytest.raises((ValueError, TypeError)):
-            format_response(200, 'OK', headers, None, 'HEAD')
+        format_response(200, 'OK', headers, value, 'GET')
+    with pytest.raises((ValueError, TypeError)):
+        format_response(200, 'OK', headers, None, 'HEAD')
 
 
 @pytest.mark.parametrize('control', CONTROLS, ids=ascii)
