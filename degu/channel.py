@@ -85,11 +85,12 @@ class Pace:
 class Channel:
     """One connection's bytes, in and out."""
 
-    # Set once: sock, limits, _recv, _recv_into, _send, _is_plain, _piece, _max_receive,
-    # _wait_all, _idle_s.
+    # Set once: sock, limits, _ends_with_body, _recv, _recv_into, _send, _is_plain, _piece,
+    # _max_receive, _wait_all, _idle_s.
     # Changed by the one thread that uses the channel: buffered, write_error, _wait_s, _has_waited,
     # _pace, _taken.
     __slots__ = (
+        '_ends_with_body',
         '_has_waited',
         '_idle_s',
         '_is_plain',
@@ -108,9 +109,13 @@ class Channel:
         'write_error',
     )
 
-    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+    def __init__(
+        self, sock: socket.socket, limits: Limits, *, ends_with_body: bool = False
+    ) -> None:
+        """Take a connected socket; `ends_with_body` says that a body which fails closes it."""
         self.sock = sock
         self.limits = limits
+        self._ends_with_body = ends_with_body
         self._recv = sock.recv
         self._recv_into = sock.recv_into
         self._send = sock.send
@@ -377,9 +382,23 @@ class Channel:
 
     def __del__(self) -> None:
         # The last of connection and unread body to go takes the socket with it.
-        if self.sock.fileno() >= 0:
+        if not self.closed:
             with contextlib.suppress(OSError):  # nobody could be told
                 self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self.sock.fileno() < 0
+
+    def end_body(self) -> None:
+        """Close after a body that failed, unless there is somebody to tell.
+
+        Not left to the collector: the error knows the frames that know the body, and the body knows
+        its error.
+        """
+        if self._ends_with_body:
+            self.close()
 
     def close(self) -> None:
         """Close at once. The shutdown reaches the peer even if a forked process has a copy."""

@@ -73,7 +73,8 @@ class Response(NamedTuple):
 class Connection:
     """One connection to a server, for one thread at a time.
 
-    A context manager; also closed when it and the body of its last response are collected.
+    A context manager. Any error inside a request or the body of its response closes it; it is also
+    closed when it and the body of its last response are collected.
     """
 
     # Set once: _base_headers, _tls. Changed by the thread that uses the connection: the rest.
@@ -101,7 +102,7 @@ class Connection:
     @property
     def closed(self) -> bool:
         """Whether the connection is closed, by close() or by an error."""
-        return self._channel is None
+        return self._channel is None or self._channel.closed
 
     @property
     def peer_certificate(self) -> bytes | None:
@@ -109,7 +110,7 @@ class Connection:
 
         Raises ClosedConnectionError.
         """
-        if self._channel is None:
+        if self._channel is None or self._channel.closed:
             raise ClosedConnectionError('the connection is closed')
         sock = self._channel.sock
         return sock.getpeercert(True) if isinstance(sock, ssl.SSLSocket) else None
@@ -305,7 +306,8 @@ class Client:
 
         Raises OSError (TimeoutError included) where the system cannot connect.
         """
-        return Connection(Channel(self._open(), self._limits), self.base_headers)
+        channel = Channel(self._open(), self._limits, ends_with_body=True)
+        return Connection(channel, self.base_headers)
 
     def _open(self) -> socket.socket:
         sock = net.connect(self.address, self.connect_timeout_s)

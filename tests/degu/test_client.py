@@ -610,6 +610,64 @@ def test_a_body_that_ends_early_is_an_underflow_and_ends_the_connection(
             conn.get('/')
 
 
+@pytest.mark.parametrize(
+    ('framing', 'use', 'error'),
+    [
+        pytest.param(b'content-length: 5\r\n\r\nhel', Input.read, UnderFlowError, id='read'),
+        pytest.param(b'content-length: 5\r\n\r\nhel', list, UnderFlowError, id='iterate'),
+        pytest.param(
+            b'content-length: 5\r\n\r\nhel',
+            lambda body: body.readinto(bytearray(5)),
+            UnderFlowError,
+            id='readinto',
+        ),
+        pytest.param(
+            b'transfer-encoding: chunked\r\n\r\n5\r\nhel',
+            ChunkedInput.readchunk,
+            UnderFlowError,
+            id='readchunk',
+        ),
+        pytest.param(
+            b'transfer-encoding: chunked\r\n\r\nxyz\r\n',
+            ChunkedInput.read,
+            ProtocolError,
+            id='malformed',
+        ),
+        pytest.param(
+            b'transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n',
+            lambda body: body.read(4),
+            BodyTooLargeError,
+            id='too_large',
+        ),
+    ],
+)
+def test_a_body_that_fails_ends_its_connection_at_once(script, framing, use, error):
+    """Without the collector, which may come much later."""
+    ended = threading.Event()
+
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(b'HTTP/1.1 200 OK\r\n' + framing)
+        raw.end()
+        assert raw.sock.recv(1) == b''
+        ended.set()
+
+    gc.disable()
+    try:
+        conn = Client(script(handle).address).connect()
+        body = conn.get('/').body
+        with pytest.raises(error):
+            use(body)
+        assert conn.closed
+        with pytest.raises(ClosedConnectionError):
+            _ = conn.peer_certificate
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+        assert ended.wait(LATE_S)
+    finally:
+        gc.enable()
+
+
 # --- one request after the other -----------------------------------------------------------------
 
 
