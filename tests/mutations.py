@@ -1,0 +1,279 @@
+"""Prove that the tests bite: take one rule away from the core, and see a test fail.
+
+    python tests/mutations.py           all of them, some minutes
+    python tests/mutations.py chunk     those with `chunk` in their name
+
+1. The tree is copied to a temporary directory. The tests must pass there as it is.
+2. One mutation after the other replaces a text of one file, which must be there exactly once, runs the
+   tests that are to notice, and puts the text back.
+3. A mutation whose tests all pass has survived: a rule is without a test. The exit status is 1 then.
+
+A script, not a test. It tells nothing about a rule that is not in its table: whoever adds a guard to
+the core adds a line here.
+"""
+# ruff: noqa: E501  # a mutation is one line, however long its texts
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+PROJECT = Path(__file__).resolve().parent.parent
+TIMEOUT_S = 120
+"""A mutation whose tests take longer than this made them hang, and was noticed."""
+
+WIRE = 'test_wire.py'
+FORMAT = 'test_wire_format.py'
+CHANNEL = 'test_channel.py'
+BODIES = 'test_bodies.py'
+SERVER = 'test_server.py'
+MALFORMED = 'test_server_malformed.py'
+LIMITS = 'test_server_limits.py'
+TLS = 'test_server_tls.py'
+HOSTILE = 'test_server_hostile.py'
+CLIENT = 'test_client.py'
+CLIENT_HOSTILE = 'test_client_hostile.py'
+
+
+class Mutation(NamedTuple):
+    name: str
+    module: str
+    old: str
+    new: str
+    tests: str
+    """A file below tests/degu that must notice."""
+
+
+MUTATIONS = [
+    Mutation(*fields)
+    for fields in (
+        # --- the grammar of numbers
+        ('length_leading_zero', 'wire', "'(?:0|[1-9][0-9]{0,15})'", "'[0-9]{1,16}'", WIRE),
+        ('length_any_size', 'wire', "'(?:0|[1-9][0-9]{0,15})'", "'(?:0|[1-9][0-9]*)'", HOSTILE),
+        ('length_any_digit', 'wire', "'(?:0|[1-9][0-9]{0,15})'", r"'(?:0|[1-9]\d{0,15})'", WIRE),
+        ('length_by_int', 'wire', 'if _match_length(text) is None:', 'if not text.strip().isdigit():', WIRE),
+        ('length_sign', 'wire', "'(?:0|[1-9][0-9]{0,15})'", "'[+-]?(?:0|[1-9][0-9]{0,15})'", MALFORMED),
+        ('short_length_leading_zero', 'wire', "        and length[:1] != b'0'\n", '', WIRE),
+        ('short_length_any_size', 'wire', '        and len(length) <= 16\n', '', WIRE),
+        ('range_reversed', 'wire', 'if int(first) > int(last):', 'if False:', WIRE),
+        ('content_range_outside', 'wire', 'if start >= stop or (total is not None and stop > total):', 'if False:', WIRE),
+        ('content_range_of_nothing', 'wire', 'if total is None:', 'if False:', WIRE),
+        # --- the grammar of preambles
+        ('path_fragment', 'wire', '''r'/[!"$->@-~]*\'''', '''r'/[!->@-~]*\'''', WIRE),
+        ('path_any_byte', 'wire', '''r'/[!"$->@-~]*\'''', r"r'/[^ ?\r\n]*'", WIRE),
+        ('path_two_slashes', 'wire', "    if '//' in target:\n        raise ProtocolError(_TARGET_RULE)\n", '', MALFORMED),
+        ('query_empty', 'wire', '''r'[!"$-~]+\'''', '''r'[!"$-~]*\'''', WIRE),
+        ('query_any_byte', 'wire', '''r'[!"$-~]+\'''', r"r'[^ \r\n]+'", WIRE),
+        ('name_underscore', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", "_NAME = r'[0-9A-Za-z_-]{1,64}'", MALFORMED),
+        ('name_space', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", "_NAME = r'[ 0-9A-Za-z-]{1,64}'", MALFORMED),
+        ('name_any_size', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", "_NAME = r'[0-9A-Za-z-]+'", WIRE),
+        ('name_non_ascii', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", r"_NAME = r'[\w-]{1,64}'", CLIENT),
+        ('value_leading_space', 'wire', "_REQUEST_TEXT = r'(?! )", "_REQUEST_TEXT = r'", MALFORMED),
+        ('value_trailing_space', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]+(?<! )'", "_REQUEST_TEXT = r'(?! )[ -~]+'", MALFORMED),
+        ('value_tab', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[\t -~]", MALFORMED),
+        ('value_control', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[^\r\n]", MALFORMED),
+        ('value_empty', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]+", "_REQUEST_TEXT = r'(?! )[ -~]*", MALFORMED),
+        ('value_non_ascii', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[ -~\x80-\xff]", MALFORMED),
+        ('response_value_delete', 'wire', r"_RESPONSE_TEXT = r'(?! )[ -~\x80-\xff]", r"_RESPONSE_TEXT = r'(?! )[ -\xff]", CLIENT),
+        ('response_value_space', 'wire', r"_RESPONSE_TEXT = r'(?! )[ -~\x80-\xff]+(?<! )'", r"_RESPONSE_TEXT = r'[ -~\x80-\xff]+'", CLIENT),
+        ('request_lf', 'wire', r"(?:\r\ncontent-length: ({_LENGTH}))?((?:\r\n{_NAME}: {_REQUEST_TEXT})*)", r"(?:\r\ncontent-length: ({_LENGTH}))?((?:\r?\n{_NAME}: {_REQUEST_TEXT})*)", MALFORMED),
+        ('response_lf', 'wire', r"((?:\r\n{_NAME}: {_RESPONSE_TEXT})*)", r"((?:\r?\n{_NAME}: {_RESPONSE_TEXT})*)", CLIENT),
+        ('request_no_space', 'wire', '{_NAME}: {_REQUEST_TEXT}', '{_NAME}: ?{_REQUEST_TEXT}', MALFORMED),
+        ('response_no_space', 'wire', '{_NAME}: {_RESPONSE_TEXT}', '{_NAME}: ?{_RESPONSE_TEXT}', CLIENT),
+        ('request_folded', 'wire', r'{_NAME}: {_REQUEST_TEXT}', r'{_NAME}: {_REQUEST_TEXT}(?:\r\n {_REQUEST_TEXT})?', MALFORMED),
+        ('response_folded', 'wire', r'{_NAME}: {_RESPONSE_TEXT}', r'{_NAME}: {_RESPONSE_TEXT}(?:\r\n {_RESPONSE_TEXT})?', CLIENT),
+        ('request_http_1_0', 'wire', r"))? HTTP/1\.1'", r"))? HTTP/1\.[01]'", MALFORMED),
+        ('response_http_1_0', 'wire', r"rf'HTTP/1\.1 ([2-5]", r"rf'HTTP/1\.[01] ([2-5]", CLIENT),
+        ('method_patch', 'wire', '(GET|HEAD|PUT|POST|DELETE)', '(GET|HEAD|PUT|POST|DELETE|PATCH)', MALFORMED),
+        ('method_lower_case', 'wire', '(GET|HEAD|PUT|POST|DELETE)', '((?i:GET|HEAD|PUT|POST|DELETE))', MALFORMED),
+        ('status_1xx', 'wire', '([2-5][0-9]{{2}})', '([1-5][0-9]{{2}})', CLIENT_HOSTILE),
+        ('status_600', 'wire', '([2-5][0-9]{{2}})', '([2-9][0-9]{{2}})', CLIENT),
+        ('reason_empty', 'wire', '{{2}}) ({_RESPONSE_TEXT})', '{{2}}) ({_RESPONSE_TEXT}|)', CLIENT),
+        ('line_ends_first', 'wire', "    _check_line_ends(text)\n    line, *header_lines", '    line, *header_lines', WIRE),
+        # --- single headers, and their framing
+        ('header_twice', 'wire', 'if len(headers) < count:', 'if False:', MALFORMED),
+        ('both_framings', 'wire', "    if 'transfer-encoding' in headers and 'content-length' in headers:\n        raise", "    if False:\n        raise", CLIENT),
+        ('chunked_stripped', 'wire', "if text != 'chunked':", "if text.strip() != 'chunked':", CLIENT),
+        ('chunked_any_case', 'wire', "if text != 'chunked':", "if text.lower() != 'chunked':", MALFORMED),
+        ('chunked_last_of_list', 'wire', "if text != 'chunked':", "if text.split(',')[-1].strip(' ') != 'chunked':", MALFORMED),
+        ('chunked_first_of_list', 'wire', "if text != 'chunked':", "if text.split(',')[0] != 'chunked':", MALFORMED),
+        ('chunked_prefix', 'wire', "if text != 'chunked':", "if not text.startswith('chunked'):", MALFORMED),
+        ('request_transfer_encoding', 'wire', "    'transfer-encoding': parse_transfer_encoding,\n    'range'", "    'range'", MALFORMED),
+        ('response_transfer_encoding', 'wire', "    'transfer-encoding': parse_transfer_encoding,\n    'content-range': parse_content_range,\n}", "    'content-range': parse_content_range,\n}", CLIENT),
+        ('host', 'wire', "    'host': parse_host,\n", '', MALFORMED),
+        ('range', 'wire', "    'range': parse_range,\n", '', MALFORMED),
+        ('expect', 'wire', "    'expect': _refuse_expect,\n", '', MALFORMED),
+        ('body_of_get', 'wire', "        if 'content-length' in headers or 'transfer-encoding' in headers:\n", '        if False:\n', MALFORMED),
+        ('chunked_get', 'wire', "        if 'content-length' in headers or 'transfer-encoding' in headers:\n", "        if 'content-length' in headers:\n", MALFORMED),
+        ('delete_length_0', 'wire', "if method != 'DELETE' and headers", 'if headers', MALFORMED),
+        ('get_length_0_stays', 'wire', "            del headers['content-length']\n", '            pass\n', MALFORMED),
+        ('body_of_204', 'wire', "    if status == 204 and (headers", '    if False and (headers', CLIENT),
+        ('close_of_list', 'wire', "[o.strip() for o in options.lower().split(',')]", '[options.lower()]', SERVER),
+        # --- sizes
+        ('preamble_size', 'wire', 'if len(preamble) > limits.max_preamble:', 'if False:', LIMITS),
+        ('line_size', 'wire', "if max(map(len, preamble.split(b'\\r\\n'))) > limits.max_line:", 'if False:', MALFORMED),
+        ('header_count', 'wire', 'if count > limits.max_headers:', 'if False:', HOSTILE),
+        ('endless_preamble', 'channel', 'if len(data) > self.limits.max_preamble + 3:', 'if False:', HOSTILE),
+        ('endless_response', 'channel', 'if len(data) > self.limits.max_preamble + 3:', 'if False:', CLIENT_HOSTILE),
+        ('bare_cr_or_lf', 'channel', 'if _BARE_CR_OR_LF(data, max(searched - 1, 0)):', 'if False:', WIRE),
+        ('end_inside_preamble', 'channel', "if more == b'':", 'if False:', CLIENT),
+        ('claimed_size', 'channel', 'size = min(size, self._max_receive)', 'size = min(size, 2**30)', BODIES),
+        ('endless_chunk_line', 'channel', ' and len(data) <= max_size + 1:', ':', HOSTILE),
+        ('chunk_line_size', 'channel', 'if end < 0 or end > max_size:', 'if end < 0:', MALFORMED),
+        ('chunk_size', 'wire', 'if size > max_chunk:', 'if False:', MALFORMED),
+        ('read_size', 'bodies', 'self._read_chunk(min(max_chunk, room))', 'self._read_chunk(max_chunk)', CLIENT_HOSTILE),
+        ('drained_size', 'bodies', 'if not self.closed and self.remaining <= max_size:', 'if not self.closed:', SERVER),
+        ('drained_chunks', 'bodies', 'self._read_chunk(size_left)', 'self._read_chunk(2**24)', SERVER),
+        ('drained_lines', 'bodies', 'if lines_left < 0:', 'if False:', BODIES),
+        # --- chunks
+        ('chunk_size_by_int', 'wire', "rb'([0-9A-Fa-f]{1,7})(?:;", "rb'([^;g]{1,7}?)(?:;", BODIES),
+        ('chunk_size_space', 'wire', "rb'([0-9A-Fa-f]{1,7})(?:;", "rb' ?([0-9A-Fa-f]{1,7}) ?(?:;", CLIENT),
+        ('chunk_size_8_digits', 'wire', "rb'([0-9A-Fa-f]{1,7})(?:;", "rb'([0-9A-Fa-f]{1,8})(?:;", WIRE),
+        ('extension_any_byte', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([^;=]+=[^;]+))?').fullmatch", MALFORMED),
+        ('extension_quoted', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<>-~]+=[!-:<-~]+))?').fullmatch", MALFORMED),
+        ('extension_without_value', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<-~]*))?').fullmatch", MALFORMED),
+        ('extension_twice', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-~]+=[!#-~]+))?').fullmatch", MALFORMED),
+        ('chunk_line_start', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').match", CLIENT),
+        ('crlf_after_data', 'bodies', r"if data[size:] != b'\r\n':", 'if False:', MALFORMED),
+        ('crlf_after_data_only', 'bodies', r"if data[size:] != b'\r\n':", r"if size and data[size:] != b'\r\n':", MALFORMED),
+        ('lf_after_data', 'bodies', r"if data[size:] != b'\r\n':", r"if not data.endswith(b'\n'):", MALFORMED),
+        ('chunk_cut_short', 'bodies', 'if len(data) < size + 2:', 'if False:', BODIES),
+        ('body_cut_short', 'bodies', '            if len(data) < size:\n', '            if False:\n', CLIENT),
+        ('failed_body_read_on', 'bodies', '        if self.error is not None:\n            raise BodyClosedError(self)\n', '', BODIES),
+        ('failed_body_closes', 'channel', 'if self._ends_with_body:', 'if False:', CLIENT),
+        # --- time
+        ('preamble_time', 'channel', 'if deadline.remaining() == 0:', 'if False:', LIMITS),
+        ('body_rate', 'channel', 'if self._moved < self._rate * self._window_s:', 'if False:', LIMITS),
+        ('body_rate_each', 'channel', '            self._pace.begin()\n            self._set_wait(self._idle_s)\n', '            self._set_wait(self._idle_s)\n', CHANNEL),
+        ('chunk_gap', 'channel', 'if gap_s is None:', 'if True:', LIMITS),
+        ('client_preamble_time', 'client', '            preamble_timeout_s=timeout_s,\n', '', CLIENT_HOSTILE),
+        ('client_body_time', 'client', '            body_window_s=timeout_s,\n', '', CLIENT_HOSTILE),
+        ('client_chunk_time', 'client', '            chunk_gap_timeout_s=timeout_s,\n', '', CLIENT),
+        ('client_handshake_time', 'client', 'sock.settimeout(max(deadline.remaining(), 0.001))', 'sock.settimeout(60)', CLIENT_HOSTILE),
+        ('handshake_time', 'server', 'conn.sock.settimeout(self.limits.handshake_timeout_s)', 'conn.sock.settimeout(60)', HOSTILE),
+        # --- one answer, and then the end
+        ('read_on_after_500', 'server', "                return '500 an error of the application'\n", '                continue\n', SERVER),
+        ('read_on_after_cut_off', 'server', "                return 'the response was cut off'\n", '                continue\n', SERVER),
+        ('read_on_after_failed_body', 'server', 'and not (request_body.closed and request_body.error is None)', 'and not request_body.closed', SERVER),
+        ('read_on_after_unread_body', 'server', 'and not request_body.drain(LINGER_SIZE)', 'and not (request_body.drain(LINGER_SIZE) or True)', MALFORMED),
+        ('second_answer', 'server', 'if error is channel.write_error:', 'if error is channel.write_error or isinstance(error, ProtocolError):', SERVER),
+        ('answer_of_failed_body', 'server', '                if request_body is not None and request_body.error is error:\n                    raise\n', '', MALFORMED),
+        ('close_of_request', 'server', 'if is_last or (', 'if (', SERVER),
+        ('answer_repeats', 'wire', "        return ProtocolError(_TARGET_RULE)\n", "        return ProtocolError(f'{_TARGET_RULE}, not {target}')\n", WIRE),
+        ('orderly_close', 'channel', '            self.sock.shutdown(socket.SHUT_WR)\n', '            return self.sock.close()\n', CHANNEL),
+        ('handshake_count', 'server', 'if len(self._handshakes) >= self.limits.max_handshakes:', 'if False:', LIMITS),
+        ('connection_count', 'server', 'if len(self._connections) >= limits.max_connections:', 'if False:', LIMITS),
+        ('connection_count_of_host', 'server', 'if count >= limits.max_connections_per_address:', 'if False:', LIMITS),
+        ('forgotten_connection', 'server', '                self._per_host[host] -= 1\n', '                pass\n', LIMITS),
+        ('resumed_session', 'server', 'if sock.session_reused:', 'if False:', TLS),
+        # --- what is the answer to which request
+        ('early_bytes', 'client', '            if channel.buffered:\n                raise', '            if False:\n                raise', CLIENT_HOSTILE),
+        ('late_bytes', 'client', 'if body is None and channel.buffered:', 'if False:', CLIENT),
+        ('unframed_body', 'client', 'elif self._ending and not channel.buffered and channel.read_some(1):', 'elif False:', CLIENT_HOSTILE),
+        ('unread_response', 'client', '            if not unread.closed and (isinstance(unread, ChunkedInput) or unread.remaining):\n', '            if False:\n', CLIENT),
+        ('failed_response', 'client', 'if unread.error is not None:', 'if False:', CLIENT),
+        ('close_of_response', 'client', "if refusal is not None or ('connection' in headers and closes_connection(headers)):", 'if refusal is not None:', CLIENT),
+        ('body_of_head', 'client', "if method == 'HEAD' or status in BODILESS_STATUSES:", 'if status in BODILESS_STATUSES:', CLIENT),
+        ('body_of_304', 'client', "if method == 'HEAD' or status in BODILESS_STATUSES:", "if method == 'HEAD':", CLIENT),
+        # --- what is sent
+        ('sent_value', 'wire', '            if match_text(value) is None:\n', '            if False:\n', CLIENT),
+        ('sent_value_of_response', 'wire', '            if match_text(value) is None:\n', '            if is_request and match_text(value) is None:\n', SERVER),
+        ('sent_value_latin_1', 'wire', r'(?! )[ -~\xa1-\xac\xae-\xff]+(?<! )', r'(?! )[ -~\x80-\xff]+(?<! )', SERVER),
+        ('sent_value_class', 'wire', 'elif type(value) is str:', 'elif isinstance(value, str):', FORMAT),
+        ('sent_name', 'wire', 'if not isinstance(name, str) or _match_name(name) is None or name != name.lower():', 'if name != name.lower():', CLIENT),
+        ('sent_name_upper_case', 'wire', ' or name != name.lower():', ':', SERVER),
+        ('sent_length_class', 'wire', 'if type(value) is not int or not 0 <= value < 10**16:', 'if not 0 <= value < 10**16:', FORMAT),
+        ('sent_length_size', 'wire', 'if type(value) is not int or not 0 <= value < 10**16:', 'if type(value) is not int:', FORMAT),
+        ('sent_range', 'wire', 'elif not _is_valid_range(name, value):', 'elif False:', FORMAT),
+        ('sent_length_of_body', 'wire', "if headers['content-length'] != (length or 0):", 'if False:', CLIENT),
+        ('sent_chunked_of_body', 'wire', "if headers['transfer-encoding'] != 'chunked' or length != CHUNKED:", "if headers['transfer-encoding'] != 'chunked':", SERVER),
+        ('sent_transfer_encoding', 'wire', "if headers['transfer-encoding'] != 'chunked' or length != CHUNKED:", 'if length != CHUNKED:', SERVER),
+        ('sent_both_framings', 'wire', "        if 'content-length' in headers:\n            raise ValueError('content-length was given with a chunked body')\n", '', FORMAT),
+        ('sent_method', 'wire', "    if method not in METHODS:\n        raise ValueError(f'method", "    if False:\n        raise ValueError(f'method", CLIENT),
+        ('sent_uri', 'wire', 'if type(uri) is not str or _match_target(uri) is None:', 'if type(uri) is not str:', CLIENT),
+        ('sent_two_slashes', 'wire', "if '//' in uri and '//' in uri.partition('?')[0]:", 'if False:', CLIENT),
+        ('sent_body_of_get', 'wire', "if method not in BODY_METHODS and (length is not None or 'content-length' in headers):", 'if False:', CLIENT),
+        ('sent_status', 'wire', 'if type(status) is not int or not 200 <= status <= 599:', 'if False:', SERVER),
+        ('sent_status_class', 'wire', 'if type(status) is not int or _COMMON_STATUSES', 'if _COMMON_STATUSES', SERVER),
+        ('sent_reason', 'wire', 'if type(reason) is not str or _match_sent_text[False](reason) is None:', 'if type(reason) is not str:', SERVER),
+        ('sent_body_of_head', 'wire', '        if length is not None:\n            what', '        if False:\n            what', SERVER),
+        ('sent_extension', 'wire', '    if _match_extension(extension) is None:\n', '    if False:\n', SERVER),
+        ('sent_chunk_size', 'wire', '    if size > limits.max_chunk:\n', '    if False:\n', LIMITS),
+        ('sent_too_much', 'bodies', 'if size > self.content_length:', 'if False:', SERVER),
+        ('sent_too_little', 'bodies', '        if size < self.content_length:\n', '        if False:\n', SERVER),
+        ('sent_after_the_last', 'bodies', '            if ended:\n', '            if False:\n', SERVER),
+        ('url_crlf', 'client', 'if not url.isprintable() or parts', 'if parts', CLIENT),
+    )
+]  # fmt: skip
+
+
+def run_tests(place: Path, files: list[str]) -> int | None:
+    """Run the tests in the copy and return pytest's status, None if they hang."""
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider']
+    command += [f'tests/degu/{file}' for file in files]
+    # This copy of the core, not the one that is installed; also in the processes of the tests.
+    environment = {**os.environ, 'PYTHONPATH': str(place), 'PYTHONDONTWRITEBYTECODE': '1'}
+    process = subprocess.Popen(
+        command,
+        cwd=place,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(TIMEOUT_S if len(files) == 1 else None)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes of its tests
+        process.wait()
+        return None
+
+
+def try_mutation(place: Path, mutation: Mutation) -> str:
+    """Mutate, test and put back; return what came of it."""
+    path = place / 'degu' / f'{mutation.module}.py'
+    source = path.read_text()
+    if source.count(mutation.old) != 1:
+        return f'BROKEN: its text is there {source.count(mutation.old)} times'
+    path.write_text(source.replace(mutation.old, mutation.new))
+    try:
+        status = run_tests(place, [mutation.tests])
+    finally:
+        path.write_text(source)
+    if status == 0:
+        return 'SURVIVED'
+    # 1 is a failed test; else nothing was tested.
+    return 'noticed' if status in (1, None) else f'BROKEN: pytest ended with {status}'
+
+
+def main(words: list[str]) -> int:
+    """Try the mutations whose name has one of `words`, or all; return the exit status."""
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        for name in ('degu', 'degu_rpc', 'tests'):
+            shutil.copytree(PROJECT / name, place / name)
+        shutil.copy(PROJECT / 'pyproject.toml', place)
+        if run_tests(place, sorted({mutation.tests for mutation in chosen})) != 0:
+            print('the tests fail without a mutation')
+            return 1
+        bad = 0
+        for mutation in chosen:
+            started = time.monotonic()
+            outcome = try_mutation(place, mutation)
+            bad += outcome != 'noticed'
+            took_s = time.monotonic() - started
+            print(f'{mutation.name:28} {mutation.tests:26} {took_s:5.1f} s  {outcome}', flush=True)
+    print(f'{len(chosen)} mutations, {bad} not noticed')
+    return 1 if bad else 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main(sys.argv[1:]))
