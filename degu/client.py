@@ -183,13 +183,15 @@ class Connection:
                 # It may have answered before it went, without waiting for the body. If it did not
                 # go, it must not wait for the rest, and we for its answer.
                 channel.end_writing()
-            response = self._read_response(channel, method)
+            response = self._read_response(channel, method, headers)
         except BaseException:
             self.close()
             raise
         return response
 
-    def _read_response(self, channel: Channel, method: str) -> Response:
+    def _read_response(
+        self, channel: Channel, method: str, sent: Mapping[str, HeaderValue]
+    ) -> Response:
         try:
             preamble = channel.read_preamble()
         except (ConnectionResetError, ssl.SSLError) as error:
@@ -218,10 +220,14 @@ class Connection:
             body = Input(channel, headers['content-length'])  # type: ignore[arg-type]  # an int, see parse_response
         elif 'transfer-encoding' in headers:
             body = ChunkedInput(channel)
-        elif self._ending and not channel.buffered and channel.read_some(1):
-            raise ProtocolError(_UNFRAMED)
+        elif self._ending or 'host' in sent:
+            # RFC 9112 §6.3 rule 8: a body until the end of the connection. Our own server alone
+            # means that there is none, and to whoever sends a host it says so.
+            self._ending = True
+            if not channel.buffered and channel.read_some(1):
+                raise ProtocolError(_UNFRAMED)
         if body is None and channel.buffered:
-            # RFC 9112 §6.3 rule 8: such a body could be cut short and nobody would know.
+            # It could be cut short and nobody would know.
             raise ProtocolError(_UNFRAMED)
         self._body = body
         return _new_tuple(Response, (status, reason, headers, body))

@@ -263,9 +263,10 @@ def test_a_buffered_reader_is_sent_as_a_file_from_its_position(sent, tmp_path):
 
 def test_base_headers_go_with_each_request_and_the_request_s_own_win(sent):
     base = {'host': 'h', 'a': 'base'}
+    options = {'base_headers': base, 'answer': b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n'}
     expected = b'GET / HTTP/1.1\r\nhost: h\r\na: own\r\nc: d\r\n\r\n'
-    assert sent(lambda c: c.get('/', {'a': 'own', 'c': 'd'}), base_headers=base) == expected
-    assert sent(lambda c: c.get('/'), base_headers=base) == (
+    assert sent(lambda c: c.get('/', {'a': 'own', 'c': 'd'}), **options) == expected
+    assert sent(lambda c: c.get('/'), **options) == (
         b'GET / HTTP/1.1\r\nhost: h\r\na: base\r\n\r\n'
     )
 
@@ -585,6 +586,30 @@ def test_a_body_that_ends_with_the_connection_is_refused(script):
         pytest.raises(ProtocolError, match='must have a length or be chunked'),
     ):
         conn.get('/')
+
+
+@pytest.mark.parametrize(
+    'body', [b'', b'HTTP/1.1 200 OK\r\nx: forged\r\n\r\n'], ids=['empty', 'body']
+)
+def test_to_a_generic_server_a_response_without_framing_ends_with_the_connection(script, body):
+    """However late its body comes: it must never become the next response."""
+
+    def handle(raw):
+        raw.read_preamble()
+        raw.send_each([OK])
+        time.sleep(SHORT_S / 5)  # a server that takes its time
+        raw.send(body)
+        raw.end()
+        raw.sock.recv(65536)
+
+    with Client(script(handle).address, {'host': 'h'}).connect() as conn:
+        if body:
+            with pytest.raises(ProtocolError, match='must have a length or be chunked'):
+                conn.get('/')
+        else:
+            assert conn.get('/') == (200, 'OK', {}, None)
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
 
 
 @pytest.mark.parametrize(

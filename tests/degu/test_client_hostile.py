@@ -35,11 +35,11 @@ START = b'HTTP/1.1 200 OK\r\n'
 OK = START + b'\r\n'
 CHUNKED = START + b'transfer-encoding: chunked\r\n\r\n'
 SHORT_S = 0.25
-LATE_S = 3.0
+WAIT_S = 10.0
 
 
 @contextlib.contextmanager
-def bounded(memory=256 * KIB, time_s=LATE_S):
+def bounded(memory=256 * KIB, time_s=WAIT_S):
     """Expect that what is inside takes less than `time_s` and never more than `memory` bytes."""
     tracemalloc.start()
     started = time.monotonic()
@@ -65,7 +65,7 @@ def pouring(script):
             raw.end()
             raw.read_to_end()
 
-        return Client(script(handle).address, timeout_s=SHORT_S)
+        return Client(script(handle).address, timeout_s=WAIT_S * 2)
 
     return start_server
 
