@@ -455,8 +455,7 @@ class Server:
             try:
                 ending = self._serve_requests(conn, channel, connection)
             except ProtocolError as error:
-                _answer(channel, error.status, f'{error}\n')
-                ending = f'{error.status} {error}'
+                ending = _refuse(channel, error)
             except BodyTooLargeError as error:
                 _answer(channel, 413, f'{error}\n')
                 ending = f'413 {error}'
@@ -500,7 +499,10 @@ class Server:
             if preamble is None:
                 return _SHUTS_DOWN if self._stop.requested else _CLOSED_BY_CLIENT
             conn.phase = _Phase.BUSY
-            method, path, query, headers = parse_request(preamble, limits)
+            try:
+                method, path, query, headers = parse_request(preamble, limits)
+            except ProtocolError as error:
+                return _refuse(channel, error, is_head=preamble.startswith(b'HEAD '))
             request_body: Input | ChunkedInput | None = None
             if 'content-length' in headers:
                 request_body = Input(channel, headers['content-length'])  # type: ignore[arg-type]  # an int, see parse_request
@@ -670,6 +672,13 @@ def _write_response(channel: Channel, preamble: bytes, body: Body) -> None:
             close = getattr(body.source, 'close', None)
             if close is not None:
                 close()
+
+
+def _refuse(channel: Channel, error: ProtocolError, *, is_head: bool = False) -> str:
+    """Answer a request outside the subset and return why the connection ends."""
+    # RFC 9110 §9.3.2: a response to HEAD has no body, whatever it says.
+    _answer(channel, error.status, '' if is_head else f'{error}\n')
+    return f'{error.status} {error}'
 
 
 def _answer(channel: Channel, status: int, text: str = '') -> None:

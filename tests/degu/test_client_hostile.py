@@ -219,7 +219,7 @@ def test_of_responses_before_their_request_only_the_first_is_taken(script):
             raw.send(START + b'content-length: 5\r\n\r\nhello')
         raw.read_to_end()
 
-    with Client(script(handle).address, timeout_s=SHORT_S).connect() as conn:
+    with Client(script(handle).address, timeout_s=WAIT_S).connect() as conn:
         with bounded():
             assert conn.get('/').body.read() == b'hello'
             with pytest.raises(ProtocolError, match='no answer to a request'):

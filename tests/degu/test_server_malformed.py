@@ -10,6 +10,8 @@ import re
 
 import pytest
 
+from degu.client import Client
+from degu.errors import ClosedConnectionError
 from degu.rgi import Validator
 
 GOOD = b'GET /good HTTP/1.1\r\n\r\n'
@@ -87,6 +89,23 @@ def test_a_malformed_request_gets_one_answer_and_never_reaches_the_app(
     answer, requests = exchange(split(refused_request.data + b'\r\n\r\n' + GOOD))
     check_one_answer(answer, refused_request.expected)
     assert requests == []
+
+
+@pytest.mark.parametrize(
+    ('status', 'headers'),
+    [
+        pytest.param(400, {'range': 'bytes=1-0'}, id='400'),
+        pytest.param(417, {'expect': '100-continue'}, id='417'),
+        pytest.param(431, {f'a{number}': 'v' for number in range(33)}, id='431'),
+    ],
+)
+def test_a_refusal_of_head_has_no_body(serve, status, headers):
+    """Else its client would take the body for what is no answer to a request."""
+    with Client(serve(lambda c, r: None).address).connect() as conn:
+        response = conn.head('/', headers)
+        assert (response.status, response.body) == (status, None)
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
 
 
 def test_a_malformed_request_between_good_ones_ends_the_connection(exchange, refused_request):
