@@ -34,12 +34,28 @@ FORMAT = 'test_wire_format.py'
 CHANNEL = 'test_channel.py'
 BODIES = 'test_bodies.py'
 SERVER = 'test_server.py'
-MALFORMED = 'test_server_malformed.py'
 LIMITS = 'test_server_limits.py'
 TLS = 'test_server_tls.py'
 HOSTILE = 'test_server_hostile.py'
 CLIENT = 'test_client.py'
 CLIENT_HOSTILE = 'test_client_hostile.py'
+# One test of a file where that has the same rows for many.
+REQUESTS = (
+    'test_server_malformed.py::test_a_malformed_request_between_good_ones_ends_the_connection'
+)
+TAKEN = 'test_server_malformed.py::test_a_request_that_is_taken_is_what_the_app_gets'
+CHUNKS = (
+    'test_server_malformed.py::test_a_malformed_chunk_that_the_app_puts_up_with_ends_the_connection'
+)
+UNREAD = 'test_server_malformed.py::test_a_malformed_chunk_that_nobody_read_ends_the_connection'
+ANSWERED = (
+    'test_server_malformed.py::test_a_malformed_chunk_gets_one_answer_and_ends_the_connection'
+)
+HEAD = 'test_server_malformed.py::test_a_refusal_of_head_has_no_body'
+RESPONSES = 'test_client.py::test_a_malformed_response_is_a_protocol_error_and_ends_the_connection'
+RESPONSE_CHUNKS = (
+    'test_client.py::test_a_malformed_chunk_is_a_protocol_error_and_ends_the_connection'
+)
 
 
 class Mutation(NamedTuple):
@@ -48,7 +64,7 @@ class Mutation(NamedTuple):
     old: str
     new: str
     tests: str
-    """A file below tests/degu that must notice."""
+    """A file below tests/degu, or a test of it, that must notice."""
 
 
 MUTATIONS = [
@@ -59,7 +75,7 @@ MUTATIONS = [
         ('length_any_size', 'wire', "'(?:0|[1-9][0-9]{0,15})'", "'(?:0|[1-9][0-9]*)'", HOSTILE),
         ('length_any_digit', 'wire', "'(?:0|[1-9][0-9]{0,15})'", r"'(?:0|[1-9]\d{0,15})'", WIRE),
         ('length_by_int', 'wire', 'if _match_length(text) is None:', 'if not text.strip().isdigit():', WIRE),
-        ('length_sign', 'wire', "'(?:0|[1-9][0-9]{0,15})'", "'[+-]?(?:0|[1-9][0-9]{0,15})'", MALFORMED),
+        ('length_sign', 'wire', "'(?:0|[1-9][0-9]{0,15})'", "'[+-]?(?:0|[1-9][0-9]{0,15})'", REQUESTS),
         ('short_length_leading_zero', 'wire', "        and length[:1] != b'0'\n", '', WIRE),
         ('short_length_any_size', 'wire', '        and len(length) <= 16\n', '', WIRE),
         ('range_reversed', 'wire', 'if int(first) > int(last):', 'if False:', WIRE),
@@ -68,57 +84,57 @@ MUTATIONS = [
         # --- the grammar of preambles
         ('path_fragment', 'wire', '''r'/[!"$->@-~]*\'''', '''r'/[!->@-~]*\'''', WIRE),
         ('path_any_byte', 'wire', '''r'/[!"$->@-~]*\'''', r"r'/[^ ?\r\n]*'", WIRE),
-        ('path_two_slashes', 'wire', "    if '//' in target:\n        raise ProtocolError(_TARGET_RULE)\n", '', MALFORMED),
+        ('path_two_slashes', 'wire', "    if '//' in target:\n        raise ProtocolError(_TARGET_RULE)\n", '', REQUESTS),
         ('query_empty', 'wire', '''r'[!"$-~]+\'''', '''r'[!"$-~]*\'''', WIRE),
         ('query_any_byte', 'wire', '''r'[!"$-~]+\'''', r"r'[^ \r\n]+'", WIRE),
-        ('name_underscore', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", "_NAME = r'[0-9A-Za-z_-]{1,64}'", MALFORMED),
-        ('name_space', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", "_NAME = r'[ 0-9A-Za-z-]{1,64}'", MALFORMED),
+        ('name_underscore', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", "_NAME = r'[0-9A-Za-z_-]{1,64}'", REQUESTS),
+        ('name_space', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", "_NAME = r'[ 0-9A-Za-z-]{1,64}'", REQUESTS),
         ('name_any_size', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", "_NAME = r'[0-9A-Za-z-]+'", WIRE),
-        ('name_non_ascii', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", r"_NAME = r'[\w-]{1,64}'", CLIENT),
-        ('value_leading_space', 'wire', "_REQUEST_TEXT = r'(?! )", "_REQUEST_TEXT = r'", MALFORMED),
-        ('value_trailing_space', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]+(?<! )'", "_REQUEST_TEXT = r'(?! )[ -~]+'", MALFORMED),
-        ('value_tab', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[\t -~]", MALFORMED),
-        ('value_control', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[^\r\n]", MALFORMED),
-        ('value_empty', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]+", "_REQUEST_TEXT = r'(?! )[ -~]*", MALFORMED),
-        ('value_non_ascii', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[ -~\x80-\xff]", MALFORMED),
-        ('response_value_delete', 'wire', r"_RESPONSE_TEXT = r'(?! )[ -~\x80-\xff]", r"_RESPONSE_TEXT = r'(?! )[ -\xff]", CLIENT),
-        ('response_value_space', 'wire', r"_RESPONSE_TEXT = r'(?! )[ -~\x80-\xff]+(?<! )'", r"_RESPONSE_TEXT = r'[ -~\x80-\xff]+'", CLIENT),
-        ('request_lf', 'wire', r"(?:\r\ncontent-length: ({_LENGTH}))?((?:\r\n{_NAME}: {_REQUEST_TEXT})*)", r"(?:\r\ncontent-length: ({_LENGTH}))?((?:\r?\n{_NAME}: {_REQUEST_TEXT})*)", MALFORMED),
-        ('response_lf', 'wire', r"((?:\r\n{_NAME}: {_RESPONSE_TEXT})*)", r"((?:\r?\n{_NAME}: {_RESPONSE_TEXT})*)", CLIENT),
-        ('request_no_space', 'wire', '{_NAME}: {_REQUEST_TEXT}', '{_NAME}: ?{_REQUEST_TEXT}', MALFORMED),
-        ('response_no_space', 'wire', '{_NAME}: {_RESPONSE_TEXT}', '{_NAME}: ?{_RESPONSE_TEXT}', CLIENT),
-        ('request_folded', 'wire', r'{_NAME}: {_REQUEST_TEXT}', r'{_NAME}: {_REQUEST_TEXT}(?:\r\n {_REQUEST_TEXT})?', MALFORMED),
-        ('response_folded', 'wire', r'{_NAME}: {_RESPONSE_TEXT}', r'{_NAME}: {_RESPONSE_TEXT}(?:\r\n {_RESPONSE_TEXT})?', CLIENT),
-        ('request_http_1_0', 'wire', r"))? HTTP/1\.1'", r"))? HTTP/1\.[01]'", MALFORMED),
-        ('response_http_1_0', 'wire', r"rf'HTTP/1\.1 ([2-5]", r"rf'HTTP/1\.[01] ([2-5]", CLIENT),
-        ('method_patch', 'wire', '(GET|HEAD|PUT|POST|DELETE)', '(GET|HEAD|PUT|POST|DELETE|PATCH)', MALFORMED),
-        ('method_lower_case', 'wire', '(GET|HEAD|PUT|POST|DELETE)', '((?i:GET|HEAD|PUT|POST|DELETE))', MALFORMED),
+        ('name_non_ascii', 'wire', "_NAME = r'[0-9A-Za-z-]{1,64}'", r"_NAME = r'[\w-]{1,64}'", RESPONSES),
+        ('value_leading_space', 'wire', "_REQUEST_TEXT = r'(?! )", "_REQUEST_TEXT = r'", REQUESTS),
+        ('value_trailing_space', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]+(?<! )'", "_REQUEST_TEXT = r'(?! )[ -~]+'", REQUESTS),
+        ('value_tab', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[\t -~]", REQUESTS),
+        ('value_control', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[^\r\n]", REQUESTS),
+        ('value_empty', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]+(?<! )'", "_REQUEST_TEXT = r'(?:(?! )[ -~]+(?<! ))?'", REQUESTS),
+        ('value_non_ascii', 'wire', "_REQUEST_TEXT = r'(?! )[ -~]", r"_REQUEST_TEXT = r'(?! )[ -~\x80-\xff]", REQUESTS),
+        ('response_value_delete', 'wire', r"_RESPONSE_TEXT = r'(?! )[ -~\x80-\xff]", r"_RESPONSE_TEXT = r'(?! )[ -\xff]", RESPONSES),
+        ('response_value_space', 'wire', r"_RESPONSE_TEXT = r'(?! )[ -~\x80-\xff]+(?<! )'", r"_RESPONSE_TEXT = r'[ -~\x80-\xff]+'", RESPONSES),
+        ('request_lf', 'wire', r"(?:\r\ncontent-length: ({_LENGTH}))?((?:\r\n{_NAME}: {_REQUEST_TEXT})*)", r"(?:\r\ncontent-length: ({_LENGTH}))?((?:\r?\n{_NAME}: {_REQUEST_TEXT})*)", REQUESTS),
+        ('response_lf', 'wire', r"((?:\r\n{_NAME}: {_RESPONSE_TEXT})*)", r"((?:\r?\n{_NAME}: {_RESPONSE_TEXT})*)", RESPONSES),
+        ('request_no_space', 'wire', '{_NAME}: {_REQUEST_TEXT}', '{_NAME}: ?{_REQUEST_TEXT}', REQUESTS),
+        ('response_no_space', 'wire', '{_NAME}: {_RESPONSE_TEXT}', '{_NAME}: ?{_RESPONSE_TEXT}', RESPONSES),
+        ('request_folded', 'wire', r'{_NAME}: {_REQUEST_TEXT}', r'{_NAME}: {_REQUEST_TEXT}(?:\r\n {_REQUEST_TEXT})?', REQUESTS),
+        ('response_folded', 'wire', r'{_NAME}: {_RESPONSE_TEXT}', r'{_NAME}: {_RESPONSE_TEXT}(?:\r\n {_RESPONSE_TEXT})?', RESPONSES),
+        ('request_http_1_0', 'wire', r"))? HTTP/1\.1'", r"))? HTTP/1\.[01]'", REQUESTS),
+        ('response_http_1_0', 'wire', r"rf'HTTP/1\.1 ([2-5]", r"rf'HTTP/1\.[01] ([2-5]", RESPONSES),
+        ('method_patch', 'wire', '(GET|HEAD|PUT|POST|DELETE)', '(GET|HEAD|PUT|POST|DELETE|PATCH)', REQUESTS),
+        ('method_lower_case', 'wire', '(GET|HEAD|PUT|POST|DELETE)', '((?i:GET|HEAD|PUT|POST|DELETE))', REQUESTS),
         ('status_1xx', 'wire', '([2-5][0-9]{{2}})', '([1-5][0-9]{{2}})', CLIENT_HOSTILE),
-        ('status_600', 'wire', '([2-5][0-9]{{2}})', '([2-9][0-9]{{2}})', CLIENT),
-        ('reason_empty', 'wire', '{{2}}) ({_RESPONSE_TEXT})', '{{2}}) ({_RESPONSE_TEXT}|)', CLIENT),
+        ('status_600', 'wire', '([2-5][0-9]{{2}})', '([2-9][0-9]{{2}})', RESPONSES),
+        ('reason_empty', 'wire', '{{2}}) ({_RESPONSE_TEXT})', '{{2}}) ({_RESPONSE_TEXT}|)', RESPONSES),
         ('line_ends_first', 'wire', "    _check_line_ends(text)\n    line, *header_lines", '    line, *header_lines', WIRE),
         # --- single headers, and their framing
-        ('header_twice', 'wire', 'if len(headers) < count:', 'if False:', MALFORMED),
-        ('both_framings', 'wire', "    if 'transfer-encoding' in headers and 'content-length' in headers:\n        raise", "    if False:\n        raise", CLIENT),
-        ('chunked_stripped', 'wire', "if text != 'chunked':", "if text.strip() != 'chunked':", CLIENT),
-        ('chunked_any_case', 'wire', "if text != 'chunked':", "if text.lower() != 'chunked':", MALFORMED),
-        ('chunked_last_of_list', 'wire', "if text != 'chunked':", "if text.split(',')[-1].strip(' ') != 'chunked':", MALFORMED),
-        ('chunked_first_of_list', 'wire', "if text != 'chunked':", "if text.split(',')[0] != 'chunked':", MALFORMED),
-        ('chunked_prefix', 'wire', "if text != 'chunked':", "if not text.startswith('chunked'):", MALFORMED),
-        ('request_transfer_encoding', 'wire', "    'transfer-encoding': parse_transfer_encoding,\n    'range'", "    'range'", MALFORMED),
-        ('response_transfer_encoding', 'wire', "    'transfer-encoding': parse_transfer_encoding,\n    'content-range': parse_content_range,\n}", "    'content-range': parse_content_range,\n}", CLIENT),
-        ('host', 'wire', "    'host': parse_host,\n", '', MALFORMED),
-        ('range', 'wire', "    'range': parse_range,\n", '', MALFORMED),
-        ('expect', 'wire', "    'expect': _refuse_expect,\n", '', MALFORMED),
-        ('body_of_get', 'wire', "        if 'content-length' in headers or 'transfer-encoding' in headers:\n", '        if False:\n', MALFORMED),
-        ('chunked_get', 'wire', "        if 'content-length' in headers or 'transfer-encoding' in headers:\n", "        if 'content-length' in headers:\n", MALFORMED),
-        ('delete_length_0', 'wire', "if method != 'DELETE' and headers", 'if headers', MALFORMED),
-        ('get_length_0_stays', 'wire', "            del headers['content-length']\n", '            pass\n', MALFORMED),
-        ('body_of_204', 'wire', "    if status == 204 and (headers", '    if False and (headers', CLIENT),
+        ('header_twice', 'wire', 'if len(headers) < count:', 'if False:', REQUESTS),
+        ('both_framings', 'wire', "    if 'transfer-encoding' in headers and 'content-length' in headers:\n        raise", "    if False:\n        raise", RESPONSES),
+        ('chunked_stripped', 'wire', "if text != 'chunked':", "if text.strip() != 'chunked':", RESPONSES),
+        ('chunked_any_case', 'wire', "if text != 'chunked':", "if text.lower() != 'chunked':", REQUESTS),
+        ('chunked_last_of_list', 'wire', "if text != 'chunked':", "if text.split(',')[-1].strip(' ') != 'chunked':", REQUESTS),
+        ('chunked_first_of_list', 'wire', "if text != 'chunked':", "if text.split(',')[0] != 'chunked':", REQUESTS),
+        ('chunked_prefix', 'wire', "if text != 'chunked':", "if not text.startswith('chunked'):", REQUESTS),
+        ('request_transfer_encoding', 'wire', "    'transfer-encoding': parse_transfer_encoding,\n    'range'", "    'range'", REQUESTS),
+        ('response_transfer_encoding', 'wire', "    'transfer-encoding': parse_transfer_encoding,\n    'content-range': parse_content_range,\n}", "    'content-range': parse_content_range,\n}", RESPONSES),
+        ('host', 'wire', "    'host': parse_host,\n", '', REQUESTS),
+        ('range', 'wire', "    'range': parse_range,\n", '', REQUESTS),
+        ('expect', 'wire', "    'expect': _refuse_expect,\n", '', REQUESTS),
+        ('body_of_get', 'wire', "        if 'content-length' in headers or 'transfer-encoding' in headers:\n", '        if False:\n', REQUESTS),
+        ('chunked_get', 'wire', "        if 'content-length' in headers or 'transfer-encoding' in headers:\n", "        if 'content-length' in headers:\n", REQUESTS),
+        ('delete_length_0', 'wire', "if method != 'DELETE' and headers", 'if headers', REQUESTS),
+        ('get_length_0_stays', 'wire', "            del headers['content-length']\n", '            pass\n', TAKEN),
+        ('body_of_204', 'wire', "    if status == 204 and (headers", '    if False and (headers', RESPONSES),
         ('close_of_list', 'wire', "[o.strip() for o in options.lower().split(',')]", '[options.lower()]', SERVER),
         # --- sizes
         ('preamble_size', 'wire', 'if len(preamble) > limits.max_preamble:', 'if False:', LIMITS),
-        ('line_size', 'wire', "if max(map(len, preamble.split(b'\\r\\n'))) > limits.max_line:", 'if False:', MALFORMED),
+        ('line_size', 'wire', "if max(map(len, preamble.split(b'\\r\\n'))) > limits.max_line:", 'if False:', REQUESTS),
         ('header_count', 'wire', 'if count > limits.max_headers:', 'if False:', HOSTILE),
         ('endless_preamble', 'channel', 'if len(data) > self.limits.max_preamble + 3:', 'if False:', HOSTILE),
         ('endless_response', 'channel', 'if len(data) > self.limits.max_preamble + 3:', 'if False:', CLIENT_HOSTILE),
@@ -126,24 +142,24 @@ MUTATIONS = [
         ('end_inside_preamble', 'channel', "if more == b'':", 'if False:', CLIENT),
         ('claimed_size', 'channel', 'size = min(size, self._max_receive)', 'size = min(size, 2**30)', BODIES),
         ('endless_chunk_line', 'channel', ' and len(data) <= max_size + 1:', ':', HOSTILE),
-        ('chunk_line_size', 'channel', 'if end < 0 or end > max_size:', 'if end < 0:', MALFORMED),
-        ('chunk_size', 'wire', 'if size > max_chunk:', 'if False:', MALFORMED),
+        ('chunk_line_size', 'channel', 'if end < 0 or end > max_size:', 'if end < 0:', CHUNKS),
+        ('chunk_size', 'wire', 'if size > max_chunk:', 'if False:', CHUNKS),
         ('read_size', 'bodies', 'self._read_chunk(min(max_chunk, room))', 'self._read_chunk(max_chunk)', CLIENT_HOSTILE),
         ('drained_size', 'bodies', 'if not self.closed and self.remaining <= max_size:', 'if not self.closed:', SERVER),
         ('drained_chunks', 'bodies', 'self._read_chunk(size_left)', 'self._read_chunk(2**24)', SERVER),
         ('drained_lines', 'bodies', 'if lines_left < 0:', 'if False:', BODIES),
         # --- chunks
         ('chunk_size_by_int', 'wire', "rb'([0-9A-Fa-f]{1,7})(?:;", "rb'([^;g]{1,7}?)(?:;", BODIES),
-        ('chunk_size_space', 'wire', "rb'([0-9A-Fa-f]{1,7})(?:;", "rb' ?([0-9A-Fa-f]{1,7}) ?(?:;", CLIENT),
+        ('chunk_size_space', 'wire', "rb'([0-9A-Fa-f]{1,7})(?:;", "rb' ?([0-9A-Fa-f]{1,7}) ?(?:;", RESPONSE_CHUNKS),
         ('chunk_size_8_digits', 'wire', "rb'([0-9A-Fa-f]{1,7})(?:;", "rb'([0-9A-Fa-f]{1,8})(?:;", WIRE),
-        ('extension_any_byte', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([^;=]+=[^;]+))?').fullmatch", MALFORMED),
-        ('extension_quoted', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<>-~]+=[!-:<-~]+))?').fullmatch", MALFORMED),
-        ('extension_without_value', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<-~]*))?').fullmatch", MALFORMED),
-        ('extension_twice', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-~]+=[!#-~]+))?').fullmatch", MALFORMED),
-        ('chunk_line_start', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').match", CLIENT),
-        ('crlf_after_data', 'bodies', r"if data[size:] != b'\r\n':", 'if False:', MALFORMED),
-        ('crlf_after_data_only', 'bodies', r"if data[size:] != b'\r\n':", r"if size and data[size:] != b'\r\n':", MALFORMED),
-        ('lf_after_data', 'bodies', r"if data[size:] != b'\r\n':", r"if not data.endswith(b'\n'):", MALFORMED),
+        ('extension_any_byte', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([^;=]+=[^;]+))?').fullmatch", CHUNKS),
+        ('extension_quoted', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<>-~]+=[!-:<-~]+))?').fullmatch", CHUNKS),
+        ('extension_without_value', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<-~]*))?').fullmatch", CHUNKS),
+        ('extension_twice', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-~]+=[!#-~]+))?').fullmatch", CHUNKS),
+        ('chunk_line_start', 'wire', "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch", "(?:;([!#-:<>-~]+=[!#-:<-~]+))?').match", RESPONSE_CHUNKS),
+        ('crlf_after_data', 'bodies', r"if data[size:] != b'\r\n':", 'if False:', CHUNKS),
+        ('crlf_after_data_only', 'bodies', r"if data[size:] != b'\r\n':", r"if size and data[size:] != b'\r\n':", CHUNKS),
+        ('lf_after_data', 'bodies', r"if data[size:] != b'\r\n':", r"if not data.endswith(b'\n'):", CHUNKS),
         ('chunk_cut_short', 'bodies', 'if len(data) < size + 2:', 'if False:', BODIES),
         ('body_cut_short', 'bodies', '            if len(data) < size:\n', '            if False:\n', CLIENT),
         ('failed_body_read_on', 'bodies', '        if self.error is not None:\n            raise BodyClosedError(self)\n', '', BODIES),
@@ -161,12 +177,13 @@ MUTATIONS = [
         # --- one answer, and then the end
         ('read_on_after_500', 'server', "                return '500 an error of the application'\n", '                continue\n', SERVER),
         ('read_on_after_cut_off', 'server', "                return 'the response was cut off'\n", '                continue\n', SERVER),
-        ('read_on_after_failed_body', 'server', 'and not (request_body.closed and request_body.error is None)', 'and not request_body.closed', SERVER),
-        ('read_on_after_unread_body', 'server', 'and not request_body.drain(LINGER_SIZE)', 'and not (request_body.drain(LINGER_SIZE) or True)', MALFORMED),
+        ('read_on_after_failed_body', 'server', 'and not (request_body.closed and request_body.error is None)', 'and not request_body.closed', CHUNKS),
+        ('read_on_after_unread_body', 'server', 'and not request_body.drain(LINGER_SIZE)', 'and not (request_body.drain(LINGER_SIZE) or True)', UNREAD),
         ('second_answer', 'server', 'if error is channel.write_error:', 'if error is channel.write_error or isinstance(error, ProtocolError):', SERVER),
-        ('answer_of_failed_body', 'server', '                if request_body is not None and request_body.error is error:\n                    raise\n', '', MALFORMED),
+        ('answer_of_failed_body', 'server', '                if request_body is not None and request_body.error is error:\n                    raise\n', '', ANSWERED),
         ('close_of_request', 'server', 'if is_last or (', 'if (', SERVER),
         ('answer_repeats', 'wire', "        return ProtocolError(_TARGET_RULE)\n", "        return ProtocolError(f'{_TARGET_RULE}, not {target}')\n", WIRE),
+        ('body_of_refused_head', 'server', "'' if is_head else", "", HEAD),
         ('orderly_close', 'channel', '            self.sock.shutdown(socket.SHUT_WR)\n', '            return self.sock.close()\n', CHANNEL),
         ('handshake_count', 'server', 'if len(self._handshakes) >= self.limits.max_handshakes:', 'if False:', LIMITS),
         ('connection_count', 'server', 'if len(self._connections) >= limits.max_connections:', 'if False:', LIMITS),
@@ -176,7 +193,8 @@ MUTATIONS = [
         # --- what is the answer to which request
         ('early_bytes', 'client', '            if channel.buffered:\n                raise', '            if False:\n                raise', CLIENT_HOSTILE),
         ('late_bytes', 'client', 'if body is None and channel.buffered:', 'if False:', CLIENT),
-        ('unframed_body', 'client', 'elif self._ending and not channel.buffered and channel.read_some(1):', 'elif False:', CLIENT_HOSTILE),
+        ('unframed_body', 'client', 'if not channel.buffered and channel.read_some(1):', 'if False:', CLIENT),
+        ('unframed_generic_body', 'client', "elif self._ending or 'host' in sent:", 'elif self._ending:', CLIENT),
         ('unread_response', 'client', '            if not unread.closed and (isinstance(unread, ChunkedInput) or unread.remaining):\n', '            if False:\n', CLIENT),
         ('failed_response', 'client', 'if unread.error is not None:', 'if False:', CLIENT),
         ('close_of_response', 'client', "if refusal is not None or ('connection' in headers and closes_connection(headers)):", 'if refusal is not None:', CLIENT),

@@ -11,7 +11,7 @@ import re
 import pytest
 
 from degu.client import Client
-from degu.errors import ClosedConnectionError
+from degu.errors import ClosedConnectionError, ProtocolError
 from degu.rgi import Validator
 
 GOOD = b'GET /good HTTP/1.1\r\n\r\n'
@@ -134,6 +134,16 @@ def test_a_malformed_chunk_gets_one_answer_and_ends_the_connection(exchange, ref
 
 def test_a_malformed_chunk_that_nobody_read_ends_the_connection(exchange, refused_chunks):
     answer, requests = exchange([CHUNKED + refused_chunks.data + GOOD])
+    assert answer == OK
+    assert len(requests) == 1
+
+
+def test_a_malformed_chunk_that_the_app_puts_up_with_ends_the_connection(exchange, refused_chunks):
+    def use(request):
+        with pytest.raises(ProtocolError):
+            request['body'].read()
+
+    answer, requests = exchange([CHUNKED + refused_chunks.data + GOOD], use)
     assert answer == OK
     assert len(requests) == 1
 
