@@ -94,11 +94,23 @@ def test_a_flood_of_a_chunk_is_a_protocol_error(pouring, chunk_flood):
 
 
 @pytest.mark.parametrize(
+    'answer',
+    [
+        pytest.param(b'HTTP/1.1 100 Continue\r\n\r\n', id='100'),
+        pytest.param(b'HTTP/1.1 102 Processing\r\n\r\n', id='102'),
+        pytest.param(b'HTTP/1.1 103 Early Hints\r\na: v\r\n\r\n', id='103'),
+    ],
+)
+def test_of_endless_1xx_responses_the_first_is_refused(pouring, answer):
+    with pouring(b'', endlessly(answer)).connect() as conn:
+        with bounded(), pytest.raises(ProtocolError, match='the status 200 to 599'):
+            conn.get('/')
+        assert conn.closed
+
+
+@pytest.mark.parametrize(
     ('method', 'start', 'piece'),
     [
-        pytest.param('GET', b'', b'HTTP/1.1 100 Continue\r\n\r\n', id='endless_100'),
-        pytest.param('GET', b'', b'HTTP/1.1 102 Processing\r\n\r\n', id='endless_102'),
-        pytest.param('GET', b'', b'HTTP/1.1 103 Early Hints\r\na: v\r\n\r\n', id='endless_103'),
         pytest.param('GET', b'', b'\r\n', id='endless_empty_lines'),
         pytest.param('GET', b'', b'\n', id='endless_lf'),
         pytest.param('GET', b'', b'\0' * 1000, id='endless_nul'),
