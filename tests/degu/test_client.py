@@ -617,6 +617,7 @@ def test_to_a_generic_server_a_response_without_framing_ends_with_the_connection
         (b'transfer-encoding: chunked\r\n\r\n', 0, None),
         (b'transfer-encoding: chunked\r\n\r\n5\r\nhel', 3, 5),
     ],
+    ids=['length', 'no_chunk', 'chunk'],
 )
 def test_a_body_that_ends_early_is_an_underflow_and_ends_the_connection(
     script, framing, received, expected
@@ -770,6 +771,7 @@ def test_what_comes_of_a_body_after_its_time_never_becomes_a_response(script):
         b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n',
         b'HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\nhello',
     ],
+    ids=['byte', 'response', 'after_an_empty_body', 'after_304'],
 )
 def test_bytes_after_a_response_are_never_the_next_one(script, answer):
     with Client(script(answering(answer, OK)).address).connect() as conn:
@@ -787,6 +789,7 @@ def test_bytes_after_a_response_are_never_the_next_one(script, answer):
         ({'connection': 'close'}, b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n'),
         ({'connection': 'close'}, b'HTTP/1.1 200 OK\r\n\r\n'),
     ],
+    ids=['response', 'response_unframed', 'request', 'request_unframed'],
 )
 def test_connection_close_on_either_side_ends_it_after_the_response(script, headers, answer):
     with Client(script(answering(answer)).address).connect() as conn:
@@ -827,6 +830,14 @@ def test_an_answer_that_comes_while_the_body_is_still_sent_is_the_response(serve
         (lambda: ChunkedOutput([b'hel', b'', b'lo']), OverFlowError),
         (lambda: ChunkedOutput([(b'bad', b'hel'), b'']), ValueError),
         (lambda: FileOutput(io.BytesIO(b'hel'), 5), UnderFlowError),
+    ],
+    ids=[
+        'output_short',
+        'output_long',
+        'chunked_no_end',
+        'chunked_after_end',
+        'chunked_extension',
+        'file_short',
     ],
 )
 def test_a_request_body_that_fails_ends_the_connection(script, build, error):
@@ -879,6 +890,7 @@ def test_a_write_that_fails_while_the_server_waits_for_more_ends_for_both(serve,
         (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n', 'body'),
         (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel', 'body'),
     ],
+    ids=['nothing', 'status_line', 'body', 'no_chunk', 'chunk'],
 )
 def test_each_wait_for_the_server_has_its_time(script, temp_pki, answer, where, has_tls):
     def handle(raw):

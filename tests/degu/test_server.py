@@ -593,6 +593,17 @@ def broken(pieces):
             'went on to 5 bytes, expected 3',
         ),
     ],
+    ids=[
+        'output_short',
+        'output_long',
+        'output_broken',
+        'output_text',
+        'file_short',
+        'chunked_no_end',
+        'chunked_broken',
+        'chunked_extension',
+        'chunked_after_end',
+    ],
 )
 def test_a_body_that_fails_is_cut_off_at_its_fault_and_logged(dial, caplog, build, sent, reason):
     with Server(IPv4_LOOPBACK, lambda c, r: (200, 'OK', {}, build())) as server:

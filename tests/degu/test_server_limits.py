@@ -253,6 +253,7 @@ def test_a_connection_that_never_says_a_thing_has_its_time(limited, dial, caplog
         (b'transfer-encoding: chunked\r\n\r\n' + b'100\r\n', b'x'),
         (b'transfer-encoding: chunked\r\n\r\n', b'0'),
     ],
+    ids=['length', 'chunks', 'chunk', 'chunk_size'],
 )
 def test_a_request_body_has_its_rate(limited, dial, temp_pki, caplog, start, piece, has_tls):
     configs = temp_pki.get_server_config(), temp_pki.get_client_config()
@@ -307,6 +308,7 @@ LARGE = 32 * MIB
         lambda fp: ChunkedOutput([bytes(MIB)] * 32 + [b'']),
         lambda fp: FileOutput(fp, LARGE),
     ],
+    ids=['bytes', 'output', 'chunked', 'file'],
 )
 def test_a_peer_that_does_not_read_its_response_has_its_time(
     limited, dial, temp_pki, caplog, tmp_path, build, has_tls
@@ -402,6 +404,7 @@ def padded(size):
             b'there are at most 2 headers',
         ),
     ],
+    ids=['preamble', 'request_line', 'header_line', 'headers'],
 )
 def test_a_preamble_is_limited_to_the_byte(
     limited, dial, limit, allowed, too_much, reason, is_split
@@ -446,6 +449,7 @@ def test_a_preamble_that_never_ends_is_ended_by_its_size(limited, dial):
             b'a chunk line is at most 100 bytes',
         ),
     ],
+    ids=['chunk', 'chunk_line'],
 )
 def test_a_chunk_is_limited_to_the_byte(
     limited, dial, limit, allowed, too_much, status, reason, is_split
@@ -503,6 +507,7 @@ def test_requests_on_one_connection_are_not_limited_by_default(limited, dial):
 @pytest.mark.parametrize(
     'framing',
     [b'content-length: 9999999999999999', b'transfer-encoding: chunked\r\n\r\nffffff'],
+    ids=['length', 'chunk'],
 )
 def test_nothing_is_allocated_because_a_size_was_claimed(limited, dial, framing):
     import tracemalloc
