@@ -52,6 +52,7 @@ ANSWERED = (
     'test_server_malformed.py::test_a_malformed_chunk_gets_one_answer_and_ends_the_connection'
 )
 HEAD = 'test_server_malformed.py::test_a_refusal_of_head_has_no_body'
+ENDED = 'test_client.py::test_an_end_inside_a_preamble_is_no_response'
 RESPONSES = 'test_client.py::test_a_malformed_response_is_a_protocol_error_and_ends_the_connection'
 RESPONSE_CHUNKS = (
     'test_client.py::test_a_malformed_chunk_is_a_protocol_error_and_ends_the_connection'
@@ -139,12 +140,12 @@ MUTATIONS = [
         ('endless_preamble', 'channel', 'if len(data) > self.limits.max_preamble + 3:', 'if False:', HOSTILE),
         ('endless_response', 'channel', 'if len(data) > self.limits.max_preamble + 3:', 'if False:', CLIENT_HOSTILE),
         ('bare_cr_or_lf', 'channel', 'if _BARE_CR_OR_LF(data, max(searched - 1, 0)):', 'if False:', WIRE),
-        ('end_inside_preamble', 'channel', "if more == b'':", 'if False:', CLIENT),
+        ('end_inside_preamble', 'channel', "if more == b'':", 'if False:', ENDED),
         ('claimed_size', 'channel', 'size = min(size, self._max_receive)', 'size = min(size, 2**30)', BODIES),
         ('endless_chunk_line', 'channel', ' and len(data) <= max_size + 1:', ':', HOSTILE),
         ('chunk_line_size', 'channel', 'if end < 0 or end > max_size:', 'if end < 0:', CHUNKS),
         ('chunk_size', 'wire', 'if size > max_chunk:', 'if False:', CHUNKS),
-        ('read_size', 'bodies', 'self._read_chunk(min(max_chunk, room))', 'self._read_chunk(max_chunk)', CLIENT_HOSTILE),
+        ('read_size', 'bodies', 'self._read_chunk(min(max_chunk, room))', 'self._read_chunk(max_chunk)', BODIES),
         ('drained_size', 'bodies', 'if not self.closed and self.remaining <= max_size:', 'if not self.closed:', SERVER),
         ('drained_chunks', 'bodies', 'self._read_chunk(size_left)', 'self._read_chunk(2**24)', SERVER),
         ('drained_lines', 'bodies', 'if lines_left < 0:', 'if False:', BODIES),
@@ -288,7 +289,7 @@ def main(words: list[str]) -> int:
             outcome = try_mutation(place, mutation)
             bad += outcome != 'noticed'
             took_s = time.monotonic() - started
-            print(f'{mutation.name:28} {mutation.tests:26} {took_s:5.1f} s  {outcome}', flush=True)
+            print(f'{outcome}  {mutation.name}  {took_s:.0f} s  {mutation.tests}', flush=True)
     print(f'{len(chosen)} mutations, {bad} not noticed')
     return 1 if bad else 0
 
