@@ -438,7 +438,20 @@ def test_connection_close(headers, expected):
 
 def test_the_message_of_a_refusal_never_repeats_what_the_peer_sent():
     secret = b'SECRET'
-    for data in (b'SECRET / HTTP/1.1', b'GET /SECRET#', R + b'a_SECRET: v', R + b'range: SECRET'):
+    for data in (
+        b'SECRET / HTTP/1.1',
+        b'SECRET / HTTP/1.1 more',
+        b'GET /SECRET# HTTP/1.1',
+        b'GET /SECRET//a HTTP/1.1',
+        b'GET / SECRET',
+        R + b'a_SECRET: v',
+        R + b'a: SECRET\x7f',
+        R + b'host: SECRET/',
+        R + b'range: SECRET',
+        R + b'expect: SECRET',
+        P + b'content-length: SECRET',
+        P + b'transfer-encoding: SECRET',
+    ):
         with pytest.raises(ProtocolError) as caught:
             parse_request(data)
         assert secret.decode() not in str(caught.value)
