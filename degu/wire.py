@@ -417,8 +417,6 @@ def _format_framing(headers: Mapping[str, HeaderValue], length: int | None) -> s
             raise ValueError('content-length was given with a chunked body')
         return ''
     if 'content-length' in headers:
-        if type(headers['content-length']) is not int:
-            raise ValueError(f'content-length must be an int, not {headers["content-length"]!r}')
         if headers['content-length'] != (length or 0):
             raise ValueError(
                 f'content-length: {headers["content-length"]!r} was given, the body has {length!r}'
