@@ -570,7 +570,8 @@ def test_chunks_that_are_taken_are_what_the_caller_reads(script, taken_chunks):
     ],
 )
 def test_an_end_inside_a_preamble_is_no_response(script, answer, error):
-    with Client(script(answering(answer)).address).connect() as conn:
+    client = Client(script(answering(answer)).address, timeout_s=LATE_S)
+    with client.connect() as conn:
         with pytest.raises(error):
             conn.get('/')
         assert conn.closed
