@@ -86,7 +86,6 @@ def test_a_client_does_not_talk_to_a_stranger(secured, stranger):
         pytest.param(b'PUT / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello', id='put'),
         pytest.param(b'PRI * HTTP/2.0\r\n\r\n', id='http_2_preface'),
         pytest.param(b'\r\n' * 10_000, id='empty_lines'),
-        pytest.param(b'\x80\x2e\x01\x00\x02' + GET, id='ssl_2_hello'),
         pytest.param(b'\x16\x03\x01\xff\xff' + GET, id='record_too_long'),
     ],
 )
