@@ -33,6 +33,7 @@ from degu.wire import (
     HeaderValue,
     closes_connection,
     format_request,
+    format_request_headers,
     parse_host,
     parse_response,
 )
@@ -77,12 +78,22 @@ class Connection:
     closed when it and the body of its last response are collected.
     """
 
-    # Set once: _base_headers, _tls. Changed by the thread that uses the connection: the rest.
-    __slots__ = ('_answered', '_base_headers', '_body', '_channel', '_ending', '_tls')
+    # Set once: _base_headers, _base_lines, _tls.
+    # Changed by the thread that uses the connection: the rest.
+    __slots__ = (
+        '_answered',
+        '_base_headers',
+        '_base_lines',
+        '_body',
+        '_channel',
+        '_ending',
+        '_tls',
+    )
 
     def __init__(self, channel: Channel, base_headers: Headers) -> None:
         self._channel: Channel | None = channel
-        self._base_headers = base_headers
+        self._base_headers = dict(base_headers)
+        self._base_lines = format_request_headers(base_headers)
         self._tls = isinstance(channel.sock, ssl.SSLSocket)
         self._body: Input | ChunkedInput | None = None
         self._answered = False
@@ -157,17 +168,18 @@ class Connection:
                 raise ClosedConnectionError(
                     'the server closed the connection after its last response'
                 )
-            if self._base_headers:
-                headers = {**self._base_headers, **(headers or {})}
-            elif headers is None:
-                headers = {}
+            lines = None
+            if not headers:
+                headers, lines = self._base_headers, self._base_lines
+            elif self._base_headers:
+                headers = {**self._base_headers, **headers}
             if type(body) is bytes:
                 length: int | None = len(body)
             else:
                 if isinstance(body, io.BufferedReader):
                     body = _build_file_output(body)
                 length = body_length(body)
-            preamble = format_request(method, uri, headers, length)
+            preamble = format_request(method, uri, headers, length, lines)
             if channel.buffered:
                 raise ProtocolError('the server sent something that is no answer to a request')
             if 'connection' in headers and closes_connection(headers):

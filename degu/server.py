@@ -64,11 +64,12 @@ from degu.workers import Workers, start_successor
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from degu.bodies import Body
     from degu.rgi import App
+    from degu.wire import HeaderValue
 
 __all__ = ['SSLServer', 'Server', 'build_server_sslctx']
 
@@ -529,6 +530,8 @@ class Server:
                         f'an app returns (status, reason, headers, body), not {response!r}'
                     ) from None
                 length = len(body) if type(body) is bytes else body_length(body)
+                if request_body is not None and not request_body.closed:
+                    response_headers = _announce_end(request_body, response_headers, body)
                 if has_host and length is None and method != 'HEAD':
                     # A generic client would wait for a body until the connection ends.
                     length = None if status in BODILESS_STATUSES else 0
@@ -661,6 +664,19 @@ def _join_all(connections: list[_Connection], timeout_s: float) -> int:
         if conn.thread is not None:
             conn.thread.join(deadline.remaining())
     return sum(conn.thread is not None and conn.thread.is_alive() for conn in connections)
+
+
+def _announce_end(
+    request_body: Input | ChunkedInput, headers: Mapping[str, HeaderValue], body: Body
+) -> Mapping[str, HeaderValue]:
+    """Say `connection: close` where more is unread than will be. Source: RFC 9112 §9.6."""
+    if (
+        isinstance(request_body, Input)
+        and request_body.remaining > LINGER_SIZE
+        and (body is None or isinstance(body, bytes | bytearray))  # others may read it yet
+    ):
+        return {**headers, 'connection': 'close'}
+    return headers
 
 
 def _write_response(channel: Channel, preamble: bytes, body: Body) -> None:

@@ -334,8 +334,8 @@ def parse_request(
     elif len(headers) > limits.max_headers:
         raise _too_many_headers(limits)
     if headers and method not in BODY_METHODS:
-        # CouchDB's replicator announces the absence of a body.
-        if method != 'DELETE' and headers.get('content-length') == 0:
+        # Many clients say that there is no body: with DELETE, or as CouchDB's replicator always.
+        if headers.get('content-length') == 0:
             del headers['content-length']
         if 'content-length' in headers or 'transfer-encoding' in headers:
             raise ProtocolError(f'a {method} request must not have a body')
@@ -429,12 +429,25 @@ def _format_framing(headers: Mapping[str, HeaderValue], length: int | None) -> s
     )
 
 
+def format_request_headers(headers: Mapping[str, HeaderValue]) -> str:
+    """Format the lines of headers that go with several requests, for format_request().
+
+    Raises ValueError or TypeError where a name or a value is outside the grammar.
+    """
+    return _format_headers(headers, is_request=True)
+
+
 def format_request(
-    method: str, uri: str, headers: Mapping[str, HeaderValue], length: int | None
+    method: str,
+    uri: str,
+    headers: Mapping[str, HeaderValue],
+    length: int | None,
+    lines: str | None = None,
 ) -> bytes:
     """Format a request's preamble, empty line included.
 
     `length` is the body's: None without a body, CHUNKED, or its bytes; the framing header is added.
+    `lines` is what format_request_headers() made of these headers, if it was kept.
 
     Raises ValueError or TypeError where a value is outside the grammar or contradicts the body.
     """
@@ -447,8 +460,10 @@ def format_request(
     if method not in BODY_METHODS and (length is not None or 'content-length' in headers):
         raise ValueError(f'a {method} request must not have a body')
     if headers or length is None or length < 0:
-        framing = _format_framing(headers, length) + _format_headers(headers, is_request=True)
-        return f'{method} {uri} HTTP/1.1\r\n{framing}\r\n'.encode()
+        framing = _format_framing(headers, length)
+        if lines is None:
+            lines = format_request_headers(headers)
+        return f'{method} {uri} HTTP/1.1\r\n{framing}{lines}\r\n'.encode()
     return f'{method} {uri} HTTP/1.1\r\ncontent-length: {length}\r\n\r\n'.encode()
 
 

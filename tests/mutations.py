@@ -129,7 +129,6 @@ MUTATIONS = [
         ('expect', 'wire', "    'expect': _refuse_expect,\n", '', REQUESTS),
         ('body_of_get', 'wire', "        if 'content-length' in headers or 'transfer-encoding' in headers:\n", '        if False:\n', REQUESTS),
         ('chunked_get', 'wire', "        if 'content-length' in headers or 'transfer-encoding' in headers:\n", "        if 'content-length' in headers:\n", REQUESTS),
-        ('delete_length_0', 'wire', "if method != 'DELETE' and headers", 'if headers', REQUESTS),
         ('get_length_0_stays', 'wire', "            del headers['content-length']\n", '            pass\n', TAKEN),
         ('body_of_204', 'wire', "    if status == 204 and (headers", '    if False and (headers', RESPONSES),
         ('close_of_list', 'wire', "[o.strip() for o in options.lower().split(',')]", '[options.lower()]', SERVER),

@@ -303,7 +303,11 @@ REQUESTS = [
     Row('head_content_length_0', b'HEAD / HTTP/1.1\r\ncontent-length: 0', ('HEAD', [], '', {})),
     Row('head_chunked', b'HEAD / HTTP/1.1\r\ntransfer-encoding: chunked', 400),
     Row('delete_content_length', b'DELETE / HTTP/1.1\r\ncontent-length: 5', 400),
-    Row('delete_content_length_0', b'DELETE / HTTP/1.1\r\nContent-Length: 0', 400),
+    Row(
+        'delete_content_length_0',
+        b'DELETE / HTTP/1.1\r\nContent-Length: 0',
+        ('DELETE', [], '', {}),
+    ),
     Row('delete_chunked', b'DELETE / HTTP/1.1\r\ntransfer-encoding: chunked', 400),
     Row('expect', b'PUT / HTTP/1.1\r\nexpect: 100-continue', 417),
     Row('expect_any_case', b'PUT / HTTP/1.1\r\nExPeCt: 100-continue', 417),
