@@ -495,11 +495,12 @@ class Server:
         limits = self.limits
         requests_left = limits.max_requests
         log_access = access_log.isEnabledFor(logging.DEBUG)
+        busy, idle = _Phase.BUSY, _Phase.IDLE  # an Enum takes its time to look them up
         while True:
             preamble = channel.read_preamble()
             if preamble is None:
                 return _SHUTS_DOWN if self._stop.requested else _CLOSED_BY_CLIENT
-            conn.phase = _Phase.BUSY
+            conn.phase = busy
             try:
                 method, path, query, headers = parse_request(preamble, limits)
             except ProtocolError as error:
@@ -578,7 +579,7 @@ class Server:
                 requests_left -= 1
                 if not requests_left:
                     return f'max_requests={limits.max_requests}'
-            conn.phase = _Phase.IDLE
+            conn.phase = idle
             if self._stop.requested:
                 return _SHUTS_DOWN
 

@@ -245,7 +245,7 @@ def measure_alone(method: str, server: str, quick: bool) -> dict[str, list[Speed
 
 def measure_crowd(method: str, server: str, quick: bool) -> dict[str, list[Speed]]:
     """Return what the processes of each client did in each round, on a core without the server."""
-    rounds, count = (2, 200) if quick else (5, 2000)
+    rounds, count = (2, 200) if quick else (5, 1000)
     with SERVERS[server](CORES[1:2] or CORES[:1]) as port, pinned(CORES[:1]):
         crowds = {
             name: partial(take_crowd, open_it, method, port, count)
