@@ -59,7 +59,14 @@ OPTIONS = doctest.ELLIPSIS
 RAN = 'every block did what the page says'
 
 # Not part of the API: how the others are built, and the command.
-INTERNAL = {'degu.channel', 'degu.process', 'degu.stop', 'degu.workers', 'degu_rpc.cli'}
+INTERNAL = {
+    'degu.channel',
+    'degu.exchange',
+    'degu.process',
+    'degu.stop',
+    'degu.workers',
+    'degu_rpc.cli',
+}
 
 
 class Block(NamedTuple):
