@@ -313,6 +313,21 @@ class Channel:
             if filled or not count:
                 return filled
 
+    def receive_early(self) -> bytes | None:
+        """Take what the peer sent unasked, without waiting: None if nothing, b'' if it closed.
+
+        Raises OSError.
+        """
+        if self.buffered:
+            return self.buffered
+        try:
+            if self._is_plain:
+                return self._recv(RECEIVE_SIZE, _DONT_WAIT)
+            self._set_wait(0.0)
+            return self._recv(RECEIVE_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+
     # --- writing ---------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

@@ -180,8 +180,9 @@ class Connection:
                     body = _build_file_output(body)
                 length = body_length(body)
             preamble = format_request(method, uri, headers, length, lines)
-            if channel.buffered:
-                raise ProtocolError('the server sent something that is no answer to a request')
+            # Our own server says nothing unasked; others tell idle clients that they had enough.
+            if channel.buffered or (self._answered and 'host' in headers):
+                _check_silence(channel)
             if 'connection' in headers and closes_connection(headers):
                 self._ending = True
             try:
@@ -273,6 +274,15 @@ class Connection:
     ) -> Response:
         """Make a POST request; see request()."""
         return self.request('POST', uri, headers, body)
+
+
+def _check_silence(channel: Channel) -> None:
+    """Refuse what a server sent before it was asked: it would be taken for the next answer."""
+    early = channel.receive_early()
+    if early:
+        raise ProtocolError('the server sent something that is no answer to a request')
+    if early is not None:
+        raise ClosedConnectionError('the server closed the connection; nothing was sent')
 
 
 def _build_file_output(fp: io.BufferedReader) -> FileOutput:

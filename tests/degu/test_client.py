@@ -1241,3 +1241,78 @@ def test_the_host_of_a_url_goes_with_each_request(serve):
     with create_client(f'http://localhost:{port}').connect() as conn:
         assert conn.get('/').body.read() == b''
     assert seen == [{'host': f'localhost:{port}'}]
+
+
+# --- between requests ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('is_tls', [False, True], ids=['plain', 'tls'])
+@pytest.mark.parametrize(
+    ('early', 'error', 'reason'),
+    [
+        pytest.param(
+            b'HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n',
+            ProtocolError,
+            'no answer to a request',
+            id='answer',
+        ),
+        pytest.param(b'', ClosedConnectionError, 'nothing was sent', id='end'),
+    ],
+)
+def test_what_a_generic_server_does_unasked_is_no_answer(
+    script, temp_pki, is_tls, early, error, reason
+):
+    is_read, is_sent, is_over = threading.Event(), threading.Event(), threading.Event()
+    requests = []
+
+    def handle(raw):
+        if is_tls:  # over TCP: what comes early must not wait until the response is acknowledged
+            raw.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        requests.append(raw.read_preamble())
+        raw.send(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+        assert is_read.wait(LATE_S)
+        if early:
+            raw.send(early)
+        else:
+            raw.sock.close()
+        is_sent.set()
+        try:
+            if early:
+                requests.append(raw.read_to_end())
+        finally:
+            is_over.set()
+
+    server = script(handle, build_server_sslctx(temp_pki.get_server_config()) if is_tls else None)
+    headers = {'host': 'h'}
+    client = (
+        SSLClient(build_client_sslctx(temp_pki.get_client_config()), server.address, headers)
+        if is_tls
+        else Client(server.address, headers)
+    )
+    with client.connect() as conn:
+        assert conn.get('/').body.read() == b'ok'
+        is_read.set()
+        assert is_sent.wait(LATE_S)
+        with pytest.raises(error, match=reason):
+            conn.post('/', None, b'precious')
+        assert conn.closed
+    assert is_over.wait(LATE_S)
+    assert b'precious' not in b''.join(requests)
+
+
+@pytest.mark.parametrize('is_tls', [False, True], ids=['plain', 'tls'])
+def test_a_generic_server_that_is_silent_is_asked_again(serve, temp_pki, is_tls):
+    def app(connection, request):
+        return 200, 'OK', {}, request['body'].read()
+
+    sslctx = build_server_sslctx(temp_pki.get_server_config()) if is_tls else None
+    server = serve(app, sslctx=sslctx)
+    headers = {'host': 'h'}
+    client = (
+        SSLClient(build_client_sslctx(temp_pki.get_client_config()), server.address, headers)
+        if is_tls
+        else Client(server.address, headers)
+    )
+    with client.connect() as conn:
+        for size in (1, 100_000, 2_000_000, 1):
+            assert len(conn.post('/', None, b'x' * size).body.read()) == size
