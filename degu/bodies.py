@@ -105,7 +105,7 @@ class Input:
     def _fail(self, error: BaseException) -> None:
         self.closed = True
         self.error = error
-        self._channel.end_body()
+        self._channel.fail_body()
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
         """Fill `buffer`, or as much as there is left for it; return how many bytes, 0 at the end.
@@ -197,7 +197,7 @@ class ChunkedInput:
         except BaseException as error:
             self.closed = True
             self.error = error
-            self._channel.end_body()
+            self._channel.fail_body()
             raise
         self._received += len(data)
         if not data:

@@ -85,12 +85,12 @@ class Pace:
 class Channel:
     """One connection's bytes, in and out."""
 
-    # Set once: sock, limits, _ends_with_body, _recv, _recv_into, _send, _is_plain, _piece,
-    # _max_receive, _wait_all, _idle_s.
+    # Set once: sock, limits, _closes_after_failed_body, _recv, _recv_into, _send, _is_plain,
+    # _piece, _max_receive, _wait_all, _idle_s.
     # Changed by the one thread that uses the channel: buffered, write_error, _wait_s, _has_waited,
     # _pace, _taken.
     __slots__ = (
-        '_ends_with_body',
+        '_closes_after_failed_body',
         '_has_waited',
         '_idle_s',
         '_is_plain',
@@ -110,12 +110,12 @@ class Channel:
     )
 
     def __init__(
-        self, sock: socket.socket, limits: Limits, *, ends_with_body: bool = False
+        self, sock: socket.socket, limits: Limits, *, closes_after_failed_body: bool = False
     ) -> None:
-        """Take a connected socket; `ends_with_body` says that a body which fails closes it."""
+        """Take a connected socket, which a body that fails may close."""
         self.sock = sock
         self.limits = limits
-        self._ends_with_body = ends_with_body
+        self._closes_after_failed_body = closes_after_failed_body
         self._recv = sock.recv
         self._recv_into = sock.recv_into
         self._send = sock.send
@@ -145,8 +145,8 @@ class Channel:
     def read_preamble(self) -> bytes | None:
         """Read to the next empty line and return what is before it; None if the peer closed.
 
-        Raises PeerTimeoutError, ProtocolError (431, or a bare CR or LF), ClosedConnectionError for
-        an end in the middle, OSError.
+        Raises PeerTimeoutError, ProtocolError (431, or a bare CR or LF; what there is of the
+        preamble is in `buffered` then), ClosedConnectionError for an end in the middle, OSError.
         """
         if self._has_waited:
             self._pace.begin()
@@ -175,8 +175,10 @@ class Channel:
         while data.find(b'\r\n\r\n', searched) < 0:
             # The empty line may never come if lines do not end as they must.
             if _BARE_CR_OR_LF(data, max(searched - 1, 0), max_size):
+                self.buffered = bytes(data)
                 raise ProtocolError('a line must end with CR LF, and neither may stand alone')
             if len(data) > max_size:
+                self.buffered = bytes(data)
                 raise ProtocolError(f'a preamble is at most {self.limits.max_preamble} bytes', 431)
             searched = max(len(data) - 3, 0)
             self._set_wait(max(deadline.remaining(), 0.001))
@@ -314,9 +316,9 @@ class Channel:
                 return filled
 
     def receive_early(self) -> bytes | None:
-        """Take what the peer sent unasked, without waiting: None if nothing, b'' if it closed.
+        """Look for what the peer sent unasked, without waiting: None if nothing, b'' if it closed.
 
-        Raises OSError.
+        Whatever was found, the connection is of no use then. Raises OSError.
         """
         if self.buffered:
             return self.buffered
@@ -406,13 +408,13 @@ class Channel:
         """Whether the socket is closed."""
         return self.sock.fileno() < 0
 
-    def end_body(self) -> None:
+    def fail_body(self) -> None:
         """Close after a body that failed, unless there is somebody to tell.
 
         Not left to the collector: the error knows the frames that know the body, and the body knows
         its error.
         """
-        if self._ends_with_body:
+        if self._closes_after_failed_body:
             self.close()
 
     def close(self) -> None:

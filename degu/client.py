@@ -334,7 +334,7 @@ class Client:
 
         Raises OSError (TimeoutError included) where the system cannot connect.
         """
-        channel = Channel(self._open(), self._limits, ends_with_body=True)
+        channel = Channel(self._open(), self._limits, closes_after_failed_body=True)
         return Connection(channel, self.base_headers)
 
     def _open(self) -> socket.socket:

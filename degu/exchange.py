@@ -119,14 +119,15 @@ def _serve_requests(
     log_access = access_log.isEnabledFor(logging.DEBUG)
     busy, idle = Phase.BUSY, Phase.IDLE  # an Enum takes its time to look them up
     while True:
-        preamble = channel.read_preamble()
-        if preamble is None:
-            return SHUTS_DOWN if stop.requested else CLOSED_BY_CLIENT
-        client.phase = busy
+        preamble = None
         try:
+            preamble = channel.read_preamble()
+            if preamble is None:
+                return SHUTS_DOWN if stop.requested else CLOSED_BY_CLIENT
+            client.phase = busy
             method, path, query, headers = parse_request(preamble, limits)
         except ProtocolError as error:
-            return _refuse(channel, error, is_head=preamble.startswith(b'HEAD '))
+            return _refuse(channel, error, preamble or channel.buffered)
         request_body: Input | ChunkedInput | None = None
         if 'content-length' in headers:
             request_body = Input(channel, headers['content-length'])  # type: ignore[arg-type]  # an int, see parse_request
@@ -134,6 +135,7 @@ def _serve_requests(
             request_body = ChunkedInput(channel)
         has_host = 'host' in headers
         is_last = 'connection' in headers and closes_connection(headers)
+        body: Body = None
         try:
             response = app(
                 connection,
@@ -166,6 +168,7 @@ def _serve_requests(
                 '%r: %r: %s /%s', connection['server'], client.address, method, '/'.join(path)
             )
             _answer(channel, 500)
+            _close_source(body)
             return '500 an error of the application'
         try:
             if type(body) is bytes and len(body) <= JOIN_SIZE:
@@ -209,7 +212,7 @@ def _serve_requests(
 def _announce_end(
     request_body: Input | ChunkedInput, headers: Mapping[str, HeaderValue], body: Body
 ) -> Mapping[str, HeaderValue]:
-    """Say `connection: close` where more is unread than will be. Source: RFC 9112 §9.6."""
+    """Say `connection: close` where more is unread than we drop. Source: RFC 9112 §9.6."""
     if (
         isinstance(request_body, Input)
         and request_body.remaining > LINGER_SIZE
@@ -224,16 +227,20 @@ def _write_response(channel: Channel, preamble: bytes, body: Body) -> None:
     try:
         write_message(channel, preamble, body)
     finally:
-        if isinstance(body, (Output, ChunkedOutput)):
-            close = getattr(body.source, 'close', None)
-            if close is not None:
-                close()
+        _close_source(body)
 
 
-def _refuse(channel: Channel, error: ProtocolError, *, is_head: bool = False) -> str:
+def _close_source(body: Body) -> None:
+    if isinstance(body, (Output, ChunkedOutput)):
+        close = getattr(body.source, 'close', None)
+        if close is not None:
+            close()
+
+
+def _refuse(channel: Channel, error: ProtocolError, preamble: bytes = b'') -> str:
     """Answer a request outside the subset and return why the connection ends."""
     # RFC 9110 §9.3.2: a response to HEAD has no body, whatever it says.
-    _answer(channel, error.status, '' if is_head else f'{error}\n')
+    _answer(channel, error.status, '' if preamble.startswith(b'HEAD ') else f'{error}\n')
     return f'{error.status} {error}'
 
 

@@ -22,7 +22,7 @@ class Limits(NamedTuple):
     max_connections_per_address: int = 64
     """Connections at once from one IP address (AF_UNIX clients have none and are not counted)."""
     max_handshakes: int = 32
-    """TLS handshakes at once; a further one ends the one that has taken longest."""
+    """TLS handshakes at once; a further one ends the oldest of the address that has most."""
     handshake_timeout_s: float = 5.0
     """A TLS handshake, in total."""
     preamble_timeout_s: float = 10.0

@@ -11,7 +11,10 @@
    socket, and looks after them.
 
 Threads and locks: `_clients`, `_per_host` and `_handshakes` are shared by the accept loop and
-the connections' threads and guarded by `_lock`. All else is set once.
+the connections' threads and guarded by `_lock`. A client's `phase` and `sock` are written by its
+own thread and read by the loop: a shutdown that met an old value is repaired by `_handshakes` and
+by a look at `_stop` between requests. `sslctx` may be set at any time. All else is the loop's, or
+set once.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ may be about to send one, and could not know whether it was carried out."""
 _CUT_OFF_TIMEOUT_S = 1.0
 _MIN_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 0.1
-_REFUSALS_PERIOD_S = 1.0
+_WARNING_PERIOD_S = 1.0
+"""How often the accept loop may say what it cannot do."""
 
 
 class _Refusals:
@@ -82,23 +86,24 @@ class _Refusals:
         client, reason = self._last
         log.warning('%r: refused %d, the last %r: %s', self._server, self._count, client, reason)
         self._count = 0
-        self._not_before_s = monotonic() + _REFUSALS_PERIOD_S
+        self._not_before_s = monotonic() + _WARNING_PERIOD_S
 
     def wait_ms(self) -> float | None:
         """Return after how long log() may have something to say; None if it has nothing."""
-        return _REFUSALS_PERIOD_S * 1000 if self._count else None
+        return _WARNING_PERIOD_S * 1000 if self._count else None
 
 
 class Server:
     """An HTTP server for one application at one address.
 
-    A context manager: serves in a thread of its own and shuts down at the end.
+    A context manager: serves in a thread of its own and shuts down at the end. With workers, which
+    are forked, it cannot be one, and RuntimeError says so.
     """
 
-    # Set once: app, _on_connect, limits, workers, address, _listener, _socket_file, _stop; and anew
-    # in each worker process before it serves: workers, _socket_file, _stop.
+    # Set once: app, _on_connect, limits, workers, address, _listener, _lock, _stop; and anew in
+    # each worker process before it serves: workers, _socket_file, _stop.
     # Guarded by _lock: _clients, _per_host, _handshakes.
-    # The accept loop's own: _refusals.
+    # The accept loop's own: _refusals. Its owner's: _thread, _socket_file, _successor.
 
     scheme = 'http'
 
@@ -185,7 +190,8 @@ class Server:
         """Ask the server to stop; serve_forever() returns when it has.
 
         Running requests have `timeout_s` to end, idle connections end at once. From any thread or
-        signal handler: it takes no lock and does not wait.
+        signal handler: it takes no lock and does not wait. In a worker process it ends that worker
+        alone, and the parent starts another.
 
         Raises TypeError or ValueError for a time that cannot be waited.
         """
@@ -242,6 +248,7 @@ class Server:
         pause = select.poll()
         self._stop.register(pause)
         backoff_s = _MIN_BACKOFF_S
+        warned_s = -_WARNING_PERIOD_S
         while not self._stop.requested:
             try:
                 self._stop.note(poller.poll(self._refusals.wait_ms()))
@@ -250,7 +257,9 @@ class Server:
                 backoff_s = _MIN_BACKOFF_S
             except (OSError, RuntimeError, MemoryError) as error:
                 # No descriptor, memory or thread left: that passes, this loop must not.
-                log.warning('%r: cannot accept, trying again: %s', self.address, error)
+                if monotonic() - warned_s >= _WARNING_PERIOD_S:
+                    log.warning('%r: cannot accept, trying again: %s', self.address, error)
+                    warned_s = monotonic()
                 self._stop.note(pause.poll(backoff_s * 1000))
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 

@@ -33,7 +33,8 @@ _LIFELINE_SIZE = 64  # more than a number takes
 class Stop:
     """Whether to stop, and how long what is running may take for it."""
 
-    # Written by request(), read by all: requested, timeout_s. Set before serving: the rest.
+    # Written by request() and, at the end, by who serves; read by all: requested, timeout_s.
+    # Set before serving: the rest.
     __slots__ = ('_lifeline', '_receiver', '_sender', 'requested', 'timeout_s')
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import threading
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from degu.net import FIRST_INHERITED, HANDED_OVER, Deadline
@@ -89,8 +89,13 @@ class Workers:
                         self._running[worker.pidfd] = worker
                         poller.register(worker.pidfd, select.POLLIN)
                     continue
-            events = poller.poll(None if wait_s is None else wait_s * 1000)
-            stop.note(events)
+            try:
+                events = poller.poll(None if wait_s is None else wait_s * 1000)
+                stop.note(events)
+            except OSError as error:
+                log.warning('cannot wait for the workers, trying again: %s', error)
+                sleep(_MIN_LIFE_S)
+                continue
             for descriptor, _ in events:
                 if descriptor in self._running:
                     poller.unregister(descriptor)
@@ -127,14 +132,19 @@ class Workers:
             os.close(writer)
             raise
         if not pid:
-            os.close(writer)
-            self._run_worker(reader)
+            self._run_worker(reader, writer)
         os.close(reader)
-        return _Worker(pid, os.pidfd_open(pid), writer, monotonic())
+        try:
+            return _Worker(pid, os.pidfd_open(pid), writer, monotonic())
+        except BaseException:
+            os.close(writer)  # its lifeline: it ends
+            os.waitpid(pid, 0)
+            raise
 
-    def _run_worker(self, lifeline: int) -> NoReturn:
+    def _run_worker(self, lifeline: int, writer: int) -> NoReturn:
         code = 1
         try:
+            os.close(writer)
             # The parent decides when it ends; Ctrl-C reaches the whole process group.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)

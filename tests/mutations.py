@@ -36,6 +36,7 @@ BODIES = 'test_bodies.py'
 SERVER = 'test_server.py'
 LIFE = 'test_server_life.py'
 LIMITS = 'test_server_limits.py'
+WORKERS = 'test_workers.py'
 TLS = 'test_server_tls.py'
 HOSTILE = 'test_server_hostile.py'
 CLIENT = 'test_client.py'
@@ -164,7 +165,7 @@ MUTATIONS = [
         ('chunk_cut_short', 'bodies', 'if len(data) < size + 2:', 'if False:', BODIES),
         ('body_cut_short', 'bodies', '            if len(data) < size:\n', '            if False:\n', CLIENT),
         ('failed_body_read_on', 'bodies', '        if self.error is not None:\n            raise BodyClosedError(self)\n', '', BODIES),
-        ('failed_body_closes', 'channel', 'if self._ends_with_body:', 'if False:', CLIENT),
+        ('failed_body_closes', 'channel', 'if self._closes_after_failed_body:', 'if False:', CLIENT),
         # --- time
         ('preamble_time', 'channel', 'if deadline.remaining() == 0:', 'if False:', LIMITS),
         ('body_rate', 'channel', 'if self._moved < self._rate * self._window_s:', 'if False:', LIMITS),
@@ -184,18 +185,26 @@ MUTATIONS = [
         ('answer_of_failed_body', 'exchange', '            if request_body is not None and request_body.error is error:\n                raise\n', '', ANSWERED),
         ('close_of_request', 'exchange', 'if is_last or (', 'if (', SERVER),
         ('answer_repeats', 'wire', "        return ProtocolError(_TARGET_RULE)\n", "        return ProtocolError(f'{_TARGET_RULE}, not {target}')\n", WIRE),
-        ('body_of_refused_head', 'exchange', "'' if is_head else", "", HEAD),
+        ('body_of_refused_head', 'exchange', "'' if preamble.startswith(b'HEAD ') else ", "", HEAD),
         ('orderly_close', 'channel', '            self.sock.shutdown(socket.SHUT_WR)\n', '            return self.sock.close()\n', CHANNEL),
         ('handshake_count', 'server', 'if len(self._handshakes) >= self.limits.max_handshakes:', 'if False:', LIMITS),
         ('end_not_announced', 'exchange', 'request_body.remaining > LINGER_SIZE', 'False', SERVER),
         ('picked_headers_uncounted', 'wire', 'elif len(headers) > limits.max_headers:', 'elif False:', WIRE),
         ('first_request_at_shutdown', 'server', 'FIRST_REQUEST_TIMEOUT_S = 0.5', 'FIRST_REQUEST_TIMEOUT_S = 0.0', LIFE),
+        ('early_answer', 'client', "self._answered and 'host' in headers", 'False', CLIENT),
+        ('early_end', 'client', 'if early is not None:', 'if False:', CLIENT),
+        ('source_of_refused_response', 'exchange', "            _answer(channel, 500)\n            _close_source(body)\n", '            _answer(channel, 500)\n', SERVER),
+        ('refused_head_in_pieces', 'exchange', 'preamble or channel.buffered', "preamble or b''", HEAD),
+        ('worker_replaced', 'workers', 'if len(self._running) < self._count:', 'if not self._running:', WORKERS),
+        ('worker_restart_rate', 'workers', 'not_before = max(not_before, worker.started + _MIN_LIFE_S)', 'not_before = 0.0', WORKERS),
+        ('worker_killed', 'workers', 'signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)', 'pass', WORKERS),
+        ('worker_beside_threads', 'workers', 'if threading.active_count() > 1:', 'if False:', WORKERS),
         ('connection_count', 'server', 'if len(self._clients) >= limits.max_connections:', 'if False:', LIMITS),
         ('connection_count_of_host', 'server', 'if count >= limits.max_connections_per_address:', 'if False:', LIMITS),
         ('forgotten_connection', 'server', '                self._per_host[host] -= 1\n', '                pass\n', LIMITS),
         ('resumed_session', 'server', 'if sock.session_reused:', 'if False:', TLS),
         # --- what is the answer to which request
-        ('early_bytes', 'client', '            if channel.buffered:\n                raise', '            if False:\n                raise', CLIENT_HOSTILE),
+        ('early_bytes', 'client', '    if early:\n        raise', '    if False:\n        raise', CLIENT_HOSTILE),
         ('late_bytes', 'client', 'if body is None and channel.buffered:', 'if False:', CLIENT),
         ('unframed_body', 'client', 'if not channel.buffered and channel.read_some(1):', 'if False:', CLIENT),
         ('unframed_generic_body', 'client', "elif self._ending or 'host' in sent:", 'elif self._ending:', CLIENT),

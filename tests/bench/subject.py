@@ -24,13 +24,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from common import MIB, PIECE
+
 from degu.server import Server, SSLServer, build_server_sslctx
 
 if TYPE_CHECKING:
     from degu.net import Address
 
-MIB = 1024 * 1024
-PIECE = bytes(MIB)
 PR_SET_PDEATHSIG = 1
 END_S = 10.0
 """How long a server may take to end."""

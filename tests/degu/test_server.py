@@ -653,6 +653,25 @@ def test_the_source_of_a_body_is_closed_once_the_body_is_over(serve, dial, build
 
 
 @BUILD_OUTPUT
+@pytest.mark.parametrize(
+    ('method', 'headers'),
+    [
+        pytest.param(b'GET', {'content-length': 17}, id='contradicted'),
+        pytest.param(b'GET', {'A': 'b'}, id='bad_header'),
+        pytest.param(b'HEAD', {}, id='head'),
+    ],
+)
+def test_the_source_of_a_body_is_closed_when_its_response_is_refused(
+    serve, dial, build, method, headers
+):
+    source = Source([b'hello', b''])
+    peer = dial(serve(lambda c, r: (200, 'OK', headers, build(source))).address)
+    peer.send(method + b' / HTTP/1.1\r\n\r\n')
+    assert peer.read_to_end().startswith(b'HTTP/1.1 500 ')
+    assert source.closed.wait(TIMEOUT_S)
+
+
+@BUILD_OUTPUT
 def test_the_source_of_a_body_is_closed_when_the_client_is_gone_before_the_first_byte(
     serve, dial, tmp_path, build
 ):

@@ -108,6 +108,21 @@ def test_a_refusal_of_head_has_no_body(serve, status, headers):
             conn.get('/')
 
 
+@pytest.mark.parametrize('split', SPLITS)
+@pytest.mark.parametrize(
+    'request_line_and_more',
+    [
+        pytest.param(b'HEAD / HTTP/1.1\nA: b\r\n\r\n', id='bare_lf'),
+        pytest.param(b'HEAD / HTTP/1.1\r\nA: ' + b'b' * 33_000 + b'\r\n\r\n', id='too_large'),
+    ],
+)
+def test_a_refusal_of_head_has_no_body_however_it_arrives(exchange, split, request_line_and_more):
+    answer, requests = exchange(split(request_line_and_more))
+    preamble, _, body = answer.partition(b'\r\n\r\n')
+    assert preamble.startswith(b'HTTP/1.1 4')
+    assert (body, requests) == (b'', [])
+
+
 def test_a_malformed_request_between_good_ones_ends_the_connection(exchange, refused_request):
     answer, requests = exchange([GOOD + refused_request.data + b'\r\n\r\n' + GOOD])
     assert answer.startswith(OK)

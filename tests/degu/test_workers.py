@@ -125,6 +125,45 @@ def test_a_worker_that_dies_is_replaced(start):
     wait_until(lambda: ask(client) not in before)
 
 
+def test_a_worker_that_dies_at_once_is_replaced_once_a_second(tmp_path):
+    process, address = start_server(str(tmp_path / 'socket'), None, app, workers=2)
+    client = Client(address)
+    started = time.monotonic()
+    dead = set()
+    for _ in range(4):
+        pid = see_all(client, 1).pop()
+        dead.add(pid)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: ask_patiently(client) not in dead)
+    # The two that were there, and then one a second at most.
+    assert time.monotonic() - started > 1.5
+    process.terminate()
+    process.join()
+    process.close()
+
+
+def ask_patiently(client):
+    """Ask again where the worker died that had accepted."""
+    while True:
+        try:
+            return ask(client)
+        except ConnectionError:
+            time.sleep(0.01)
+
+
+def test_a_worker_that_does_not_end_is_killed(start):
+    process, client = start(workers=2)
+    stopped = see_all(client, 2).pop()
+    os.kill(stopped, signal.SIGSTOP)
+    started = time.monotonic()
+    process.terminate()
+    process.join()
+    # The time of running requests, and two seconds more.
+    assert 7 <= time.monotonic() - started < 7 + WAIT_S
+    assert process.exitcode == 0
+    assert not is_running(stopped)
+
+
 def test_running_requests_have_their_time_in_every_worker(start):
     process, client = start(workers=2)
     pids = see_all(client, 2)

@@ -54,7 +54,7 @@ def read_request(preamble: bytes, limits: Limits) -> tuple[str, list[str], str, 
     require(consists_of(target, VISIBLE) and '#' not in target)
     require(path.startswith('/') and '//' not in path)
     require(query or not mark)
-    if method in ('GET', 'HEAD') and headers.get('content-length') == 0:
+    if method not in BODY_METHODS and headers.get('content-length') == 0:
         # With both framing headers it was refused already.
         del headers['content-length']
     if method not in BODY_METHODS:
