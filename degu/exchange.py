@@ -71,12 +71,13 @@ class Phase(Enum):
 class ServedClient:
     """What the accept loop needs to know of a client whose connection a thread serves."""
 
-    __slots__ = ('address', 'phase', 'sock', 'thread')
+    __slots__ = ('address', 'is_to_end', 'phase', 'sock', 'thread')
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         self.sock = sock
         self.address = address
         self.phase = Phase.NEW
+        self.is_to_end = False  # before it begins another request
         self.thread: threading.Thread | None = None
 
     @property
@@ -125,6 +126,8 @@ def _serve_requests(
             if preamble is None:
                 return SHUTS_DOWN if stop.requested else CLOSED_BY_CLIENT
             client.phase = busy
+            if client.is_to_end:
+                return SHUTS_DOWN
             method, path, query, headers = parse_request(preamble, limits)
         except ProtocolError as error:
             return _refuse(channel, error, preamble or channel.buffered)
@@ -161,7 +164,7 @@ def _serve_requests(
                 # A generic client would wait for a body until the connection ends.
                 length = None if status in BODILESS_STATUSES else 0
             preamble = format_response(status, reason, response_headers, length, method)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if request_body is not None and request_body.error is error:
                 raise
             log.exception(

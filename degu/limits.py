@@ -57,7 +57,9 @@ def build_limits(**options: Any) -> Limits:
     """
     for name, value in options.items():
         if name not in Limits._fields:
-            raise TypeError(f'{name!r} is not an option; there are {", ".join(Limits._fields)}')
+            raise TypeError(
+                f'{name!r} is not an option; there are workers and {", ".join(Limits._fields)}'
+            )
         if value is None and Limits._field_defaults[name] is None:
             continue
         if name.endswith('_s'):

@@ -101,9 +101,9 @@ class Server:
     """
 
     # Set once: app, _on_connect, limits, workers, address, _listener, _lock, _stop; and anew in
-    # each worker process before it serves: workers, _socket_file, _stop.
+    # each worker process before it serves: workers, _is_worker, _socket_file, _stop.
     # Guarded by _lock: _clients, _per_host, _handshakes.
-    # The accept loop's own: _refusals. Its owner's: _thread, _socket_file, _successor.
+    # The accept loop's own: _refusals. Its owner's: _thread, _socket_file, _successors.
 
     scheme = 'http'
 
@@ -135,7 +135,7 @@ class Server:
         except BaseException:
             self._stop.close()
             raise
-        self._successor: subprocess.Popen[bytes] | None = None
+        self._successors: list[subprocess.Popen[bytes]] = []
         try:
             self.address: net.Address = self._listener.getsockname()
         except BaseException:
@@ -147,6 +147,7 @@ class Server:
         self._handshakes: dict[ServedClient, None] = {}
         self._refusals = _Refusals(self.address)
         self._thread: threading.Thread | None = None
+        self._is_worker = False
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.address!r}, {self.app!r})'
@@ -179,8 +180,8 @@ class Server:
         Raises OSError for what cannot be closed or removed; all else is done then, too.
         """
         file, self._socket_file = self._socket_file, None
-        if self._successor is not None and self._successor.poll() is None:
-            file = None  # the successor's by now
+        if any(successor.poll() is None for successor in self._successors):
+            file = None  # a successor's by now
         with contextlib.ExitStack() as stack:
             stack.callback(net.remove_socket_file, file)
             stack.callback(self._stop.close)
@@ -204,10 +205,21 @@ class Server:
         program says that it serves. The file of a unix socket is then its to remove. `options` are
         those of subprocess.Popen.
 
-        Raises OSError if Python cannot be started; that `command` cannot is seen by its end.
+        Raises ValueError once the server has ended, RuntimeError in a worker process, TypeError for
+        a command that is no list, OSError if Python cannot be started; that `command` cannot be is
+        seen by its end.
         """
-        self._successor = start_successor(self._listener.fileno(), command, options)
-        return self._successor
+        if self._is_worker:
+            raise RuntimeError('a worker cannot hand the socket over: its parent can')
+        if self._listener.fileno() < 0:
+            raise ValueError('the server has ended: hand its socket over before shutdown()')
+        if isinstance(command, str):
+            raise TypeError(f'command must be a list of str, not {command!r}')
+        successor = start_successor(
+            self._listener.fileno(), command, options, owns_file=self._socket_file is not None
+        )
+        self._successors.append(successor)
+        return successor
 
     # --- the accept loop -------------------------------------------------------------------------
 
@@ -221,7 +233,7 @@ class Server:
         """
         if lifeline is not None:
             self._stop.follow(lifeline)
-        workers = Workers(self.workers, self._serve_as_worker)
+        workers = Workers(self.workers, self._become_worker, self.serve_forever)
         try:
             with self._stop.on_signals():
                 if self.workers > 1:
@@ -233,13 +245,13 @@ class Server:
             self._refusals.log(is_last=True)
             self._finish(workers)
 
-    def _serve_as_worker(self, lifeline: int) -> None:
-        """Serve in a forked process, which has a copy of all that the parent has."""
+    def _become_worker(self) -> None:
+        """Make a server that serves by itself of the copy in a forked process."""
         self._stop.close()
         self._stop = Stop()
         self._socket_file = None  # the parent's to remove
         self.workers = 1
-        self.serve_forever(lifeline)
+        self._is_worker = True
 
     def _accept_all(self) -> None:
         poller = select.poll()
@@ -335,12 +347,17 @@ class Server:
                 log.error('%r: %d requests did not end at shutdown', self.address, stuck)
 
     def _interrupt_all(self, clients: list[ServedClient], phase: Phase) -> None:
-        with self._lock:
-            interrupted = [client for client in clients if client.phase is phase]
-            for client in interrupted:
-                self._handshakes.pop(client, None)
-        for client in interrupted:
-            client.interrupt(socket.SHUT_RD)
+        for client in clients:
+            if client.phase is phase:
+                # First the word, then another look; its thread does the same the other way round.
+                # So a request is served whole or not at all.
+                client.is_to_end = True
+                if client.phase is phase:
+                    with self._lock:
+                        self._handshakes.pop(client, None)
+                    client.interrupt(socket.SHUT_RD)
+                else:
+                    client.is_to_end = False
 
     # --- one connection, in its own thread -------------------------------------------------------
 

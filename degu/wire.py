@@ -366,6 +366,8 @@ def parse_response(preamble: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[in
         line, *header_lines = text.split('\r\n')
         if _match_response(line):
             raise _explain_headers(header_lines, is_request=False)
+        if line.startswith('HTTP/') and not line.startswith('HTTP/1.1 '):
+            raise ProtocolError('only HTTP/1.1 is spoken here')
         raise ProtocolError('a status line must be "HTTP/1.1 200 Reason", the status 200 to 599')
     digits, reason, size, block = match.groups()
     status = int(digits)

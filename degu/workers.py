@@ -16,6 +16,7 @@ A successor is another program that takes the listening socket over; see `start_
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -56,9 +57,15 @@ class _Worker(NamedTuple):
 class Workers:
     """The worker processes of one server."""
 
-    def __init__(self, count: int, serve: Callable[[int], None]) -> None:
-        """Plan `count` workers; each calls `serve(lifeline)` and ends when that returns."""
+    def __init__(
+        self, count: int, prepare: Callable[[], None], serve: Callable[[int], None]
+    ) -> None:
+        """Plan `count` workers; each calls `prepare()` and `serve(lifeline)`, and then ends.
+
+        Signals wait until prepare() has returned.
+        """
         self._count = count
+        self._prepare = prepare
         self._serve = serve
         self._running: dict[int, _Worker] = {}  # by pidfd
 
@@ -81,13 +88,10 @@ class Workers:
                 wait_s = max(not_before - monotonic(), 0.0)
                 if not wait_s:
                     try:
-                        worker = self._start()
+                        poller.register(self._start(), select.POLLIN)
                     except OSError as error:
                         log.warning('cannot start a worker, trying again: %s', error)
                         not_before = monotonic() + _MIN_LIFE_S
-                    else:
-                        self._running[worker.pidfd] = worker
-                        poller.register(worker.pidfd, select.POLLIN)
                     continue
             try:
                 events = poller.poll(None if wait_s is None else wait_s * 1000)
@@ -100,7 +104,9 @@ class Workers:
                 if descriptor in self._running:
                     poller.unregister(descriptor)
                     worker = self._running.pop(descriptor)
-                    log.error('worker %d ended (%s), starting another', worker.pid, _reap(worker))
+                    worker.close()
+                    how = _collect(worker.pid)
+                    log.error('worker %d ended (%s), starting another', worker.pid, how)
                     not_before = max(not_before, worker.started + _MIN_LIFE_S)
 
     def end(self, timeout_s: float) -> None:
@@ -116,54 +122,78 @@ class Workers:
             poller.register(worker.pidfd, select.POLLIN)
             if not poller.poll(deadline.remaining() * 1000):
                 log.error('worker %d did not end at shutdown and is killed', worker.pid)
-                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
-            _reap(worker)
+                with contextlib.suppress(ProcessLookupError):  # it ended just now
+                    signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+            worker.close()
+            _collect(worker.pid)
         self._running.clear()
 
-    def _start(self) -> _Worker:
-        # What waits in a buffer would be written by both.
-        sys.stdout.flush()
-        sys.stderr.flush()
+    def _start(self) -> int:
+        """Start a worker and return its pidfd."""
+        _flush()  # what waits in a buffer would be written by both
+        # A signal must not find a process that is half a worker, nor a worker that nobody knows.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            worker = self._fork(mask)
+            self._running[worker.pidfd] = worker
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return worker.pidfd
+
+    def _fork(self, mask: set[int]) -> _Worker:
         reader, writer = os.pipe()
         try:
             pid = os.fork()
-        except BaseException:
+        except OSError:
             os.close(reader)
             os.close(writer)
             raise
         if not pid:
-            self._run_worker(reader, writer)
+            self._run_worker(reader, writer, mask)
         os.close(reader)
         try:
             return _Worker(pid, os.pidfd_open(pid), writer, monotonic())
-        except BaseException:
-            os.close(writer)  # its lifeline: it ends
-            os.waitpid(pid, 0)
+        except OSError:
+            os.close(writer)
+            os.kill(pid, signal.SIGKILL)
+            _collect(pid)
             raise
 
-    def _run_worker(self, lifeline: int, writer: int) -> NoReturn:
+    def _run_worker(self, lifeline: int, writer: int, mask: set[int]) -> NoReturn:
         code = 1
         try:
-            os.close(writer)
-            # The parent decides when it ends; Ctrl-C reaches the whole process group.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.set_wakeup_fd(-1)
-            for worker in self._running.values():
-                worker.close()
-            self._serve(lifeline)
-            code = 0
-        except BaseException:  # the fork ends here, whatever happened
-            log.exception('worker %d failed', os.getpid())
+            try:
+                # The parent decides when it ends; Ctrl-C reaches the whole process group.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.set_wakeup_fd(-1)
+                os.close(writer)
+                for worker in self._running.values():
+                    worker.close()
+                self._prepare()
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                self._serve(lifeline)
+                code = 0
+            except BaseException:  # the fork ends here, whatever happened
+                log.exception('worker %d failed', os.getpid())
+            _flush()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(code)
 
 
-def _reap(worker: _Worker) -> str:
+def _flush() -> None:
+    """Write out what waits in a buffer, as far as there is where to."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):  # nobody could be told
+                stream.flush()
+
+
+def _collect(pid: int) -> str:
     """Collect a process that has ended, or is about to, and say how it went."""
-    worker.close()
-    _, status = os.waitpid(worker.pid, 0)
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:  # where SIGCHLD is ignored the kernel did that
+        return 'how is not known'
     code = os.waitstatus_to_exitcode(status)
     return f'exit code {code}' if code >= 0 else f'signal {-code}'
 
@@ -171,21 +201,21 @@ def _reap(worker: _Worker) -> str:
 # LISTEN_PID must be the process's own id, which it has only once it is there.
 _PASS_ON = f"""
 import os, sys
-descriptor, *command = sys.argv[1:]
+descriptor, name, *command = sys.argv[1:]
 if int(descriptor) != {FIRST_INHERITED}:
     os.dup2(int(descriptor), {FIRST_INHERITED})
     os.close(int(descriptor))
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES={HANDED_OVER!r})
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES=name)
 os.execvp(command[0], command)
 """
 
 
 def start_successor(
-    descriptor: int, command: Sequence[str], options: Mapping[str, Any]
+    descriptor: int, command: Sequence[str], options: Mapping[str, Any], *, owns_file: bool
 ) -> subprocess.Popen[bytes]:
     """Start a program that inherits a listening socket; see `Server.start_successor()`."""
+    name = HANDED_OVER if owns_file else ''
     return subprocess.Popen(  # noqa: S603  # the caller's own program
-        [sys.executable, '-I', '-S', '-c', _PASS_ON, str(descriptor), *command],
-        pass_fds=[descriptor],
-        **options,
+        [sys.executable, '-I', '-S', '-c', _PASS_ON, str(descriptor), name, *command],
+        **{**options, 'pass_fds': [descriptor, *options.get('pass_fds', ())]},
     )

@@ -1,10 +1,11 @@
 """Put a web service of this machine, such as a database, behind client certificates.
 
     python examples/mutual_tls_proxy.py --ip 192.168.1.7 --port 8443 \\
-        --cert-file machine.pem --key-file machine-key.pem --ca-file users.pem \\
+        --cert-file machine.crt --key-file machine.key --ca-file users.pem \\
         http://127.0.0.1:5984
 
-The service may also be the path of a unix socket.
+The service may also be the path of a unix socket. It must speak HTTP/1.1, which `python -m
+http.server` does with `--protocol HTTP/1.1`.
 
 1. Only machines reach the service whose certificate is signed by a user in `users.pem`.
 2. A client's connection has one connection to the service, and bodies stream both ways.
@@ -23,7 +24,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from degu.client import Client, create_client
-from degu.errors import DeguError
+from degu.errors import DeguError, ProtocolError
 from degu.pki import CertificateError, parse_machine_cert
 from degu.server import SSLServer, build_server_sslctx
 from degu.util import absolute_uri
@@ -72,9 +73,8 @@ class Proxy:
             if body is not None and body.error is error:
                 raise  # the client failed, not the service
             log.warning('%r: %s', self.service, error)
-            if isinstance(error, TimeoutError):
-                return 504, 'Gateway Timeout', {}, b'the service did not answer in time\n'
-            return 502, 'Bad Gateway', {}, b'the service did not answer\n'
+            status, reason, text = explain(error)
+            return status, reason, {}, None if request['method'] == 'HEAD' else text.encode()
         headers = drop_hop_by_hop(response.headers)
         return response.status, response.reason, headers, response.body
 
@@ -87,7 +87,7 @@ class Proxy:
         if upstream is not None and (method in REPEATABLE or idle_s < MAX_IDLE_S):
             try:
                 response = upstream.request(method, *request)
-            except ConnectionError:
+            except (ConnectionError, ProtocolError):  # it may have said 408 before it closed
                 if method not in REPEATABLE:
                     raise
         if response is None:
@@ -98,9 +98,21 @@ class Proxy:
         return response
 
 
+def explain(error: Exception) -> tuple[int, str, str]:
+    """Return the status, the reason and the text with which a client is told of a failure."""
+    if isinstance(error, TimeoutError):
+        return 504, 'Gateway Timeout', 'the service did not answer in time\n'
+    if isinstance(error, ProtocolError):
+        return 502, 'Bad Gateway', f'the answer of the service was refused: {error}\n'
+    return 502, 'Bad Gateway', 'the service did not answer\n'
+
+
 def drop_hop_by_hop(headers: dict[str, Any]) -> dict[str, Any]:
     """Return the headers that go on to the other side."""
-    return {name: value for name, value in headers.items() if name not in HOP_BY_HOP}
+    dropped = HOP_BY_HOP | {
+        name.strip().lower() for name in headers.get('connection', '').split(',')
+    }
+    return {name: value for name, value in headers.items() if name not in dropped}
 
 
 def main() -> None:
@@ -117,8 +129,10 @@ def main() -> None:
     files = {name: getattr(options, name) for name in ('cert_file', 'key_file', 'ca_file')}
     if options.service.startswith('http://'):
         service = create_client(options.service)
-    else:
+    elif os.path.exists(options.service):
         service = Client(os.path.abspath(options.service), {'host': 'localhost'})
+    else:
+        parser.error(f'the service must be http://host:port or a socket, not {options.service!r}')
     flow_and_scope = (0, 0) if ':' in options.ip else ()
     address = (options.ip, options.port, *flow_and_scope)
     server = SSLServer(build_server_sslctx(files), address, Proxy(service))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from degu import IPv4_LOOPBACK, start_server, start_sslserver
+from degu import IPv4_LOOPBACK, net, start_server, start_sslserver
 from degu.client import Client, SSLClient, build_client_sslctx
 from degu.server import Server
 
@@ -151,9 +152,9 @@ def ask_patiently(client):
             time.sleep(0.01)
 
 
-def test_a_worker_that_does_not_end_is_killed(start):
-    process, client = start(workers=2)
-    stopped = see_all(client, 2).pop()
+def test_a_worker_that_does_not_end_is_killed(tmp_path):
+    process, address = start_server(str(tmp_path / 'socket'), None, app, workers=2)
+    stopped = see_all(Client(address), 2).pop()
     os.kill(stopped, signal.SIGSTOP)
     started = time.monotonic()
     process.terminate()
@@ -162,6 +163,7 @@ def test_a_worker_that_does_not_end_is_killed(start):
     assert 7 <= time.monotonic() - started < 7 + WAIT_S
     assert process.exitcode == 0
     assert not is_running(stopped)
+    process.close()
 
 
 def test_running_requests_have_their_time_in_every_worker(start):
@@ -239,6 +241,81 @@ def test_a_number_of_workers_that_cannot_be_is_refused(workers, error):
         Server(IPv4_LOOPBACK, app, workers=workers)
 
 
+NO_OUTPUT = """
+import os, signal, sys
+from degu.server import Server
+
+def app(connection, request):
+    print('lost')
+    return 200, 'OK', {}, str(os.getpid()).encode()
+
+signal.signal(signal.SIGCHLD, getattr(signal, sys.argv[2]))
+server = Server(sys.argv[1], app, workers=2)
+signal.signal(signal.SIGTERM, lambda number, frame: server.shutdown())
+os.write(int(sys.argv[3]), b'ready')
+os.close(int(sys.argv[3]))
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize('children', ['SIG_DFL', 'SIG_IGN'])
+@pytest.mark.parametrize('output', ['closed', 'broken', 'full'])
+def test_workers_live_and_end_whatever_becomes_of_the_output(tmp_path, output, children):
+    """What a worker could not write must not keep it from ending, nor what was collected."""
+    address = str(tmp_path / 'socket')
+    ready, told = os.pipe()
+    reader, writer = os.pipe()
+    command = [sys.executable, '-c', NO_OUTPUT, address, children, str(told)]
+    if output == 'closed':
+        command = ['sh', '-c', 'exec "$@" >&-', 'sh', *command]
+    with (
+        open('/dev/full', 'w') as full,
+        subprocess.Popen(
+            command,
+            stdout=full if output == 'full' else writer,
+            stderr=subprocess.PIPE,
+            pass_fds=[told],
+            # What is printed waits in a buffer.
+            env={k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'},
+        ) as process,
+    ):
+        for descriptor in (told, reader, writer):
+            os.close(descriptor)
+        try:
+            assert os.read(ready, 5) == b'ready'
+            client = Client(address)
+            pids = see_all(client, 2)
+            os.kill(min(pids), signal.SIGTERM)
+            wait_until(lambda: ask_patiently(client) not in pids)
+            pids |= see_all(client, 2)
+            process.terminate()
+            process.communicate(timeout=WAIT_S)
+        finally:
+            os.close(ready)
+            process.kill()
+    wait_until(lambda: not any(map(is_running, pids)))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_signal_reaches_a_worker_as_soon_as_it_is_there(tmp_path):
+    process, address = start_server(str(tmp_path / 'socket'), None, app, workers=2)
+    try:
+        for _ in range(3):
+            before = _children(process.pid)
+            for pid in before:
+                os.kill(pid, signal.SIGTERM)
+            wait_until(lambda before=before: len(_children(process.pid) - before) == 2)
+        see_all(Client(address), 2)
+    finally:
+        process.terminate()
+        process.join()
+        process.close()
+
+
+def _children(pid):
+    return set(map(int, Path(f'/proc/{pid}/task/{pid}/children').read_text().split()))
+
+
 # --- a successor ---------------------------------------------------------------------------------
 
 SUCCEED = """
@@ -291,3 +368,37 @@ def test_a_successor_that_fails_leaves_all_as_it_was(tmp_path, old_server):
         assert old_server.start_successor([sys.executable, '-c', 'raise SystemExit(4)']).wait() == 4
         assert ask(client) == os.getpid()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_second_successor_that_fails_takes_nothing_from_the_first(tmp_path, old_server):
+    client = Client(old_server.address)
+    with old_server:
+        first = old_server.start_successor([sys.executable, '-c', SUCCEED])
+        wait_until(lambda: ask(client) == first.pid)
+        assert old_server.start_successor([sys.executable, '-c', 'raise SystemExit(4)']).wait() == 4
+    assert ask(client) == first.pid
+    first.terminate()
+    assert first.wait(WAIT_S) == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_file_of_an_inherited_socket_is_not_the_successor_s_either(tmp_path):
+    path = tmp_path / 'socket'
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = Server(net.Inherited(os.dup(listener.fileno()), False), app)
+        client = Client(str(path))
+        with server:
+            successor = server.start_successor([sys.executable, '-c', SUCCEED])
+            wait_until(lambda: ask(client) == successor.pid)
+        successor.terminate()
+        assert successor.wait(WAIT_S) == 0
+        assert path.exists()
+
+
+def test_a_successor_needs_a_server_that_goes_on_and_a_list(old_server):
+    with old_server, pytest.raises(TypeError, match='must be a list of str'):
+        old_server.start_successor('program')
+    with pytest.raises(ValueError, match='before shutdown'):
+        old_server.start_successor(['program'])
