@@ -34,6 +34,7 @@ FORMAT = 'test_wire_format.py'
 CHANNEL = 'test_channel.py'
 BODIES = 'test_bodies.py'
 SERVER = 'test_server.py'
+EXCHANGE = 'test_exchange.py'
 LIFE = 'test_server_life.py'
 LIMITS = 'test_server_limits.py'
 WORKERS = 'test_workers.py'
@@ -199,7 +200,7 @@ MUTATIONS = [
         ('worker_restart_rate', 'workers', 'not_before = max(not_before, worker.started + _MIN_LIFE_S)', 'not_before = 0.0', WORKERS),
         ('worker_killed', 'workers', 'signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)', 'pass', WORKERS),
         ('worker_beside_threads', 'workers', 'if threading.active_count() > 1:', 'if False:', WORKERS),
-        ('half_a_request_at_shutdown', 'exchange', '            if client.is_to_end:\n                return SHUTS_DOWN\n', '', LIFE),
+        ('half_a_request_at_shutdown', 'exchange', '            if client.is_to_end:\n                return SHUTS_DOWN\n', '', EXCHANGE),
         ('second_successor', 'server', 'any(successor.poll() is None for successor in self._successors)', 'self._successors and self._successors[-1].poll() is None', WORKERS),
         ('successor_of_inherited', 'workers', "HANDED_OVER if owns_file else ''", 'HANDED_OVER', WORKERS),
         ('connection_count', 'server', 'if len(self._clients) >= limits.max_connections:', 'if False:', LIMITS),
