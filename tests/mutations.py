@@ -55,6 +55,7 @@ ANSWERED = (
     'test_server_malformed.py::test_a_malformed_chunk_gets_one_answer_and_ends_the_connection'
 )
 HEAD = 'test_server_malformed.py::test_a_refusal_of_head_has_no_body'
+HEAD_IN_PIECES = 'test_server_malformed.py::test_a_refusal_of_head_has_no_body_however_it_arrives'
 ENDED = 'test_client.py::test_an_end_inside_a_preamble_is_no_response'
 RESPONSES = 'test_client.py::test_a_malformed_response_is_a_protocol_error_and_ends_the_connection'
 RESPONSE_CHUNKS = (
@@ -195,7 +196,7 @@ MUTATIONS = [
         ('early_answer', 'client', "self._answered and 'host' in headers", 'False', CLIENT),
         ('early_end', 'client', 'if early is not None:', 'if False:', CLIENT),
         ('source_of_refused_response', 'exchange', "            _answer(channel, 500)\n            _close_source(body)\n", '            _answer(channel, 500)\n', SERVER),
-        ('refused_head_in_pieces', 'exchange', 'preamble or channel.buffered', "preamble or b''", HEAD),
+        ('refused_head_in_pieces', 'exchange', 'preamble or channel.buffered', "preamble or b''", HEAD_IN_PIECES),
         ('worker_replaced', 'workers', 'if len(self._running) < self._count:', 'if not self._running:', WORKERS),
         ('worker_restart_rate', 'workers', 'not_before = max(not_before, worker.started + _MIN_LIFE_S)', 'not_before = 0.0', WORKERS),
         ('worker_killed', 'workers', 'signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)', 'pass', WORKERS),
