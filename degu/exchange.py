@@ -170,8 +170,10 @@ def _serve_requests(
             log.exception(
                 '%r: %r: %s /%s', connection['server'], client.address, method, '/'.join(path)
             )
-            _answer(channel, 500)
-            _close_source(body)
+            try:
+                _answer(channel, 500)
+            finally:
+                _close_source(body)
             return '500 an error of the application'
         try:
             if type(body) is bytes and len(body) <= JOIN_SIZE:
