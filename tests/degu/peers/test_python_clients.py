@@ -107,9 +107,21 @@ class Httpx:
 
 
 class Aiohttp:
+    class Loop(asyncio.SelectorEventLoop):
+        """Keeps the unix sockets, whose connector takes no factory."""
+
+        def __init__(self, sockets):
+            super().__init__()
+            self.sockets = sockets
+
+        async def create_unix_connection(self, *arguments, **options):
+            transport, protocol = await super().create_unix_connection(*arguments, **options)
+            self.sockets.append(transport.get_extra_info('socket'))
+            return transport, protocol
+
     def __init__(self, url, config, path):
         self.sockets = []
-        self.runner = asyncio.Runner()
+        self.runner = asyncio.Runner(loop_factory=lambda: self.Loop(self.sockets))
         self.session = self.runner.run(self._build_session(url, config, path))
 
     async def _build_session(self, url, config, path):
@@ -155,7 +167,9 @@ class Aiohttp:
 
     async def _close(self):
         await self.session.close()
-        async with asyncio.timeout(WAIT_S):  # it does not wait for the end of TLS
+        async with asyncio.timeout(
+            WAIT_S
+        ):  # it waits neither for the end of TLS nor for a failed write
             while any(sock.fileno() >= 0 for sock in self.sockets):
                 await asyncio.sleep(0.001)
 
