@@ -41,6 +41,7 @@ from degu import bodies, channel, client, server, stop
 from degu.limits import Limits
 from degu.wire import METHODS
 from degu_rpc.files import limits as files_limits
+from degu_rpc.peers import limits as peers_limits
 from degu_rpc.rpc import limits as rpc_limits
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -319,7 +320,9 @@ def test_the_table_of_limits_is_the_table_in_the_code() -> None:
     assert found == [(n, format_limit(n, v)) for n, v in Limits._field_defaults.items()]
 
 
-@pytest.mark.parametrize('table', [rpc_limits, files_limits], ids=['calls', 'files'])
+@pytest.mark.parametrize(
+    'table', [rpc_limits, files_limits, peers_limits], ids=['calls', 'files', 'peers']
+)
 def test_the_limits_of_a_wing_are_those_in_the_code(table: types.ModuleType) -> None:
     found = {name: value for name, value, *_ in table_of(LIMITS) if hasattr(table, name)}
     values = {name: value for name, value in vars(table).items() if name.isupper()}

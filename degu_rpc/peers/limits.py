@@ -1,0 +1,32 @@
+"""The one table of limits of the peers wing."""
+
+MAX_USERS = 1000
+"""Users that one machine trusts."""
+MAX_DENIED = 1000
+"""Machines of one user that are denied."""
+MAX_NAME_LENGTH = 64
+"""Characters of the name that we give a user."""
+MAX_ROLES = 32
+"""Roles of one user."""
+MAX_RECORD_SIZE = 256 * 1024
+"""Bytes of the file about one user."""
+RENEWAL_TIMEOUT_S = 30.0
+"""How long a machine waits for its new certificate."""
+
+PAIRING_WINDOW_S = 120.0
+"""How long a pairing window is open ..."""
+MAX_PAIRING_WINDOWS = 3
+"""... how many are opened ..."""
+PAIRING_WINDOWS_PERIOD_S = 600.0
+"""... in how much time."""
+MAX_PAIRING_CONNECTIONS = 4
+"""Connections to a pairing window at once."""
+MAX_PAIRING_BODY = 4096
+"""Bytes of one message of a pairing."""
+
+MAX_ADDRESSES = 8
+"""Addresses that are remembered of one machine."""
+MAX_UNKNOWN_SIGHTINGS = 64
+"""Machines we do not know that are remembered as seen."""
+RETRY_ADDRESS_S = 10.0
+"""How soon one address of one machine is tried again."""
