@@ -41,10 +41,12 @@ from degu.workers import Workers, start_successor
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from degu.rgi import App
+
+    ServerContext = ssl.SSLContext | Callable[[], ssl.SSLContext]
 
 __all__ = ['SSLServer', 'Server', 'build_server_sslctx']
 
@@ -442,7 +444,7 @@ class SSLServer(Server):
 
     def __init__(
         self,
-        sslctx: ssl.SSLContext,
+        sslctx: ServerContext,
         address: net.Address | net.Inherited,
         app: App,
         *,
@@ -451,23 +453,26 @@ class SSLServer(Server):
     ) -> None:
         """Listen at `address`; `sslctx` is what build_server_sslctx() makes. See Server.
 
+        A function without arguments can be in its place. Each connection's thread calls it, so that
+        the next client meets what is trusted by then; what it raises ends that connection.
+
         Raises TypeError or ValueError for an argument that cannot be, a lax context included,
         OSError from the system.
         """
-        self._sslctx = check_server_sslctx(sslctx)
+        self.sslctx = sslctx
         super().__init__(address, app, workers=workers, **options)
 
     @property
-    def sslctx(self) -> ssl.SSLContext:
-        """The context of the next handshake; another one may be set at any time.
+    def sslctx(self) -> ServerContext:
+        """The context of the next handshake, or what makes it; may be set at any time.
 
         Setting one raises TypeError or ValueError if it is lax.
         """
         return self._sslctx
 
     @sslctx.setter
-    def sslctx(self, sslctx: ssl.SSLContext) -> None:
-        self._sslctx = check_server_sslctx(sslctx)
+    def sslctx(self, sslctx: ServerContext) -> None:
+        self._sslctx = sslctx if callable(sslctx) else check_server_sslctx(sslctx)
 
     def _expect_handshake(self, client: ServedClient) -> None:
         if len(self._handshakes) >= self.limits.max_handshakes:
@@ -483,7 +488,10 @@ class SSLServer(Server):
     def _prepare(self, client: ServedClient, connection: dict[str, Any]) -> None:
         super()._prepare(client, connection)
         client.sock.settimeout(self.limits.handshake_timeout_s)
-        sock = self._sslctx.wrap_socket(
+        sslctx = self._sslctx
+        if callable(sslctx):
+            sslctx = check_server_sslctx(sslctx())
+        sock = sslctx.wrap_socket(
             client.sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )
         client.sock = sock

@@ -5,10 +5,11 @@ compression, no session tickets: a resumed session carries no certificate chain 
 trust that was taken back. No curve is pinned, so that OpenSSL picks its best (a post-quantum hybrid
 where it has one).
 
-A config is a dict of absolute, normalized paths:
+A config is a dict; its paths are absolute and normalized:
 
     cert_file, key_file    our own certificate (chain) and its key
-    ca_file, ca_path       whom we trust on the other side
+    ca_file, ca_path       whom we trust on the other side, or
+    ca_data                the same as PEM in a str, not in a file
     allow_unauthenticated_clients    server only, only True, and then without a CA
     check_hostname         client only, default True; must stay True with the system's CAs
 """
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _FILES = frozenset({'cert_file', 'key_file', 'ca_file', 'ca_path'})
-_SERVER_KEYS = _FILES | {'allow_unauthenticated_clients'}
-_CLIENT_KEYS = _FILES | {'check_hostname'}
+_CA_KEYS = frozenset({'ca_file', 'ca_path', 'ca_data'})
+_SERVER_KEYS = _FILES | _CA_KEYS | {'allow_unauthenticated_clients'}
+_CLIENT_KEYS = _FILES | _CA_KEYS | {'check_hostname'}
 # Strict: what RFC 5280 says of a certificate must hold. Partial chain: a CA that we were given is
 # an anchor even if another CA signed it.
 _VERIFY_FLAGS = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -38,15 +40,15 @@ def build_server_sslctx(config: Mapping[str, Any]) -> ssl.SSLContext:
     _check_config(config, _SERVER_KEYS)
     if 'cert_file' not in config:
         raise ValueError('a server config needs cert_file and key_file')
-    has_ca = 'ca_file' in config or 'ca_path' in config
+    has_ca = not _CA_KEYS.isdisjoint(config)
     if 'allow_unauthenticated_clients' in config:
         if config['allow_unauthenticated_clients'] is not True:
             raise ValueError('allow_unauthenticated_clients can only be True; leave it out instead')
         if has_ca:
-            raise ValueError('allow_unauthenticated_clients excludes ca_file and ca_path')
+            raise ValueError('allow_unauthenticated_clients excludes ca_file, ca_path and ca_data')
     elif not has_ca:
         raise ValueError(
-            'a server config needs ca_file or ca_path, or allow_unauthenticated_clients'
+            'a server config needs ca_file, ca_path or ca_data, or allow_unauthenticated_clients'
         )
     sslctx = _build_sslctx(ssl.PROTOCOL_TLS_SERVER, config)
     sslctx.verify_mode = ssl.CERT_REQUIRED if has_ca else ssl.CERT_NONE
@@ -63,10 +65,10 @@ def build_client_sslctx(config: Mapping[str, Any]) -> ssl.SSLContext:
     check_hostname = config.get('check_hostname', True)
     if not isinstance(check_hostname, bool):
         raise TypeError(f'check_hostname must be a bool, not {check_hostname!r}')
-    has_ca = 'ca_file' in config or 'ca_path' in config
+    has_ca = not _CA_KEYS.isdisjoint(config)
     if not has_ca and not check_hostname:
         raise ValueError(
-            "check_hostname must stay True with the system's CAs; give ca_file or ca_path"
+            "check_hostname must stay True with the system's CAs; give ca_file, ca_path or ca_data"
         )
     sslctx = _build_sslctx(ssl.PROTOCOL_TLS_CLIENT, config)
     sslctx.check_hostname = check_hostname
@@ -84,8 +86,8 @@ def _build_sslctx(protocol: int, config: Mapping[str, Any]) -> ssl.SSLContext:
     sslctx.set_alpn_protocols(['http/1.1'])
     if 'cert_file' in config:
         sslctx.load_cert_chain(config['cert_file'], config['key_file'])
-    if 'ca_file' in config or 'ca_path' in config:
-        sslctx.load_verify_locations(config.get('ca_file'), config.get('ca_path'))
+    if not _CA_KEYS.isdisjoint(config):
+        sslctx.load_verify_locations(*(config.get(k) for k in ('ca_file', 'ca_path', 'ca_data')))
     return sslctx
 
 
@@ -101,6 +103,9 @@ def _check_config(config: Mapping[str, Any], known: frozenset[str]) -> None:
             raise TypeError(f'{name} must be a str, not {path!r}')
         if not os.path.isabs(path) or os.path.normpath(path) != path:
             raise ValueError(f'{name} must be an absolute, normalized path, not {path!r}')
+    ca_data = config.get('ca_data', '')
+    if not isinstance(ca_data, str):
+        raise TypeError(f'ca_data must be a str of PEM, not {type(ca_data).__name__}')
     if ('cert_file' in config) != ('key_file' in config):
         raise ValueError('cert_file and key_file go together')
 

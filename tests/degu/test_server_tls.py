@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+from time import monotonic, sleep
 
 import pytest
 
@@ -212,6 +213,24 @@ def test_a_new_context_is_for_the_next_handshake(secured, temp_pki, stranger):
     strange = stranger.get_client_config() | {'ca_file': temp_pki.get_client_config()['ca_file']}
     assert is_served(secured, strange)
     secured.sslctx = old
+
+
+def test_a_function_makes_the_context_of_each_handshake(secured, temp_pki, stranger, caplog):
+    configs = [temp_pki.get_server_config()]
+    old = secured.sslctx
+    secured.sslctx = lambda: build_server_sslctx(configs[0])
+    assert is_served(secured, temp_pki.get_client_config())
+    configs[0] = {**configs[0], 'ca_file': stranger.get_server_config()['ca_file']}
+    with pytest.raises(PeerRejectedError):
+        is_served(secured, temp_pki.get_client_config())
+    secured.sslctx = lambda: lax(temp_pki.get_server_config(), num_tickets=1)
+    with pytest.raises(OSError):
+        is_served(secured, temp_pki.get_client_config())
+    secured.sslctx = old
+    deadline = monotonic() + 10
+    while 'sslctx.num_tickets must be 0' not in caplog.text:
+        assert monotonic() < deadline
+        sleep(0.001)
 
 
 def lax(config, **attributes):

@@ -57,6 +57,8 @@ SHARED_FAULTS = [
     ('path_trailing_slash', {'ca_path': '/ca/'}, ValueError, 'ca_path must be an absolute, normal'),
     ('path_bytes', {'ca_file': b'/ca.pem'}, TypeError, 'ca_file must be a str, not b'),
     ('path_none', {'cert_file': None}, TypeError, 'cert_file must be a str, not None'),
+    ('ca_data_der', {'ca_data': b'0'}, TypeError, 'ca_data must be a str of PEM, not bytes'),
+    ('ca_data_empty', {'ca_data': ''}, ValueError, 'Empty certificate data'),
 ]
 
 
@@ -79,7 +81,7 @@ def fault_params(faults):
                 'allow_and_ca_file',
                 {'allow_unauthenticated_clients': True},
                 ValueError,
-                'allow_unauthenticated_clients excludes ca_file and ca_path',
+                'allow_unauthenticated_clients excludes ca_file, ca_path and ca_data',
             ),
             (
                 'allow_false',
@@ -107,7 +109,7 @@ def test_a_server_config_with_a_fault_is_refused(server_config, change, kind, wh
         (['key_file'], 'cert_file and key_file go together'),
         (['cert_file'], 'cert_file and key_file go together'),
         (['cert_file', 'key_file'], 'a server config needs cert_file and key_file'),
-        (['ca_file'], 'needs ca_file or ca_path, or allow_unauthenticated_clients'),
+        (['ca_file'], 'needs ca_file, ca_path or ca_data, or allow_unauthenticated_clients'),
     ],
     ids=str,
 )
@@ -116,9 +118,20 @@ def test_a_server_config_without_what_it_needs_is_refused(server_config, missing
         build_server_sslctx(without(server_config, *missing))
 
 
+def test_whom_to_trust_can_be_given_as_text(server_config, client_config):
+    for build, config in (
+        (build_server_sslctx, server_config),
+        (build_client_sslctx, client_config),
+    ):
+        with open(config['ca_file'], encoding='ascii') as fp:
+            as_text = build({**without(config, 'ca_file'), 'ca_data': fp.read()})
+        assert as_text.get_ca_certs(True) == build(config).get_ca_certs(True)
+        assert as_text.verify_mode == ssl.CERT_REQUIRED
+
+
 def test_a_server_that_takes_anonymous_clients_has_no_ca_path(temp_pki, tmp_path):
     config = {**temp_pki.get_anonymous_server_config(), 'ca_path': str(tmp_path)}
-    with pytest.raises(ValueError, match='excludes ca_file and ca_path'):
+    with pytest.raises(ValueError, match='excludes ca_file, ca_path and ca_data'):
         build_server_sslctx(config)
 
 
