@@ -9,7 +9,8 @@ either is a hash of its public key, so a certificate can be renewed without losi
    listed once (`_user_extensions`, `_machine_extensions`), for issuing and for checking alike.
 3. `parse_user_cert` and `parse_machine_cert` check a certificate against its profile and give the
    ids; `check_issued_by` ties a machine to the user who issued it.
-4. `format_*` and `parse_*` convert to and from PEM; `write_key_file` and `write_cert_file` make new
+4. `build_csr` and `parse_csr` ask for a machine certificate, and prove possession of its key.
+5. `format_*` and `parse_*` convert to and from PEM; `write_key_file` and `write_cert_file` make new
    files that appear whole or not at all.
 
 Certificates are DER bytes everywhere, as `SSLSocket.getpeercert(True)` gives them; keys are objects
@@ -26,12 +27,12 @@ from __future__ import annotations
 import base64
 import enum
 import hashlib
-import os
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from degu import durable
 from degu.errors import DeguError
 
 if TYPE_CHECKING:
@@ -105,6 +106,18 @@ class MachineIds(NamedTuple):
 
     user_id: str
     machine_id: str
+
+
+class Validity(NamedTuple):
+    """The period in which a certificate is valid, both ends included."""
+
+    not_before: datetime
+    not_after: datetime
+
+    @property
+    def half_life(self) -> datetime:
+        """The middle of the period: from then on a certificate is to be renewed."""
+        return self.not_before + (self.not_after - self.not_before) / 2
 
 
 def build_key() -> EllipticCurvePrivateKey:
@@ -339,8 +352,6 @@ def check_issued_by(cert_der: bytes, user_cert_der: bytes) -> MachineIds:
 
 def _load(cert_der: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import SignatureAlgorithmOID
 
     try:
@@ -362,8 +373,17 @@ def _load(cert_der: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
         raise CertificateError(CertificateFault.MALFORMED, 'the serial number is out of range')
     if cert.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
         raise CertificateError(CertificateFault.SIGNATURE_ALGORITHM)
+    return cert, _find_public_key(cert)
+
+
+def _find_public_key(
+    holder: x509.Certificate | x509.CertificateSigningRequest,
+) -> EllipticCurvePublicKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     try:
-        public_key = cert.public_key()
+        public_key = holder.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise CertificateError(CertificateFault.KEY) from error
     if not (
@@ -371,7 +391,7 @@ def _load(cert_der: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
         and isinstance(public_key.curve, ec.SECP256R1)
     ):
         raise CertificateError(CertificateFault.KEY)
-    return cert, public_key
+    return public_key
 
 
 def _find_uri(cert: x509.Certificate) -> str:
@@ -448,6 +468,15 @@ def parse_cert_pem(pem: bytes) -> bytes:
     return cert.public_bytes(serialization.Encoding.DER)
 
 
+def parse_validity(cert_der: bytes) -> Validity:
+    """Return when a certificate becomes and ceases to be valid.
+
+    Raises CertificateError (MALFORMED and what else makes it unreadable).
+    """
+    cert, _ = _load(cert_der)
+    return Validity(cert.not_valid_before_utc, cert.not_valid_after_utc)
+
+
 def format_key_pem(key: EllipticCurvePrivateKey) -> bytes:
     """Return a private key as unencrypted PKCS #8 PEM: a secret, only for files of mode 0600."""
     from cryptography.hazmat.primitives import serialization
@@ -478,12 +507,46 @@ def parse_key_pem(pem: bytes) -> EllipticCurvePrivateKey:
     return key
 
 
+def build_csr(key: EllipticCurvePrivateKey) -> bytes:
+    """Make the request for a machine certificate, which proves that we have the key; return DER."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    builder = x509.CertificateSigningRequestBuilder(
+        _common_name(derive_machine_id(key.public_key()))
+    )
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def parse_csr(csr_der: bytes) -> EllipticCurvePublicKey:
+    """Return the key of a request for a machine certificate, whose possession it proves.
+
+    Nothing else in it counts: what a certificate says, its issuer decides.
+
+    Raises CertificateError (MALFORMED, KEY, SIGNATURE_ALGORITHM, SIGNATURE).
+    """
+    from cryptography import x509
+    from cryptography.x509.oid import SignatureAlgorithmOID
+
+    try:
+        csr = x509.load_der_x509_csr(csr_der)
+        algorithm = csr.signature_algorithm_oid
+    except (ValueError, x509.InvalidVersion) as error:
+        raise CertificateError(CertificateFault.MALFORMED, 'of the request') from error
+    if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
+        raise CertificateError(CertificateFault.SIGNATURE_ALGORITHM)
+    public_key = _find_public_key(csr)
+    if not csr.is_signature_valid:
+        raise CertificateError(CertificateFault.SIGNATURE, 'of the request')
+    return public_key
+
+
 def write_key_file(path: Path, key: EllipticCurvePrivateKey) -> None:
     """Write a private key as PEM to a new file of mode 0600, whole or not at all.
 
     Raises FileExistsError (an existing file is never replaced) and any other OSError.
     """
-    _write_new(path, format_key_pem(key))
+    durable.write_new(path, format_key_pem(key))
 
 
 def write_cert_file(path: Path, cert_der: bytes) -> None:
@@ -491,29 +554,4 @@ def write_cert_file(path: Path, cert_der: bytes) -> None:
 
     Raises FileExistsError (an existing file is never replaced) and any other OSError.
     """
-    _write_new(path, format_cert_pem(cert_der))
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    # A kill can leave the temporary file behind (0600, never read), but no part of `path`.
-    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.tmp')
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, 'wb') as fp:
-            os.fchmod(fd, 0o600)  # a umask can only have taken bits away
-            fp.write(data)
-            fp.flush()
-            os.fsync(fd)
-        os.link(temporary, path)
-    finally:
-        temporary.unlink()
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in *directory* survive a power loss. Raises OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    durable.write_new(path, format_cert_pem(cert_der))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from degu_rpc.files.fetch import Fetched, Progress, fetch
     from degu_rpc.files.share import FileShare
     from degu_rpc.node import Node
-    from degu_rpc.peers.identity import Peer
+    from degu_rpc.peers.caller import Peer
     from degu_rpc.router import Router
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.connect import RpcApp
@@ -42,7 +42,7 @@ _MODULES = {
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
     'Node': 'degu_rpc.node',
-    'Peer': 'degu_rpc.peers.identity',
+    'Peer': 'degu_rpc.peers.caller',
     'Progress': 'degu_rpc.files.fetch',
     'Router': 'degu_rpc.router',
     'RpcApp': 'degu_rpc.rpc.connect',

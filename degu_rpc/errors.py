@@ -129,6 +129,36 @@ class UnknownPeerError(DeguRpcError):
     """Somebody proved who they are (or the kernel could not say), and it is nobody we know."""
 
 
+class TrustError(DeguRpcError):
+    """The trust store cannot do or use something about the user `user_id`; `remedy` is what can."""
+
+    def __init__(self, user_id: str, problem: str, remedy: str) -> None:
+        super().__init__(f'user {user_id}: {problem}; {remedy}')
+        self.user_id = user_id
+        self.remedy = remedy
+
+
+class UnknownUserError(TrustError):
+    """A user who was to be changed or removed is not trusted here."""
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__(user_id, 'is not trusted here', 'compare the id with those that are')
+
+
+class RemovedUserError(TrustError):
+    """A user who was removed was to come back without anybody having decided that.
+
+    `name` is what we called the user, `removed_at` when the removal was, ISO 8601.
+    """
+
+    def __init__(self, user_id: str, name: str, removed_at: str) -> None:
+        super().__init__(
+            user_id, f'was removed here, as {name!r} at {removed_at}', 'pair with them to undo that'
+        )
+        self.name = name
+        self.removed_at = removed_at
+
+
 class FilesError(DeguRpcError):
     """Base of what the files wing raises. A transfer that failed goes on where it stopped."""
 

@@ -11,21 +11,19 @@ Threads: each of the two servers has an accept loop of its own; nothing here is 
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
 from degu import IPv4_LOOPBACK
-from degu.server import Server, SSLServer, build_server_sslctx
+from degu.server import Server, SSLServer
 from degu_rpc.peers import Authenticated
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
     from degu.net import Address
     from degu.rgi import App
-    from degu_rpc.peers import Identity, TrustedUser
+    from degu_rpc.peers import TrustStore
 
 
 class Node:
@@ -38,27 +36,23 @@ class Node:
 
     def __init__(
         self,
-        identity: Identity,
-        users: Mapping[str, TrustedUser],
-        trusted_ca_file: Path,
+        trust: TrustStore,
         app: App,
         socket_path: Path,
         address: Address = IPv4_LOOPBACK,
     ) -> None:
         """Bind both addresses; nothing is served before the `with` block.
 
-        `users` are the trusted users by id and `trusted_ca_file` has their certificates (PEM):
-        both must hold the same users. One who is only in the file is refused after the handshake,
-        one who is only in `users` in it.
+        A change of `trust`, by any process, is in force at the next connection and request.
 
-        Raises OSError where an address cannot be had, ValueError or ssl.SSLError for the files.
+        Raises OSError where an address cannot be had, ssl.SSLError for the files.
         """
-        sslctx = build_server_sslctx(identity.server_config(trusted_ca_file))
-        authenticated = Authenticated(app, users, os.getuid())
+        authenticated = Authenticated(app, trust.read)
         self._stack = contextlib.ExitStack()
+        trust.server_sslctx()  # what cannot be used is to be known now, not at the first client
         self._unix = Server(str(socket_path), authenticated)
         try:
-            self._tls = SSLServer(sslctx, address, authenticated)
+            self._tls = SSLServer(trust.server_sslctx, address, authenticated)
         except BaseException:
             self._unix.close()
             raise

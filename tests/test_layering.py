@@ -32,6 +32,7 @@ CORE = (
     'rgi',
     'util',
     'wsgi',
+    'durable',
     'pki',
     'process',
     'misc',

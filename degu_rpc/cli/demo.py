@@ -23,7 +23,6 @@ import click
 
 from degu.client import Client, SSLClient, build_client_sslctx
 from degu.errors import PeerRejectedError
-from degu.pki import format_cert_pem
 from degu_rpc import RpcClient
 from degu_rpc.cli.demo_homes import (
     LEFT_OUT,
@@ -36,7 +35,7 @@ from degu_rpc.cli.demo_homes import (
     measure_calls,
     serve_home,
 )
-from degu_rpc.peers import Identity, TrustedUser
+from degu_rpc.peers import Identity, TrustStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,17 +98,15 @@ def _start_homes(directory: Path) -> Iterator[tuple[_Running, _Running]]:
     """Make two identities that trust each other, and run a process for each."""
     started = perf_counter()
     now = datetime.now(UTC)
-    users = {}
-    for name in ('studio', 'laptop'):
-        identity = Identity.create(directory / name / 'identity', now)
-        users[name] = TrustedUser(identity.user_id, identity.user_cert, name, frozenset({'peer'}))
+    studio_id = Identity.create(directory / 'studio' / 'identity', now)
+    laptop_id = Identity.create(directory / 'laptop' / 'identity', now)
+    TrustStore(studio_id).add(laptop_id.user_cert, 'laptop', {'peer'}, 'demo', now)
+    TrustStore(laptop_id).add(studio_id.user_cert, 'studio', {'peer'}, 'demo', now)
     elapsed_ms = (perf_counter() - started) * 1000
     with ExitStack() as stack:
         running = []
-        for name, friend in (('studio', users['laptop']), ('laptop', users['studio'])):
-            home = Home(name, directory / name, friend)
-            home.friends_file.write_bytes(format_cert_pem(friend.ca_cert))
-            running.append(stack.enter_context(_start_home(home)))
+        for name in ('studio', 'laptop'):
+            running.append(stack.enter_context(_start_home(Home(name, directory / name))))
         _say(
             f'Two homes with their own keys and certificates, made in {elapsed_ms:.0f} ms:',
             *(
@@ -230,14 +227,17 @@ def _follow(pipe: Connection, until_bytes: int | None) -> tuple[int, int]:
 
 
 def _show_strangers(studio: _Running, directory: Path) -> None:
-    stranger = Identity.create(directory, datetime.now(UTC))
-    trusted = studio.home.directory / 'identity' / 'user.crt'
+    now = datetime.now(UTC)
+    identity = studio.home.identity
+    stranger = TrustStore(Identity.create(directory, now))
+    stranger.add(identity.user_cert, 'studio', {'peer'}, 'demo', now)
+    nobody = {'ca_file': str(identity.user_cert_file), 'check_hostname': False}
     lines = []
-    for who, config in (
-        ('no certificate', {'ca_file': str(trusted), 'check_hostname': False}),
-        ("a stranger's certificate", stranger.client_config(trusted)),
+    for who, sslctx in (
+        ('no certificate', build_client_sslctx(nobody)),
+        ("a stranger's certificate", stranger.client_sslctx()),
     ):
-        client = SSLClient(build_client_sslctx(config), (LOOPBACK, studio.port))
+        client = SSLClient(sslctx, (LOOPBACK, studio.port))
         with client.connect() as connection:
             try:
                 response = connection.get('/files/ls/')

@@ -16,10 +16,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu.client import build_client_sslctx
 from degu_rpc import Context, FileShare, Router, RpcApp, RpcClient, Service, fetch
 from degu_rpc.node import Node
-from degu_rpc.peers import Identity, MachineClient, TrustedUser
+from degu_rpc.peers import Identity, MachineClient, TrustStore
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -37,17 +36,11 @@ class Home(NamedTuple):
 
     name: str
     directory: Path
-    friend: TrustedUser
 
     @property
     def identity(self) -> Identity:
         """The identity, read from its files."""
         return Identity.open(self.directory / 'identity')
-
-    @property
-    def friends_file(self) -> Path:
-        """The CA certificates of those that this home trusts."""
-        return self.directory / 'friends.pem'
 
     @property
     def socket_path(self) -> Path:
@@ -56,7 +49,7 @@ class Home(NamedTuple):
 
     def build_client(self, machine_id: str, port: int) -> MachineClient:
         """Build a client of one machine of a trusted user."""
-        sslctx = build_client_sslctx(self.identity.client_config(self.friends_file))
+        sslctx = TrustStore(self.identity).client_sslctx()
         return MachineClient(sslctx, (LOOPBACK, port), machine_id)
 
 
@@ -145,9 +138,8 @@ def serve_home(home: Home, pipe: Connection) -> None:
         router = Router()
         router.mount('/rpc', RpcApp([_build_service(home)]))
         router.mount('/files', share)
-        users = {home.friend.user_id: home.friend}
         identity = home.identity
-        with Node(identity, users, home.friends_file, router, home.socket_path) as node:
+        with Node(TrustStore(identity), router, home.socket_path) as node:
             pipe.send((identity.machine_id, node.tls_address[1]))
             with contextlib.suppress(EOFError):
                 pipe.recv()

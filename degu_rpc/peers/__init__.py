@@ -1,19 +1,25 @@
-"""WHO: my own identity, and who is calling. Knows no other wing of `degu_rpc`."""
+"""WHO: my own identity, whom I trust, and who is calling. Knows no other wing of `degu_rpc`."""
 
-from degu_rpc.errors import IdentityError, UnknownPeerError
-from degu_rpc.peers.identity import (
+from degu_rpc.errors import (
+    IdentityError,
+    RemovedUserError,
+    TrustError,
+    UnknownPeerError,
+    UnknownUserError,
+)
+from degu_rpc.peers.caller import (
     OWNER,
     Authenticated,
-    Identity,
-    MachineClient,
     Peer,
     PeerKind,
     TrustedUser,
     build_roles,
-    check_server,
     derive_peer,
     find_caller,
 )
+from degu_rpc.peers.dial import MachineClient, check_server
+from degu_rpc.peers.identity import Identity
+from degu_rpc.peers.trust import TrustStore
 
 __all__ = [
     'OWNER',
@@ -23,8 +29,12 @@ __all__ = [
     'MachineClient',
     'Peer',
     'PeerKind',
+    'RemovedUserError',
+    'TrustError',
+    'TrustStore',
     'TrustedUser',
     'UnknownPeerError',
+    'UnknownUserError',
     'build_roles',
     'check_server',
     'derive_peer',

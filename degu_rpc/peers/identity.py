@@ -1,108 +1,60 @@
-"""Who I am, and who is calling.
+"""Who I am: a user, who is a certificate authority, and this machine, certified by that user.
 
-Who I am: a directory of mode 0700 with four files of mode 0600, written in this order:
+A directory of mode 0700 with three files of mode 0600, written in this order:
 
-    user.key     user.crt     the user, a certificate authority; a joined machine has no user.key
-    machine.key  machine.crt  this machine, certified by that user; machine.crt makes it complete
+    user.key      the key of the user; only on machines that certify others
+    user.crt      the certificate of the user
+    machine.pem   key and certificate of this machine: one file, so that both change at once, and
+                  the one that makes an identity complete
 
-1. `Identity.create` makes what is missing of the four and replaces nothing. Each file appears whole
-   or not at all, so after a kill at any moment a second call goes on where the first one stopped,
-   and of two at the same time both end with the same identity.
-2. `Identity.open` refuses files that others could read or wrote, or that do not belong together.
-3. `server_config` and `client_config` say the same to `degu`'s TLS contexts.
+1. `Identity.create` makes a user and a machine, or finishes what a killed `create` began.
+2. `Identity.join` keeps what another machine of the same user has certified; the key of the user
+   stays there.
+3. `Identity.open` refuses files that others could read or write, or that do not belong together.
+4. `renew` and `rotate` do on a machine with the user's key what `degu_rpc.peers.renewal` does over
+   the network for the others; both end in `install`.
+5. `export_user` and `import_user` carry the user's key to a second machine that shall certify.
 
-Who is calling, once per connection and before any request:
-
-4. OpenSSL has verified the chain and the validity period, or the kernel says who connected.
-5. `derive_peer` turns that into a `Peer`; `Authenticated` keeps it as `connection['_peer']`.
-6. `MachineClient` asks the same of a server (`check_server`): by id, never by host name.
-
-There are no threads and no locks: `users` is only read, and whoever changes it while a server runs
-must make each lookup atomic. What this does not do: decide whom to trust (the `users` mapping is
-given), and authorize single requests.
+Each file appears whole or not at all, so a kill at any moment leaves the old state or the new one.
+Whoever changes the directory holds its lock; there are no threads.
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
-import functools
-import logging
 import os
-import shlex
-import stat
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from degu import pki
-from degu.client import Connection, SSLClient
-from degu_rpc.errors import IdentityError, UnknownPeerError
+from degu import durable, pki
+from degu_rpc.errors import IdentityError
+from degu_rpc.peers.export import SALT_SIZE, format_user, parse_user
+from degu_rpc.peers.private import check_private, locked, make_directory, read_private
 
 if TYPE_CHECKING:
-    import socket
-    import ssl
-    from collections.abc import Collection, Mapping
     from datetime import datetime
 
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-
-    from degu.net import Address
-    from degu.rgi import App, Response
-
-OWNER = 'owner'  # the role of my own user and my own uid; any other name can be a role too
-
-# What the kernel reports for every user who has no number in this user namespace: could be anybody.
-OVERFLOW_UID = 65534
+    from cryptography.hazmat.primitives.asymmetric.ec import (
+        EllipticCurvePrivateKey,
+        EllipticCurvePublicKey,
+    )
 
 _USER_KEY = 'user.key'
 _USER_CERT = 'user.crt'
-_MACHINE_KEY = 'machine.key'
-_MACHINE_CERT = 'machine.crt'
-
-_log = logging.getLogger('degu_rpc.peers')
-
-
-class PeerKind(enum.Enum):
-    """How we know a caller: by certificate, or by the kernel's word."""
-
-    MACHINE = 'machine'
-    LOCAL = 'local'
-
-
-class Peer(NamedTuple):
-    """Who is calling.
-
-    A machine has `user_id` and `machine_id`, a local caller has `uid` and `gid`; the other two are
-    None. `name` is for people to read and decides nothing, `roles` is what authorization goes by.
-    """
-
-    kind: PeerKind
-    user_id: str | None
-    machine_id: str | None
-    name: str
-    roles: frozenset[str]
-    uid: int | None
-    gid: int | None
-
-
-class TrustedUser(NamedTuple):
-    """A user whose machines may connect: the CA certificate (DER), our name and roles for them."""
-
-    user_id: str
-    ca_cert: bytes
-    name: str
-    roles: frozenset[str]
+_MACHINE = 'machine.pem'
+_BACKUP = 'restore it from a backup'
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """My user and my machine: the ids, the user's CA certificate (DER), and where the files are."""
+    """My user and my machine: the ids, both certificates (DER), and where the files are."""
 
     directory: Path
     user_id: str
     machine_id: str
-    user_cert: bytes
+    user_cert: bytes = field(repr=False)
+    machine_cert: bytes = field(repr=False)
 
     @classmethod
     def create(cls, directory: str | os.PathLike[str], now: datetime) -> Identity:
@@ -115,16 +67,39 @@ class Identity:
         IdentityError for what cannot be used or finished, and any other OSError.
         """
         directory = Path(directory).resolve()
-        _make_directories(directory)
-        _check_private(directory, directory.stat())
-        machine_cert_file = directory / _MACHINE_CERT
-        if os.path.lexists(machine_cert_file):
-            raise FileExistsError(f'{directory} holds an identity already; it was left alone')
-        user_key = _ensure_key(directory / _USER_KEY, directory / _USER_CERT)
-        _ensure_cert(directory / _USER_CERT, pki.build_user_cert(user_key, now))
-        machine_key = _ensure_key(directory / _MACHINE_KEY, machine_cert_file)
-        machine_cert = pki.build_machine_cert(user_key, machine_key.public_key(), now)
-        _ensure_cert(machine_cert_file, machine_cert)
+        make_directory(directory)
+        with locked(directory):
+            _refuse_existing(directory)
+            user_key = _ensure_user_key(directory)
+            _complete(directory, pki.build_user_cert(user_key, now), now)
+        return cls.open(directory)
+
+    @classmethod
+    def join(
+        cls,
+        directory: str | os.PathLike[str],
+        machine_key: EllipticCurvePrivateKey,
+        machine_cert: bytes,
+        user_cert: bytes,
+    ) -> Identity:
+        """Become a machine of the user of *user_cert*, by whom *machine_cert* was issued (DER).
+
+        Raises FileExistsError if a complete identity is there, IdentityError if a user of our own
+        is there, pki.CertificateError for what does not fit together, and any other OSError.
+        """
+        directory = Path(directory).resolve()
+        _check_machine(machine_key, machine_cert, user_cert)
+        make_directory(directory)
+        with locked(directory):
+            _refuse_existing(directory)
+            if os.path.lexists(directory / _USER_KEY):
+                raise IdentityError(
+                    directory / _USER_KEY,
+                    'is the key of a user, and a machine that joins another has none',
+                    'move it away, or give another directory',
+                )
+            durable.replace(directory / _USER_CERT, pki.format_cert_pem(user_cert))
+            durable.write_new(directory / _MACHINE, _format_machine(machine_key, machine_cert))
         return cls.open(directory)
 
     @classmethod
@@ -135,250 +110,193 @@ class Identity:
         IdentityError with the remedy for one that cannot be used, and any other OSError.
         """
         directory = Path(directory).resolve()
-        _check_private(directory, directory.stat())
-        machine_pem = _read_private(directory / _MACHINE_CERT)
-        with contextlib.suppress(FileNotFoundError):
-            user_key_file = directory / _USER_KEY
-            _check_private(user_key_file, user_key_file.lstat())
+        check_private(directory, directory.stat())
+        pem = read_private(directory / _MACHINE)
         try:
-            user_cert = pki.parse_cert_pem(_read_private(directory / _USER_CERT))
-            ids = pki.check_issued_by(pki.parse_cert_pem(machine_pem), user_cert)
-            machine_key = pki.parse_key_pem(_read_private(directory / _MACHINE_KEY))
+            user_cert = pki.parse_cert_pem(read_private(directory / _USER_CERT))
+            if os.path.lexists(directory / _USER_KEY):
+                _check_user_key(_read_key(directory / _USER_KEY), user_cert)
+            machine_cert = pki.parse_cert_pem(pem)
+            ids = _check_machine(pki.parse_key_pem(pem), machine_cert, user_cert)
         except FileNotFoundError as error:
-            raise IdentityError(
-                Path(error.filename), 'is missing', 'restore it from a backup'
-            ) from error
+            raise IdentityError(Path(error.filename), 'is missing', _BACKUP) from error
         except pki.CertificateError as error:
-            raise IdentityError(
-                directory, f'holds a broken identity: {error}', 'restore it from a backup'
-            ) from error
-        if pki.derive_machine_id(machine_key.public_key()) != ids.machine_id:
-            raise IdentityError(
-                directory / _MACHINE_KEY,
-                f'is not the key of {_MACHINE_CERT}',
-                'restore both from one backup',
-            )
-        return cls(directory, ids.user_id, ids.machine_id, user_cert)
+            raise IdentityError(directory, f'holds a broken identity: {error}', _BACKUP) from error
+        return cls(directory, ids.user_id, ids.machine_id, user_cert, machine_cert)
+
+    @property
+    def machine_file(self) -> Path:
+        """Key and certificate of this machine: `cert_file` and `key_file` of a TLS config."""
+        return self.directory / _MACHINE
 
     @property
     def user_cert_file(self) -> Path:
         """The CA certificate of my own user: trusting it is trusting my other machines."""
         return self.directory / _USER_CERT
 
-    def server_config(self, trusted_ca_file: Path) -> dict[str, Any]:
-        """Return the TLS config of a server that trusts the users in *trusted_ca_file* (PEM)."""
-        return {
-            'cert_file': str(self.directory / _MACHINE_CERT),
-            'key_file': str(self.directory / _MACHINE_KEY),
-            'ca_file': str(trusted_ca_file.resolve()),
-        }
+    @property
+    def can_certify(self) -> bool:
+        """Whether the key of the user is here, so that this machine can certify others."""
+        return os.path.lexists(self.directory / _USER_KEY)
 
-    def client_config(self, trusted_ca_file: Path) -> dict[str, Any]:
-        """Return the TLS config of a client; call `check_server` after each connect.
+    def certify(self, machine_public_key: EllipticCurvePublicKey, now: datetime) -> bytes:
+        """Issue the certificate of a machine of my user, valid for a year; return DER.
 
-        TLS alone only shows that the server is a machine of one of the users in *trusted_ca_file*
-        (PEM): which one it is, an id says, not a host name.
+        Raises IdentityError where the key of the user is not here, or cannot be used.
         """
-        return {**self.server_config(trusted_ca_file), 'check_hostname': False}
+        return pki.build_machine_cert(self._read_user_key(), machine_public_key, now)
 
+    def needs_renewal(self, now: datetime) -> bool:
+        """Say whether half of the certificate's life is over."""
+        return now >= pki.parse_validity(self.machine_cert).half_life
 
-def _make_directories(directory: Path) -> None:
-    # Path.mkdir(parents=True) would make the parents by the umask alone.
-    if not directory.exists():
-        _make_directories(directory.parent)
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
-            directory.chmod(0o700)  # a umask can only have taken bits away
-            pki.sync_directory(directory.parent)
+    def renew(self, now: datetime) -> Identity:
+        """Give this machine a new certificate for the same key; return what I am now.
 
-
-def _check_private(path: Path, found: os.stat_result) -> None:
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise IdentityError(path, 'is not a regular file', 'put the file itself there')
-    quoted = shlex.quote(str(path))
-    if found.st_uid != os.geteuid():
-        raise IdentityError(
-            path,
-            f'belongs to uid {found.st_uid}, not to uid {os.geteuid()}',
-            f'if it is yours, run: sudo chown {os.geteuid()} {quoted}',
-        )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        wanted = '700' if stat.S_ISDIR(found.st_mode) else '600'
-        raise IdentityError(
-            path,
-            f'has mode {stat.S_IMODE(found.st_mode):04o}, so others can get at it',
-            f'run: chmod {wanted} {quoted}',
-        )
-
-
-def _read_private(path: Path) -> bytes:
-    _check_private(path, path.lstat())
-    # The directory is ours alone, so nobody else can have swapped the file since.
-    return path.read_bytes()
-
-
-def _ensure_key(key_file: Path, cert_file: Path) -> EllipticCurvePrivateKey:
-    # Looked at first: a key is written before its certificate, so a certificate without a key is a
-    # key that was lost, and making another one would be a silent change of identity.
-    certified = os.path.lexists(cert_file)
-    if not os.path.lexists(key_file):
-        if certified:
-            raise IdentityError(key_file, 'is missing', 'restore it from a backup')
-        with contextlib.suppress(FileExistsError):
-            pki.write_key_file(key_file, pki.build_key())
-    try:
-        return pki.parse_key_pem(_read_private(key_file))
-    except pki.CertificateError as error:
-        raise IdentityError(key_file, f'is broken: {error}', 'restore it from a backup') from error
-
-
-def _ensure_cert(cert_file: Path, cert_der: bytes) -> None:
-    with contextlib.suppress(FileExistsError):
-        pki.write_cert_file(cert_file, cert_der)
-
-
-def derive_peer(
-    connection: Mapping[str, Any], users: Mapping[str, TrustedUser], own_uid: int
-) -> Peer | None:
-    """Return who is at the other end of an RGI *connection*, or None for anybody at all.
-
-    None is plain TCP, or TLS without a client certificate where the server allows that. With TLS
-    only the certificate counts, on a unix socket too: there the credentials may be a relay's.
-
-    Raises pki.CertificateError (refused by our profile or not issued by that user) and
-    UnknownPeerError (a user we do not trust, or a uid without a meaning here).
-    """
-    if 'ssl_peer_cert' in connection:
-        cert_der = connection['ssl_peer_cert']
-        return None if cert_der is None else _derive_machine(cert_der, users)
-    if 'credentials' in connection:
-        _pid, uid, gid = connection['credentials']
-        return _derive_local(uid, gid, own_uid)
-    return None
-
-
-def _derive_machine(cert_der: bytes, users: Mapping[str, TrustedUser]) -> Peer:
-    claimed = pki.parse_machine_cert(cert_der)
-    user = users.get(claimed.user_id)
-    if user is None:
-        raise UnknownPeerError(
-            f'machine {claimed.machine_id} says it belongs to user {claimed.user_id}, who is not '
-            'trusted here; to trust them, add that user to `users`'
-        )
-    ids = pki.check_issued_by(cert_der, user.ca_cert)
-    return Peer(PeerKind.MACHINE, ids.user_id, ids.machine_id, user.name, user.roles, None, None)
-
-
-def _derive_local(uid: int, gid: int, own_uid: int) -> Peer:
-    if uid == OVERFLOW_UID:
-        raise UnknownPeerError(
-            f'uid {uid} stands for every user that this user namespace has no number for; '
-            'call from a user who has one'
-        )
-    roles = frozenset({OWNER}) if uid == own_uid else frozenset[str]()
-    return Peer(PeerKind.LOCAL, None, None, f'uid:{uid}', roles, uid, gid)
-
-
-def check_server(cert_der: bytes | None, machine_id: str) -> None:
-    """Check that a server is the machine a client meant to call.
-
-    *cert_der* is the `peer_certificate` of a client's connection (`SSLSocket.getpeercert(True)`),
-    whose chain the handshake has verified; *machine_id* is the expected one, compared whole.
-
-    Raises pki.CertificateError (MACHINE_ID for another machine, with both ids).
-    """
-    found = pki.parse_machine_cert(cert_der).machine_id
-    if found != machine_id:
-        raise pki.CertificateError(
-            pki.CertificateFault.MACHINE_ID, f'expected {machine_id}, found {found}'
-        )
-
-
-def build_roles(allow: str | Collection[str]) -> frozenset[str]:
-    """Return the roles that may do something: `allow`, which is one or several, and OWNER.
-
-    Raises TypeError for what is no name, ValueError where none is named.
-    """
-    roles = frozenset({allow} if isinstance(allow, str) else allow)
-    if not all(isinstance(role, str) for role in roles):
-        raise TypeError(f'allow must be the name of a role or several, not {allow!r}')
-    if not roles or '' in roles:
-        raise ValueError(f'allow must name a role, not {allow!r}; {OWNER!r} is my own user')
-    return roles | {OWNER}
-
-
-def find_caller(connection: Mapping[str, Any]) -> Peer:
-    """Return who makes the requests of a connection that `Authenticated` has looked at.
-
-    Raises UnknownPeerError, for the caller to read: nobody knows who it is, or nobody looked.
-    """
-    if '_peer' not in connection:
-        _warn_of_missing_middleware()
-        raise UnknownPeerError('this server was set up without a way to know who calls')
-    peer: Peer | None = connection['_peer']
-    if peer is None:
-        raise UnknownPeerError('who calls is not known; use a client certificate, or a unix socket')
-    return peer
-
-
-@functools.cache  # once is enough: it is true of every request
-def _warn_of_missing_middleware() -> None:
-    _log.warning('nothing says who calls: wrap the application in Authenticated')
-
-
-class MachineClient(SSLClient):
-    """A client of one machine, wherever it is: each connection proves the machine's id."""
-
-    def __init__(
-        self, sslctx: ssl.SSLContext, address: Address, machine_id: str, **options: Any
-    ) -> None:
-        """Remember where and whom to connect to; other arguments as for `degu.client.SSLClient`."""
-        super().__init__(sslctx, address, **options)
-        self.machine_id = machine_id
-
-    def connect(self) -> Connection:
-        """Connect and check who is there.
-
-        Raises pki.CertificateError for another machine, and what SSLClient.connect() raises.
+        Raises IdentityError where the key of the user is not here, OSError.
         """
-        connection = super().connect()
-        try:
-            check_server(connection.peer_certificate, self.machine_id)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        key = self.read_machine_key()
+        return self.install(key, self.certify(key.public_key(), now))
 
+    def rotate(self, now: datetime) -> Identity:
+        """Give this machine a new key, and so a new machine id; return who I am now.
 
-class Authenticated:
-    """Middleware: an RGI app whose connections carry `connection['_peer']` or are rejected.
+        Raises IdentityError where the key of the user is not here, OSError.
+        """
+        key = pki.build_key()
+        return self.install(key, self.certify(key.public_key(), now))
 
-    *app* is the RGI app to protect; its own `on_connect`, if it has one, is called after `_peer` is
-    set. *users* maps user id to TrustedUser and is looked up anew for each connection. *own_uid* is
-    whom a unix socket takes for the owner.
-    """
+    def install(self, machine_key: EllipticCurvePrivateKey, machine_cert: bytes) -> Identity:
+        """Keep a new certificate of my user (DER) and its key; return who I am now.
 
-    def __init__(self, app: App, users: Mapping[str, TrustedUser], own_uid: int) -> None:
-        """Raises TypeError for a user whose roles are no frozenset (those of a str are letters)."""
-        for user in users.values():
-            if not isinstance(user.roles, frozenset):
-                raise TypeError(
-                    f'the roles of {user.name!r} must be a frozenset of names, not {user.roles!r}'
+        Raises pki.CertificateError if the two do not fit each other or my user, OSError.
+        """
+        _check_machine(machine_key, machine_cert, self.user_cert)
+        with locked(self.directory):
+            durable.replace(self.machine_file, _format_machine(machine_key, machine_cert))
+        return Identity.open(self.directory)
+
+    def discard(self) -> None:
+        """Take back a `join`: this machine is nobody's again.
+
+        Raises IdentityError if the key of the user is here (it would be lost for ever), OSError.
+        """
+        with locked(self.directory):
+            if self.can_certify:
+                raise IdentityError(
+                    self.directory / _USER_KEY, 'would be lost', 'remove the directory by hand'
                 )
-        self._app = app
-        self._users = users
-        self._own_uid = own_uid
+            self.machine_file.unlink()
+            self.user_cert_file.unlink()
+            durable.sync_directory(self.directory)
 
-    def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
-        """Set `connection['_peer']`; reject (False, the reason logged) who is not who they say."""
+    def read_machine_key(self) -> EllipticCurvePrivateKey:
+        """Return the key of this machine. Raises IdentityError, OSError."""
+        return _read_key(self.machine_file)
+
+    def _read_user_key(self) -> EllipticCurvePrivateKey:
         try:
-            connection['_peer'] = derive_peer(connection, self._users, self._own_uid)
-        except (pki.CertificateError, UnknownPeerError) as error:
-            _log.warning('rejected %r: %s', connection['client'], error)
-            return False
-        on_connect = getattr(self._app, 'on_connect', None)
-        return on_connect is None or on_connect(sock, connection) is True
+            return _read_key(self.directory / _USER_KEY)
+        except FileNotFoundError:
+            raise IdentityError(
+                self.directory / _USER_KEY,
+                'is not on this machine, which therefore cannot certify others',
+                'do this on the machine where the user was made, or import the key',
+            ) from None
 
-    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
-        """Handle a request with the wrapped app."""
-        return self._app(connection, request)
+    def export_user(self, passphrase: str) -> bytes:
+        """Return the key and the certificate of my user, encrypted (see `degu_rpc.peers.export`).
+
+        Raises ValueError for a short passphrase, IdentityError where the key is not here.
+        """
+        salt = secrets.token_bytes(SALT_SIZE)
+        return format_user(self._read_user_key(), self.user_cert, passphrase, salt)
+
+    @classmethod
+    def import_user(
+        cls,
+        directory: str | os.PathLike[str],
+        exported: bytes,
+        passphrase: str,
+        now: datetime,
+    ) -> Identity:
+        """Let the machine in *directory* certify for the user whom `export_user` exported.
+
+        A machine of that user gets the key; where there is no identity yet, one is made.
+
+        Raises ValueError for a wrong passphrase or a damaged file, IdentityError if another user is
+        there, OSError.
+        """
+        user_key, user_cert = parse_user(exported, passphrase)
+        _check_user_key(user_key, user_cert)
+        directory = Path(directory).resolve()
+        make_directory(directory)
+        with locked(directory):
+            user_cert_file = directory / _USER_CERT
+            if os.path.lexists(user_cert_file):
+                found = pki.parse_user_cert(pki.parse_cert_pem(read_private(user_cert_file)))
+                if found != pki.derive_user_id(user_key.public_key()):
+                    raise IdentityError(
+                        user_cert_file, f'is of another user, {found}', 'give another directory'
+                    )
+            if not os.path.lexists(directory / _USER_KEY):
+                durable.write_new(directory / _USER_KEY, pki.format_key_pem(user_key))
+            if not os.path.lexists(directory / _MACHINE):
+                _complete(directory, user_cert, now)
+        return cls.open(directory)
+
+
+def _refuse_existing(directory: Path) -> None:
+    if os.path.lexists(directory / _MACHINE):
+        raise FileExistsError(f'{directory} holds an identity already; it was left alone')
+
+
+def _read_key(path: Path) -> EllipticCurvePrivateKey:
+    try:
+        return pki.parse_key_pem(read_private(path))
+    except pki.CertificateError as error:
+        raise IdentityError(path, f'is broken: {error}', _BACKUP) from error
+
+
+def _ensure_user_key(directory: Path) -> EllipticCurvePrivateKey:
+    key_file = directory / _USER_KEY
+    if not os.path.lexists(key_file):
+        # The key is written before its certificate: this one was lost, or another machine has it,
+        # and making another user would be a silent change of identity.
+        if os.path.lexists(directory / _USER_CERT):
+            raise IdentityError(
+                key_file,
+                f'is missing, and {_USER_CERT} is there: a backup that is not whole, or a pairing '
+                'that was interrupted',
+                f'{_BACKUP}, join again, or remove {_USER_CERT} to begin anew',
+            )
+        durable.write_new(key_file, pki.format_key_pem(pki.build_key()))
+    return _read_key(key_file)
+
+
+def _complete(directory: Path, user_cert: bytes, now: datetime) -> None:
+    """Write what is missing beside the key of the user."""
+    user_key = _read_key(directory / _USER_KEY)
+    if not os.path.lexists(directory / _USER_CERT):
+        durable.write_new(directory / _USER_CERT, pki.format_cert_pem(user_cert))
+    machine_key = pki.build_key()
+    machine_cert = pki.build_machine_cert(user_key, machine_key.public_key(), now)
+    durable.write_new(directory / _MACHINE, _format_machine(machine_key, machine_cert))
+
+
+def _format_machine(machine_key: EllipticCurvePrivateKey, machine_cert: bytes) -> bytes:
+    return pki.format_key_pem(machine_key) + pki.format_cert_pem(machine_cert)
+
+
+def _check_user_key(user_key: EllipticCurvePrivateKey, user_cert: bytes) -> None:
+    if pki.derive_user_id(user_key.public_key()) != pki.parse_user_cert(user_cert):
+        raise pki.CertificateError(pki.CertificateFault.KEY, 'it is not the one of the user')
+
+
+def _check_machine(
+    machine_key: EllipticCurvePrivateKey, machine_cert: bytes, user_cert: bytes
+) -> pki.MachineIds:
+    ids = pki.check_issued_by(machine_cert, user_cert)
+    if pki.derive_machine_id(machine_key.public_key()) != ids.machine_id:
+        raise pki.CertificateError(pki.CertificateFault.KEY, 'it is not the one of the machine')
+    return ids

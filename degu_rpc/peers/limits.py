@@ -2,6 +2,8 @@
 
 MAX_USERS = 1000
 """Users that one machine trusts."""
+MAX_MACHINES = 1000
+"""Machines of one user that are known by name."""
 MAX_DENIED = 1000
 """Machines of one user that are denied."""
 MAX_NAME_LENGTH = 64
@@ -10,6 +12,8 @@ MAX_ROLES = 32
 """Roles of one user."""
 MAX_RECORD_SIZE = 256 * 1024
 """Bytes of the file about one user."""
+MIN_PASSPHRASE_LENGTH = 12
+"""Characters of the passphrase of an exported user."""
 RENEWAL_TIMEOUT_S = 30.0
 """How long a machine waits for its new certificate."""
 

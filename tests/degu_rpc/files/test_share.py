@@ -94,7 +94,7 @@ def test_a_caller_is_told_why_nobody_knows_it(serve, top):
     with FileShare(top, 'peer') as app:
         with serve(app, anonymous=True).connect() as connection:
             assert b'this server was set up without' in connection.get('/ls').body.read()
-        wrapped = Authenticated(app, {}, os.getuid())
+        wrapped = Authenticated(app)
         with serve(wrapped, anonymous=True).connect() as connection:
             assert b'use a client certificate' in connection.get('/ls').body.read()
 

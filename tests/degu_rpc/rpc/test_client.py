@@ -16,7 +16,7 @@ from degu.misc import TempPKI
 from degu.server import Server, SSLServer, build_server_sslctx
 from degu_rpc import Code, Router, RpcApp, RpcClient, RpcError, Service
 from degu_rpc.errors import CodecError
-from degu_rpc.peers import Identity, MachineClient
+from degu_rpc.peers import Identity, MachineClient, TrustStore
 from degu_rpc.rpc import client as client_module
 from degu_rpc.rpc.codec import CODECS, JSON, MSGPACK, Codec
 from degu_rpc.rpc.limits import MAX_CONNECTIONS, MAX_MESSAGE_SIZE
@@ -399,11 +399,9 @@ def test_server_whose_certificate_we_refuse_is_unauthenticated() -> None:
 def test_another_machine_than_the_one_that_was_meant_is_unauthenticated(
     tmp_path: pathlib.Path,
 ) -> None:
-    me = Identity.create(tmp_path / 'me', datetime.now(UTC))
-    sslctx = build_server_sslctx(me.server_config(me.user_cert_file))
-    with SSLServer(sslctx, ('127.0.0.1', 0), build_app()) as server:
-        config = me.client_config(me.user_cert_file)
-        client = MachineClient(build_client_sslctx(config), server.address, 'a' * 48)
+    trust = TrustStore(Identity.create(tmp_path / 'me', datetime.now(UTC)))
+    with SSLServer(trust.server_sslctx, ('127.0.0.1', 0), build_app()) as server:
+        client = MachineClient(trust.client_sslctx(), server.address, 'a' * 48)
         with RpcClient(client) as rpc, pytest.raises(RpcError, match='a' * 48) as caught:
             rpc[FILES].stat(path='/a')
     assert caught.value.code is Code.UNAUTHENTICATED

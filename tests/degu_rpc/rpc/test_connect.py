@@ -269,7 +269,7 @@ def test_details_that_cannot_travel_are_an_internal_error(
 
 @pytest.mark.parametrize('name', ['echo', 'wipe', 'none'])
 def test_unknown_caller_is_unauthenticated(serve: Callable[..., Any], name: str) -> None:
-    client, _ = serve(Authenticated(build_app(), {}, os.getuid()), roles=None)
+    client, _ = serve(Authenticated(build_app()), roles=None)
     with client.connect() as connection:
         status, error = post(connection, name, {})
     assert (status, error['code']) == (401, 'unauthenticated')
@@ -308,7 +308,7 @@ def test_body_of_a_caller_that_is_refused_is_not_read(serve: Callable[..., Any])
 
 
 def test_unix_socket_of_my_own_uid_is_the_owner(tmp_path: pathlib.Path) -> None:
-    app = Authenticated(build_app(), {}, os.getuid())
+    app = Authenticated(build_app())
     with (
         Server(str(tmp_path / 'socket'), app) as server,
         Client(server.address).connect() as connection,
@@ -318,7 +318,7 @@ def test_unix_socket_of_my_own_uid_is_the_owner(tmp_path: pathlib.Path) -> None:
 
 
 def test_unix_socket_of_another_uid_is_denied(tmp_path: pathlib.Path) -> None:
-    app = Authenticated(build_app(), {}, os.getuid() + 1)
+    app = Authenticated(build_app(), own_uid=os.getuid() + 1)
     with (
         Server(str(tmp_path / 'socket'), app) as server,
         Client(server.address).connect() as connection,
@@ -487,7 +487,7 @@ def test_call_typed_into_curl_over_tcp(serve: Callable[..., Any], curl: str) -> 
 
 def test_call_typed_into_curl_over_a_unix_socket(tmp_path: pathlib.Path, curl: str) -> None:
     path = str(tmp_path / 'socket')
-    with Server(path, Authenticated(build_app(), {}, os.getuid())):
+    with Server(path, Authenticated(build_app())):
         output = run_curl(
             curl, '--unix-socket', path, '--json', '{}', f'http://localhost{METHOD}wipe'
         )

@@ -1,0 +1,69 @@
+"""Small private files that appear whole or not at all, whatever happens meanwhile.
+
+1. The content goes to a temporary file beside the final name, of mode 0600 under any umask.
+2. It is made durable (fsync) before it gets its name.
+3. `write_new` links it to a name that must be free; `replace` renames it over what is there.
+4. The directory is made durable too.
+
+A kill at any moment leaves the old state or the new one, and perhaps a temporary file, whose name
+`is_temporary` knows. There are no threads and no locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SUFFIX = '.tmp'
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a new file of mode 0600, whole or not at all.
+
+    Raises FileExistsError (an existing file is never replaced) and any other OSError.
+    """
+    with _temporary(path, data) as temporary:
+        os.link(temporary, path)
+    sync_directory(path.parent)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600 in place of what is at `path`, if anything is. Raises OSError."""
+    with _temporary(path, data) as temporary:
+        temporary.rename(path)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}{_SUFFIX}')
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, 'wb') as fp:
+            os.fchmod(fd, 0o600)  # a umask can only have taken bits away
+            fp.write(data)
+            fp.flush()
+            os.fsync(fd)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Say whether `name` is one that a killed write left behind, or that is being written."""
+    return name.startswith('.') and name.endswith(_SUFFIX)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in *directory* survive a power loss. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

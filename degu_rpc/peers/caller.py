@@ -1,0 +1,211 @@
+"""Who is calling: once per connection and before any request.
+
+1. OpenSSL has verified the chain and the validity period, or the kernel says who connected.
+2. `derive_peer` turns that into a `Peer`, or says why there is none.
+3. `Authenticated` keeps it as `connection['_peer']`, and derives it anew before a request if trust
+   has changed since: a removed peer's next request fails, on an open connection too.
+4. `find_caller` is how an application asks.
+
+Authentication is per connection, authorization per request: `build_roles` makes what a caller's
+roles are compared with. There are no threads and no locks: what is looked up is never changed, only
+replaced.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import os
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from degu import pki
+from degu_rpc.errors import UnknownPeerError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Collection, Mapping
+
+    from degu.rgi import App, Response
+
+OWNER = 'owner'  # the role of my own user and my own uid; any other name can be a role too
+
+# What the kernel reports for every user who has no number in this user namespace: could be anybody.
+OVERFLOW_UID = 65534
+
+_NOBODY: Mapping[str, TrustedUser] = MappingProxyType({})
+
+_log = logging.getLogger('degu_rpc.peers')
+
+
+class PeerKind(enum.Enum):
+    """How we know a caller: by certificate, or by the kernel's word."""
+
+    MACHINE = 'machine'
+    LOCAL = 'local'
+
+
+class Peer(NamedTuple):
+    """Who is calling.
+
+    A machine has `user_id` and `machine_id`, a local caller has `uid` and `gid`; the other two are
+    None. `name` is for people to read and decides nothing, `roles` is what authorization goes by.
+    """
+
+    kind: PeerKind
+    user_id: str | None
+    machine_id: str | None
+    name: str
+    roles: frozenset[str]
+    uid: int | None
+    gid: int | None
+
+
+class TrustedUser(NamedTuple):
+    """A user whose machines may connect, all but the denied ones.
+
+    `ca_cert` is DER; `name` and `roles` are what we gave the user; `machines` are those that we
+    know of, with our names for them by id.
+    """
+
+    user_id: str
+    ca_cert: bytes
+    name: str
+    roles: frozenset[str]
+    machines: Mapping[str, str] = MappingProxyType({})
+    denied: frozenset[str] = frozenset()
+
+
+def derive_peer(
+    connection: Mapping[str, Any], users: Mapping[str, TrustedUser], own_uid: int
+) -> Peer | None:
+    """Return who is at the other end of an RGI *connection*, or None for anybody at all.
+
+    None is plain TCP, or TLS without a client certificate where the server allows that. With TLS
+    only the certificate counts, on a unix socket too: there the credentials may be a relay's.
+
+    Raises pki.CertificateError (refused by our profile or not issued by that user) and
+    UnknownPeerError (a user we do not trust, a machine we deny, a uid without a meaning here).
+    """
+    if 'ssl_peer_cert' in connection:
+        cert_der = connection['ssl_peer_cert']
+        return None if cert_der is None else _derive_machine(cert_der, users)
+    if 'credentials' in connection:
+        _pid, uid, gid = connection['credentials']
+        return _derive_local(uid, gid, own_uid)
+    return None
+
+
+def _derive_machine(cert_der: bytes, users: Mapping[str, TrustedUser]) -> Peer:
+    claimed = pki.parse_machine_cert(cert_der)
+    user = users.get(claimed.user_id)
+    if user is None:
+        raise UnknownPeerError(
+            f'machine {claimed.machine_id} says it belongs to user {claimed.user_id}, who is not '
+            'trusted here; to trust them, pair with them'
+        )
+    ids = pki.check_issued_by(cert_der, user.ca_cert)
+    if ids.machine_id in user.denied:
+        raise UnknownPeerError(
+            f'machine {ids.machine_id} of user {ids.user_id} is denied here; to let it in again, '
+            'allow it'
+        )
+    return Peer(PeerKind.MACHINE, ids.user_id, ids.machine_id, user.name, user.roles, None, None)
+
+
+def _derive_local(uid: int, gid: int, own_uid: int) -> Peer:
+    if uid == OVERFLOW_UID:
+        raise UnknownPeerError(
+            f'uid {uid} stands for every user that this user namespace has no number for; '
+            'call from a user who has one'
+        )
+    roles = frozenset({OWNER}) if uid == own_uid else frozenset[str]()
+    return Peer(PeerKind.LOCAL, None, None, f'uid:{uid}', roles, uid, gid)
+
+
+def build_roles(allow: str | Collection[str]) -> frozenset[str]:
+    """Return the roles that may do something: `allow`, which is one or several, and OWNER.
+
+    Raises TypeError for what is no name, ValueError where none is named.
+    """
+    roles = frozenset({allow} if isinstance(allow, str) else allow)
+    if not all(isinstance(role, str) for role in roles):
+        raise TypeError(f'allow must be the name of a role or several, not {allow!r}')
+    if not roles or '' in roles:
+        raise ValueError(f'allow must name a role, not {allow!r}; {OWNER!r} is my own user')
+    return roles | {OWNER}
+
+
+def find_caller(connection: Mapping[str, Any]) -> Peer:
+    """Return who makes the requests of a connection that `Authenticated` has looked at.
+
+    Raises UnknownPeerError, for the caller to read: nobody knows who it is, or nobody looked.
+    """
+    if '_peer' not in connection:
+        _warn_of_missing_middleware()
+        raise UnknownPeerError('this server was set up without a way to know who calls')
+    peer: Peer | None = connection['_peer']
+    if peer is None:
+        raise UnknownPeerError('who calls is not known; use a client certificate, or a unix socket')
+    return peer
+
+
+@functools.cache  # once is enough: it is true of every request
+def _warn_of_missing_middleware() -> None:
+    _log.warning('nothing says who calls: wrap the application in Authenticated')
+
+
+class Authenticated:
+    """Middleware: an RGI app whose connections carry `connection['_peer']` or are rejected.
+
+    *app* is the RGI app to protect; its own `on_connect`, if it has one, is called after `_peer` is
+    set. *read_users* returns whom we trust by user id (`TrustStore.read`): always the same mapping,
+    until trust changes; without it, only local callers are known. *own_uid* is whom a unix socket
+    takes for the owner: the uid of this process, unless a service runs for somebody else.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        read_users: Callable[[], Mapping[str, TrustedUser]] = lambda: _NOBODY,
+        own_uid: int | None = None,
+    ) -> None:
+        """Remember what to protect, and whom to ask. Raises TypeError for no function."""
+        if not callable(read_users):
+            raise TypeError(
+                f'read_users must be a function, as TrustStore.read is one, not {read_users!r}'
+            )
+        self._app = app
+        self._read_users = read_users
+        self._own_uid = os.geteuid() if own_uid is None else own_uid
+
+    def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
+        """Set `connection['_peer']`; reject (False, the reason logged) who is not who they say."""
+        if self._find_refusal(connection, self._read_users()) is not None:
+            return False
+        on_connect = getattr(self._app, 'on_connect', None)
+        return on_connect is None or on_connect(sock, connection) is True
+
+    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
+        """Handle a request with the wrapped app; 403 for whom we trust no longer."""
+        users = self._read_users()
+        if users is not connection['_users']:
+            refusal = self._find_refusal(connection, users)
+            if refusal is not None:
+                headers = {'connection': 'close', 'content-type': 'text/plain; charset=utf-8'}
+                return 403, 'Forbidden', headers, f'{refusal}\n'.encode()
+        return self._app(connection, request)
+
+    def _find_refusal(
+        self, connection: dict[str, Any], users: Mapping[str, TrustedUser]
+    ) -> str | None:
+        """Say who calls, as `_peer`; or log and return why nobody does whom we know."""
+        try:
+            peer = derive_peer(connection, users, self._own_uid)
+        except (pki.CertificateError, UnknownPeerError) as error:
+            _log.warning('rejected %r: %s', connection['client'], error)
+            return str(error)
+        connection['_peer'] = peer
+        connection['_users'] = users  # what this is true of
+        return None

@@ -1,0 +1,415 @@
+"""Whom I trust: one file a user, and a tombstone for each who was removed.
+
+A directory `peers` of mode 0700 beside the identity, with files of mode 0600:
+
+    <user id>.json           the CA certificate, our name and roles for the user, the machines that
+                             we know of and those that are denied, when and how the user came here
+    <user id>.removed.json   the user was removed; it outweighs each record that is not newer
+
+1. Each change is made under a lock that all processes respect, and is one file that appears whole
+   or not at all. Removal writes the tombstone first.
+2. `read` is what everybody asks, once a request: a look at the time of the directory, and no more
+   while nothing has changed. It returns the same mapping then, so that "has trust changed" is `is`.
+3. `server_sslctx` and `client_sslctx` make TLS contexts from that, and from the machine's
+   certificate as it is by then.
+
+Records and tombstones are counted, by `epoch`, and not compared by clocks: a backup or another
+machine that brings an old record back does not bring the user back. Only `revive` does, and that is
+for a person who has just decided it. A file that cannot be used is logged and trusts nobody.
+
+Threads: any may call anything. `_lock` guards what was read last and the contexts made from it; the
+lock on the directory guards the files. What this does not do: tell other machines.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import ssl
+import threading
+import time
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from degu import durable, pki
+from degu.tls import build_client_sslctx, build_server_sslctx
+from degu_rpc.errors import (
+    IdentityError,
+    RemovedUserError,
+    TrustError,
+    UnknownUserError,
+    escape_controls,
+)
+from degu_rpc.peers.caller import OWNER, TrustedUser
+from degu_rpc.peers.limits import (
+    MAX_DENIED,
+    MAX_MACHINES,
+    MAX_NAME_LENGTH,
+    MAX_RECORD_SIZE,
+    MAX_ROLES,
+    MAX_USERS,
+)
+from degu_rpc.peers.private import locked, make_directory, read_private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    from degu_rpc.peers.identity import Identity
+
+DIRECTORY = 'peers'
+OWN_NAME = 'me'
+"""What my own user is called."""
+_RECORD = '.json'
+_RECORD_NAME = re.compile(r'[a-z2-7]{48}\.json')
+_TOMBSTONE = '.removed.json'
+_REMEDY = 'restore it from a backup, or remove the file and pair again'
+
+# A second change right after one that was read may leave the directory's time as it was: file
+# systems count in ticks of up to 10 ms.
+_SETTLED_NS = 50_000_000
+
+_log = logging.getLogger('degu_rpc.peers')
+
+_Id = Annotated[str, msgspec.Meta(pattern=r'\A[a-z2-7]{48}\Z')]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of <user id>.json."""
+
+    version: Literal[1]
+    user_id: _Id
+    ca_cert: str
+    name: _Name
+    roles: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=MAX_ROLES)]
+    machines: Annotated[dict[_Id, _Name], msgspec.Meta(max_length=MAX_MACHINES)]
+    denied: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_DENIED)]
+    added_at: str
+    added_how: str
+    epoch: int
+
+
+class _Tombstone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of <user id>.removed.json."""
+
+    version: Literal[1]
+    user_id: _Id
+    name: _Name
+    removed_at: str
+    epoch: int
+
+
+_T = TypeVar('_T', _Record, _Tombstone)
+
+
+class Former(NamedTuple):
+    """What a change replaced: the content of the file about that user, None for no file."""
+
+    user_id: str
+    content: bytes | None
+
+
+class _State(NamedTuple):
+    """What was read, when the directory had this time."""
+
+    stamp: tuple[int, ...]
+    is_settled: bool
+    users: Mapping[str, TrustedUser]
+
+
+class TrustStore:
+    """Whom this machine trusts; see the module."""
+
+    # Set once: all but what _lock guards, _state and _contexts.
+
+    def __init__(self, identity: Identity) -> None:
+        """Use the store beside an identity; it is made where it is missing.
+
+        Raises IdentityError where others could get at it, OSError.
+        """
+        self.directory = identity.directory / DIRECTORY
+        make_directory(self.directory)
+        self._identity = identity
+        self._lock = threading.Lock()
+        self._state = _State((), False, MappingProxyType({}))
+        self._contexts: dict[object, ssl.SSLContext] = {}
+        self._contexts_of: tuple[object, ...] = ()
+
+    def read(self) -> Mapping[str, TrustedUser]:
+        """Return whom we trust, by user id: my own user always, unless its file is broken.
+
+        It is the same mapping as before if nothing has changed. Raises OSError.
+        """
+        state = self._state
+        if state.is_settled and state.stamp == _stamp(self.directory):
+            return state.users
+        with self._lock:
+            # Before the files: a change meanwhile is one more reason to read them again.
+            stamp = _stamp(self.directory)
+            is_settled = abs(time.time_ns() - stamp[0]) > _SETTLED_NS
+            users: Mapping[str, TrustedUser] = MappingProxyType(self._load())
+            if users == self._state.users:
+                users = self._state.users
+            self._state = _State(stamp, is_settled, users)
+            return users
+
+    def _load(self) -> dict[str, TrustedUser]:
+        own = self._identity
+        me = TrustedUser(own.user_id, own.user_cert, OWN_NAME, frozenset({OWNER}))
+        users = {own.user_id: me}
+        for user_id in self._list_users():
+            try:
+                record = self._read_record(user_id)
+                if record is None:
+                    continue
+                users[user_id] = _build_user(record, own.user_id)
+            except (TrustError, IdentityError) as error:
+                # My own user's too: without its file nobody knows which machines are denied.
+                users.pop(user_id, None)
+                _log.error('%s; until then that user is not trusted', error)
+        return users
+
+    def _list_users(self) -> list[str]:
+        names = sorted(os.listdir(self.directory))
+        return [name[: -len(_RECORD)] for name in names if _RECORD_NAME.fullmatch(name)]
+
+    def _path(self, user_id: str, suffix: str = _RECORD) -> Path:
+        return self.directory / f'{user_id}{suffix}'
+
+    def _read_record(self, user_id: str) -> _Record | None:
+        """Return the record of a user, None if there is none that counts."""
+        record = _read(self._path(user_id), _Record)
+        if record is None:
+            return None
+        if record.user_id != user_id:
+            raise TrustError(user_id, f'its file is about {record.user_id}', _REMEDY)
+        return record if record.epoch > self._read_removed_epoch(user_id) else None
+
+    def _read_removed_epoch(self, user_id: str) -> int:
+        tombstone = _read(self._path(user_id, _TOMBSTONE), _Tombstone)
+        return 0 if tombstone is None else tombstone.epoch
+
+    def add(
+        self,
+        user_cert: bytes,
+        name: str,
+        roles: Collection[str],
+        how: str,
+        now: datetime,
+        *,
+        machines: Mapping[str, str] = MappingProxyType({}),
+        revive: bool = False,
+    ) -> Former:
+        """Trust a user, or change what we call a trusted one and what roles they have.
+
+        *user_cert* is DER; *how* says how it came here; *machines* are names by machine id, and are
+        added to those that are known. What is denied stays denied. A user who was removed comes
+        back with *revive* only. Returns what was there before, for `put_back`.
+
+        Raises pki.CertificateError for the certificate, ValueError or TypeError for another
+        argument, RemovedUserError, TrustError for too many users, OSError.
+        """
+        user_id = pki.parse_user_cert(user_cert)
+        if user_id == self._identity.user_id:
+            raise ValueError('my own user is trusted by itself; add_machine() names a machine')
+        if isinstance(roles, str) or OWNER in roles:
+            raise ValueError(f'roles are names, and {OWNER!r} is none to be given; not {roles!r}')
+        with locked(self.directory):
+            tombstone = _read(self._path(user_id, _TOMBSTONE), _Tombstone)
+            record = self._read_record(user_id)
+            if record is None and tombstone is not None and not revive:
+                raise RemovedUserError(user_id, tombstone.name, tombstone.removed_at)
+            if record is None and len(self._list_users()) >= MAX_USERS:
+                raise TrustError(user_id, f'is one more than {MAX_USERS} users', 'remove one first')
+            return self._write(
+                _Record(
+                    version=1,
+                    user_id=user_id,
+                    ca_cert=pki.format_cert_pem(user_cert).decode('ascii'),
+                    name=name,
+                    roles=tuple(sorted(set(roles))),
+                    machines={**(record.machines if record else {}), **machines},
+                    denied=record.denied if record else (),
+                    added_at=now.isoformat(timespec='seconds'),
+                    added_how=how,
+                    epoch=1 + (tombstone.epoch if tombstone else 0),
+                )
+            )
+
+    def remove(self, user_id: str, now: datetime) -> None:
+        """Trust a user no longer; their next request fails, on an open connection too.
+
+        Raises UnknownUserError, ValueError for my own user, OSError.
+        """
+        if user_id == self._identity.user_id:
+            raise ValueError('my own user cannot be removed; deny() keeps a machine out')
+        with locked(self.directory):
+            record = self._read_record(user_id)
+            if record is None:
+                raise UnknownUserError(user_id)
+            tombstone = _Tombstone(
+                version=1,
+                user_id=user_id,
+                name=record.name,
+                removed_at=now.isoformat(timespec='seconds'),
+                epoch=record.epoch,
+            )
+            durable.replace(self._path(user_id, _TOMBSTONE), _format(tombstone))
+            self._path(user_id).unlink()
+            durable.sync_directory(self.directory)
+
+    def put_back(self, former: Former) -> None:
+        """Take a change back: what `add` or `add_machine` replaced is there again.
+
+        Raises OSError.
+        """
+        with locked(self.directory):
+            path = self._path(former.user_id)
+            if former.content is not None:
+                durable.replace(path, former.content)
+            else:
+                path.unlink(missing_ok=True)
+                durable.sync_directory(self.directory)
+
+    def add_machine(self, user_id: str, machine_id: str, name: str) -> Former:
+        """Remember a machine of a trusted user, mine included, by a name.
+
+        Returns what was there before. Raises UnknownUserError, ValueError for the id or the name,
+        OSError.
+        """
+        return self._change(user_id, lambda old: {'machines': {**old.machines, machine_id: name}})
+
+    def deny(self, user_id: str, machine_id: str) -> None:
+        """Keep one machine of a trusted user out, mine included.
+
+        Raises UnknownUserError, ValueError for the id, OSError.
+        """
+        self._change(user_id, lambda old: {'denied': tuple(sorted({*old.denied, machine_id}))})
+
+    def allow(self, user_id: str, machine_id: str) -> None:
+        """Let a machine in again that was denied. Raises as `deny` does."""
+        self._change(
+            user_id, lambda old: {'denied': tuple(x for x in old.denied if x != machine_id)}
+        )
+
+    def _change(self, user_id: str, change: Callable[[_Record], dict[str, Any]]) -> Former:
+        with locked(self.directory):
+            record = self._read_record(user_id)
+            if record is None:
+                if user_id != self._identity.user_id:
+                    raise UnknownUserError(user_id)
+                record = self._build_own_record()
+            return self._write(msgspec.structs.replace(record, **change(record)))
+
+    def _build_own_record(self) -> _Record:
+        own = self._identity
+        return _Record(
+            version=1,
+            user_id=own.user_id,
+            ca_cert=pki.format_cert_pem(own.user_cert).decode('ascii'),
+            name=OWN_NAME,
+            roles=(),
+            machines={},
+            denied=(),
+            added_at='',
+            added_how='self',
+            epoch=1,
+        )
+
+    def _write(self, record: _Record) -> Former:
+        """Write a record that obeys its own rules. Raises ValueError for one that does not."""
+        content = _format(record)
+        try:
+            msgspec.json.decode(content, type=_Record)
+        except msgspec.ValidationError as error:
+            raise ValueError(f'this cannot be kept about a user: {error}') from None
+        for text in (record.name, *record.roles, *record.machines.values()):
+            if escape_controls(text) != text:
+                raise ValueError(f'a name must not have control characters: {text!r}')
+        if len(content) > MAX_RECORD_SIZE:
+            raise ValueError(f'the file about a user would have {len(content)} bytes')
+        path = self._path(record.user_id)
+        former = Former(record.user_id, path.read_bytes() if path.exists() else None)
+        durable.replace(path, content)
+        return former
+
+    def server_sslctx(self) -> ssl.SSLContext:
+        """Return the context of a server: what `SSLServer` takes, and calls for each connection.
+
+        Raises OSError and ssl.SSLError where the files of the identity cannot be used.
+        """
+        return self._build_context(build_server_sslctx, {})
+
+    def client_sslctx(self) -> ssl.SSLContext:
+        """Return the context of a client, for a `MachineClient`: TLS alone does not say which
+        machine it is. Raises as `server_sslctx` does.
+        """
+        return self._build_context(build_client_sslctx, {'check_hostname': False})
+
+    def _build_context(
+        self, build: Callable[[dict[str, Any]], ssl.SSLContext], options: dict[str, Any]
+    ) -> ssl.SSLContext:
+        users = self.read()
+        path = self._identity.machine_file
+        with self._lock:
+            while True:
+                source = (users, _stamp(path))
+                if source != self._contexts_of:
+                    self._contexts, self._contexts_of = {}, source
+                if build not in self._contexts:
+                    pem = [pki.format_cert_pem(user.ca_cert).decode() for user in users.values()]
+                    config = {
+                        'cert_file': str(path),
+                        'key_file': str(path),
+                        'ca_data': ''.join(pem),
+                        **options,
+                    }
+                    try:
+                        self._contexts[build] = build(config)
+                    except ssl.SSLError:
+                        if _stamp(path) == source[1]:
+                            raise
+                        continue  # it was replaced between its two readings
+                return self._contexts[build]
+
+
+def _build_user(record: _Record, own_user_id: str) -> TrustedUser:
+    try:
+        ca_cert = pki.parse_cert_pem(record.ca_cert.encode())
+        found = pki.parse_user_cert(ca_cert)
+    except pki.CertificateError as error:
+        raise TrustError(record.user_id, f'its certificate is broken: {error}', _REMEDY) from error
+    if found != record.user_id:
+        raise TrustError(record.user_id, f'its certificate is of {found}', _REMEDY)
+    return TrustedUser(
+        record.user_id,
+        ca_cert,
+        record.name,
+        frozenset({OWNER} if record.user_id == own_user_id else set(record.roles) - {OWNER}),
+        MappingProxyType(record.machines),
+        frozenset(record.denied),
+    )
+
+
+def _read(path: Path, kind: type[_T]) -> _T | None:
+    user_id = path.name.partition('.')[0]
+    try:
+        return msgspec.json.decode(read_private(path), type=kind)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:  # of which ValidationError is one
+        raise TrustError(user_id, f'{path} cannot be read: {error}', _REMEDY) from error
+
+
+def _format(content: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content)) + b'\n'
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = os.stat(path)
+    return (found.st_mtime_ns, found.st_ino, found.st_dev)

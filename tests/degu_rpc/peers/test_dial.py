@@ -1,0 +1,45 @@
+"""degu_rpc.peers.dial: which machine a client talks to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from degu import IPv4_LOOPBACK, pki
+from degu.client import SSLClient
+from degu_rpc.peers import Identity, TrustStore, check_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def answer(connection: dict[str, Any], request: dict[str, Any]) -> Any:
+    return 200, 'OK', {}, None
+
+
+def test_a_client_knows_the_server_by_its_machine_id(
+    serve: Callable[..., Any], alice: Identity, bob: Identity
+) -> None:
+    trust = TrustStore(alice)
+    server = serve(answer, IPv4_LOOPBACK, trust.server_sslctx)
+    with SSLClient(trust.client_sslctx(), server.address).connect() as conn:
+        cert = conn.peer_certificate
+    check_server(cert, alice.machine_id)
+    with pytest.raises(pki.CertificateError) as info:
+        check_server(cert, bob.machine_id)
+    assert info.value.fault is pki.CertificateFault.MACHINE_ID
+    assert alice.machine_id in str(info.value)
+    assert bob.machine_id in str(info.value)
+
+
+def test_part_of_an_id_is_not_the_id(alice: Identity) -> None:
+    for other in (alice.machine_id[:-1], '', alice.machine_id.upper(), alice.user_id):
+        with pytest.raises(pki.CertificateError):
+            check_server(alice.machine_cert, other)
+
+
+def test_a_server_without_a_certificate_is_refused(alice: Identity) -> None:
+    with pytest.raises(pki.CertificateError) as info:
+        check_server(None, alice.machine_id)
+    assert info.value.fault is pki.CertificateFault.MISSING
