@@ -468,6 +468,11 @@ def parse_cert_pem(pem: bytes) -> bytes:
     return cert.public_bytes(serialization.Encoding.DER)
 
 
+def parse_public_key(cert_der: bytes) -> EllipticCurvePublicKey:
+    """Return the public key of a certificate. Raises CertificateError."""
+    return _load(cert_der)[1]
+
+
 def parse_validity(cert_der: bytes) -> Validity:
     """Return when a certificate becomes and ceases to be valid.
 

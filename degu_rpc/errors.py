@@ -159,6 +159,14 @@ class RemovedUserError(TrustError):
         self.removed_at = removed_at
 
 
+class RenewalError(DeguRpcError):
+    """No new certificate came; or, with `is_installed`, the former id could not be retired."""
+
+    def __init__(self, message: str, *, is_installed: bool = False) -> None:
+        super().__init__(message)
+        self.is_installed = is_installed
+
+
 class FilesError(DeguRpcError):
     """Base of what the files wing raises. A transfer that failed goes on where it stopped."""
 

@@ -14,8 +14,8 @@ MAX_RECORD_SIZE = 256 * 1024
 """Bytes of the file about one user."""
 MIN_PASSPHRASE_LENGTH = 12
 """Characters of the passphrase of an exported user."""
-RENEWAL_TIMEOUT_S = 30.0
-"""How long a machine waits for its new certificate."""
+MAX_CERTIFICATE_SIZE = 8192
+"""Bytes of a certificate or of the request for one."""
 
 PAIRING_WINDOW_S = 120.0
 """How long a pairing window is open ..."""

@@ -1,0 +1,162 @@
+"""A machine's new certificate, and its new key, from a machine that certifies for the same user.
+
+1. `Certifier` is the RGI app of the issuing machine. It answers machines of its own user only, whom
+   `Authenticated` has told apart; who is denied does not come this far.
+2. `POST renew` gives the caller a new certificate for the key it called with: the id stays.
+3. `POST rotate`, with a certificate request (PKCS #10) as its body, certifies a new key: whoever
+   has it is another machine, by id. `POST retire` denies the caller here from then on.
+4. `renew` and `rotate` are the other side. What they get is checked as if it came from anybody, and
+   kept by `Identity.install`: at any moment the old state is on disk, or the new one.
+
+Other machines are told nothing: one that was told to know this machine by its former id must be
+told anew. There are no threads and no locks.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from degu import pki
+from degu.bodies import Input
+from degu.errors import DeguError
+from degu_rpc.errors import IdentityError, RenewalError, UnknownPeerError, escape_controls
+from degu_rpc.peers.caller import PeerKind, find_caller
+from degu_rpc.peers.limits import MAX_CERTIFICATE_SIZE
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+    from degu.client import Connection, SSLClient
+    from degu.rgi import Response
+    from degu_rpc.peers.caller import Peer
+    from degu_rpc.peers.identity import Identity
+    from degu_rpc.peers.trust import TrustStore
+
+CERTIFICATE_TYPE = 'application/pkix-cert'  # Source: RFC 2585 §4.1
+REQUEST_TYPE = 'application/pkcs10'  # Source: RFC 5967 §7.1
+
+_log = logging.getLogger('degu_rpc.peers')
+
+
+class Certifier:
+    """An RGI app that certifies machines of my own user; it belongs behind `Authenticated`."""
+
+    # Set once: all.
+
+    def __init__(self, identity: Identity, trust: TrustStore) -> None:
+        """Certify for the user of *identity*, and deny in *trust* whoever retires.
+
+        Raises IdentityError where the key of the user is not on this machine.
+        """
+        if not identity.can_certify:
+            raise IdentityError(
+                identity.directory, 'has no key of the user', 'certify where the user was made'
+            )
+        self._identity = identity
+        self._trust = trust
+
+    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
+        """Answer `POST renew`, `POST rotate` and `POST retire`."""
+        try:
+            peer = find_caller(connection)
+        except UnknownPeerError as error:
+            return _refuse(401, 'Unauthorized', str(error))
+        if peer.kind is not PeerKind.MACHINE or peer.user_id != self._identity.user_id:
+            return _refuse(403, 'Forbidden', 'this is for machines of the same user')
+        if request['method'] != 'POST':
+            return 405, 'Method Not Allowed', {'allow': 'POST'}, None
+        match request['path']:
+            case ['renew']:
+                return self._certify(peer, pki.parse_public_key(connection['ssl_peer_cert']))
+            case ['rotate']:
+                return self._rotate(peer, request)
+            case ['retire']:
+                self._trust.deny(self._identity.user_id, str(peer.machine_id))
+                _log.info('machine %s retired', peer.machine_id)
+                return 204, 'No Content', {}, None
+        return _refuse(404, 'Not Found', 'there are renew, rotate and retire')
+
+    def _rotate(self, peer: Peer, request: dict[str, Any]) -> Response:
+        body = request['body']
+        if not isinstance(body, Input):
+            return _refuse(411, 'Length Required', 'send a PKCS #10 request with a length')
+        if body.content_length > MAX_CERTIFICATE_SIZE:
+            return _refuse(413, 'Content Too Large', f'at most {MAX_CERTIFICATE_SIZE} bytes')
+        try:
+            return self._certify(peer, pki.parse_csr(body.read()))
+        except pki.CertificateError as error:
+            return _refuse(400, 'Bad Request', str(error))
+
+    def _certify(self, peer: Peer, public_key: EllipticCurvePublicKey) -> Response:
+        cert = self._identity.certify(public_key, datetime.now(UTC))
+        _log.info(
+            'machine %s got a certificate for %s',
+            peer.machine_id,
+            pki.derive_machine_id(public_key),
+        )
+        return 200, 'OK', {'content-type': CERTIFICATE_TYPE}, cert
+
+
+def _refuse(status: int, reason: str, why: str) -> Response:
+    return status, reason, {'content-type': 'text/plain; charset=utf-8'}, f'{why}\n'.encode()
+
+
+def renew(identity: Identity, client: SSLClient, path: str, now: datetime) -> Identity:
+    """Get a new certificate for this machine and keep it; return what I am now.
+
+    *client* reaches the machine where a `Certifier` is at *path*; *now* is our clock.
+
+    Raises RenewalError, pki.CertificateError for an answer that is no certificate of ours, OSError
+    and what else *client* raises. The certificate that is there stays, then.
+    """
+    key = identity.read_machine_key()
+    with client.connect() as connection:
+        cert = _ask(connection, f'{path}/renew', None, now)
+    return identity.install(key, cert)
+
+
+def rotate(identity: Identity, client: SSLClient, path: str, now: datetime) -> Identity:
+    """Change this machine's key, and so its id, and retire the former one; return who I am now.
+
+    Arguments and exceptions as for `renew`. A RenewalError with `is_installed` means that the new
+    key is here, and that the former id must be denied by hand on the issuing machine.
+    """
+    key = pki.build_key()
+    with client.connect() as connection:
+        cert = _ask(connection, f'{path}/rotate', pki.build_csr(key), now)
+        rotated = identity.install(key, cert)
+        try:
+            status = connection.post(f'{path}/retire').status
+        except (OSError, DeguError) as error:
+            raise _not_retired(identity, str(error)) from error
+    if status != 204:
+        raise _not_retired(identity, f'it answered {status}')
+    return rotated
+
+
+def _not_retired(identity: Identity, why: str) -> RenewalError:
+    return RenewalError(
+        f'the new key is in place, but the issuing machine could not be told ({why}); there, deny '
+        f'machine {identity.machine_id}',
+        is_installed=True,
+    )
+
+
+def _ask(connection: Connection, path: str, body: bytes | None, now: datetime) -> bytes:
+    headers = {} if body is None else {'content-type': REQUEST_TYPE}
+    response = connection.post(path, headers, body)
+    content = b''
+    if response.body is not None:
+        content = response.body.read(MAX_CERTIFICATE_SIZE)
+    if response.status != 200:
+        said = escape_controls(content.decode('utf-8', 'replace').strip())
+        raise RenewalError(f'the issuing machine answered {response.status}: {said}')
+    validity = pki.parse_validity(content)
+    if not validity.not_before <= now <= validity.not_after:
+        raise RenewalError(
+            f'the new certificate is valid from {validity.not_before} to {validity.not_after}, and '
+            f'the clock here says {now}; set the clock that is wrong'
+        )
+    return content
