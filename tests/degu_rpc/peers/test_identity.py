@@ -121,55 +121,6 @@ def start_create(home: Path) -> subprocess.Popen[str]:
     return process
 
 
-KILLED_CREATES = (
-    'import os, sys, pathlib, datetime, signal\n'
-    'import cryptography.x509\n'
-    'from degu_rpc.peers import Identity\n'
-    'def create_until(home, step):\n'
-    '    def hook(event, args):\n'
-    '        nonlocal step\n'
-    '        if event in ("open", "os.mkdir", "os.chmod", "os.link", "os.remove"):\n'
-    '            if step == 0:\n'
-    '                os.kill(os.getpid(), signal.SIGKILL)\n'
-    '            step -= 1\n'
-    '    sys.addaudithook(hook)\n'
-    '    Identity.create(home, datetime.datetime.now(datetime.UTC))\n'
-    '    os._exit(0)\n'
-    'for step in range(1000):\n'
-    '    child = os.fork()\n'
-    '    if child == 0:\n'
-    '        create_until(pathlib.Path(sys.argv[1], str(step)), step)\n'
-    '    if os.waitpid(child, 0)[1] == 0:\n'
-    '        break\n'
-    'print(step)\n'
-)
-
-
-def test_a_kill_at_any_step_leaves_what_create_can_finish(tmp_path: Path) -> None:
-    # A process for each step that create takes in the file system, killed right before that step.
-    done = subprocess.run(
-        [sys.executable, '-c', KILLED_CREATES, tmp_path],
-        stdout=subprocess.PIPE,
-        timeout=300,
-        check=True,
-    )
-    written = set()
-    for step in range(int(done.stdout) + 1):
-        home = tmp_path / str(step)
-        left = read_files(home) if home.exists() else {}
-        whole = {name: data for name, data in left.items() if not name.endswith('.tmp')}
-        written.add(frozenset(whole))
-        if 'machine.pem' in whole:
-            identity = Identity.open(home)
-        else:
-            identity = Identity.create(home, NOW)
-        assert whole.items() <= read_files(home).items()
-        assert Identity.open(home) == identity
-        for path in home.iterdir():
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert sorted(len(names) for names in written) == [0, 1, 2, 3]
-
-
 def test_two_creates_at_once_end_with_one_identity(tmp_path: Path) -> None:
     home = tmp_path / 'home'
     processes = [start_create(home) for _ in range(3)]
