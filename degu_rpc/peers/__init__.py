@@ -3,6 +3,7 @@
 from degu_rpc.errors import (
     IdentityError,
     RemovedUserError,
+    RenewalError,
     TrustError,
     UnknownPeerError,
     UnknownUserError,
@@ -19,17 +20,21 @@ from degu_rpc.peers.caller import (
 )
 from degu_rpc.peers.dial import MachineClient, check_server
 from degu_rpc.peers.identity import Identity
-from degu_rpc.peers.trust import TrustStore
+from degu_rpc.peers.renewal import Certifier, renew, rotate
+from degu_rpc.peers.trust import Former, TrustStore
 
 __all__ = [
     'OWNER',
     'Authenticated',
+    'Certifier',
+    'Former',
     'Identity',
     'IdentityError',
     'MachineClient',
     'Peer',
     'PeerKind',
     'RemovedUserError',
+    'RenewalError',
     'TrustError',
     'TrustStore',
     'TrustedUser',
@@ -39,4 +44,6 @@ __all__ = [
     'check_server',
     'derive_peer',
     'find_caller',
+    'renew',
+    'rotate',
 ]
