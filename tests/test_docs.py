@@ -294,6 +294,19 @@ def test_links_of_the_pages_outside_the_build_lead_to_files(page: Path) -> None:
                 assert (PROJECT / target.partition('#')[0]).exists(), f'{name_of(page)}: {target}'
 
 
+@pytest.mark.parametrize('page', [DOCS / 'explanation' / 'threat-model.md'], ids=name_of)
+def test_each_row_about_a_threat_names_tests_that_exist(page: Path) -> None:
+    there = set()
+    for path in (PROJECT / 'tests').rglob('test_*.py'):
+        there |= set(re.findall(r'^def (test_\w+)\(', path.read_text('utf-8'), re.MULTILINE))
+    rows = re.findall(r'^\| [STRIDE] \|.*\|$', page.read_text('utf-8'), re.MULTILINE)
+    assert rows
+    for row in rows:
+        named = re.findall(r'`(test_\w+)`', row.rpartition('|')[0].rpartition('|')[2])
+        assert named, row
+        assert set(named) <= there, row
+
+
 def table_of(page: Path) -> list[list[str]]:
     """Return the cells of the tables on a page, without heads and inline code's backticks."""
     rows = re.findall(r'^\| `.*\|$', page.read_text(encoding='utf-8'), re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -43,3 +44,20 @@ def test_a_server_without_a_certificate_is_refused(alice: Identity) -> None:
     with pytest.raises(pki.CertificateError) as info:
         check_server(None, alice.machine_id)
     assert info.value.fault is pki.CertificateFault.MISSING
+
+
+def test_a_server_names_none_of_those_it_trusts(
+    serve: Callable[..., Any], require_program: Callable[[str], str], alice: Identity
+) -> None:
+    server = serve(answer, IPv4_LOOPBACK, TrustStore(alice).server_sslctx)
+    host, port = server.address[:2]
+    done = subprocess.run(
+        [require_program('openssl'), 's_client', '-connect', f'{host}:{port}'],
+        input='',
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 'No client certificate CA names sent' in done.stdout
+    assert f'CN = {alice.machine_id}' in done.stdout
