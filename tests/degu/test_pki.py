@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -29,7 +31,15 @@ from degu.tls import build_client_sslctx, build_server_sslctx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+_path = Path(__file__).parent.parent / 'certificates.py'
+_spec = importlib.util.spec_from_file_location('certificates', _path)
+assert _spec is not None
+assert _spec.loader is not None
+certificates = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(certificates)
+extensions_of, name, names = certificates.extensions_of, certificates.name, certificates.names
+reissue, usage = certificates.reissue, certificates.usage
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -61,50 +71,6 @@ ALICE_IDS = pki.parse_machine_cert(ALICE.machine_cert)
 BOB_IDS = pki.parse_machine_cert(BOB.machine_cert)
 
 
-def name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def names(*uris: str) -> x509.SubjectAlternativeName:
-    return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
-
-
-def extensions_of(cert_der: bytes) -> dict[x509.ObjectIdentifier, tuple[x509.ExtensionType, bool]]:
-    cert = x509.load_der_x509_certificate(cert_der)
-    return {extension.oid: (extension.value, extension.critical) for extension in cert.extensions}
-
-
-def reissue(
-    cert_der: bytes,
-    signer: Any,
-    *,
-    drop: type[x509.ExtensionType] | None = None,
-    put: tuple[x509.ExtensionType, bool] | None = None,
-    algorithm: Any = None,
-    **fields: Any,
-) -> bytes:
-    """Sign *cert_der* again with one thing about it changed."""
-    cert = x509.load_der_x509_certificate(cert_der)
-    values: dict[str, Any] = {
-        'issuer_name': cert.issuer,
-        'subject_name': cert.subject,
-        'public_key': cert.public_key(),
-        'serial_number': cert.serial_number,
-        'not_valid_before': cert.not_valid_before_utc,
-        'not_valid_after': cert.not_valid_after_utc,
-    }
-    builder = x509.CertificateBuilder(**(values | fields))
-    extensions = extensions_of(cert_der)
-    if drop is not None:
-        del extensions[drop.oid]
-    if put is not None:
-        extensions[put[0].oid] = put
-    for value, critical in extensions.values():
-        builder = builder.add_extension(value, critical)
-    signed = builder.sign(signer, algorithm or hashes.SHA256())
-    return signed.public_bytes(serialization.Encoding.DER)
-
-
 def forge_leaf(**changes: Any) -> bytes:
     """A machine certificate that Alice really signed, but not by our profile."""
     return reissue(ALICE.machine_cert, ALICE.user_key, **changes)
@@ -112,24 +78,6 @@ def forge_leaf(**changes: Any) -> bytes:
 
 def forge_user(**changes: Any) -> bytes:
     return reissue(ALICE.user_cert, ALICE.user_key, **changes)
-
-
-def usage(**changes: bool) -> x509.KeyUsage:
-    flags = dict.fromkeys(
-        (
-            'digital_signature',
-            'content_commitment',
-            'key_encipherment',
-            'data_encipherment',
-            'key_agreement',
-            'key_cert_sign',
-            'crl_sign',
-            'encipher_only',
-            'decipher_only',
-        ),
-        False,
-    )
-    return x509.KeyUsage(**(flags | changes))
 
 
 # --- ids and URIs -------------------------------------------------------------------------------
