@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import ssl
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
@@ -26,7 +27,12 @@ from degu.errors import (
     UnconsumedResponseError,
 )
 from degu.limits import DEFAULT_LIMITS, check_timeout
-from degu.tls import build_client_sslctx, check_client_sslctx
+from degu.tls import (
+    UnverifiedCertificateError,
+    build_client_sslctx,
+    check_client_sslctx,
+    find_rejection,
+)
 from degu.wire import (
     BODILESS_STATUSES,
     Headers,
@@ -209,14 +215,17 @@ class Connection:
             preamble = channel.read_preamble()
         except (ConnectionResetError, ssl.SSLError) as error:
             if self._tls and not self._answered:
-                raise PeerRejectedError(
+                raise find_rejection(error) or PeerRejectedError(
                     'the server did not accept our certificate, or that we have none '
                     f'({channel.write_error or error})'
                 ) from error
             raise
         if preamble is None:
             if self._tls and not self._answered:
-                raise PeerRejectedError('the server ended the connection before its first response')
+                raise PeerRejectedError(
+                    'the server ended the connection before its first response; '
+                    'if it does not let us in any more, its log says why'
+                )
             raise channel.write_error or ClosedConnectionError(
                 'the server closed the connection without an answer'
             )
@@ -332,7 +341,8 @@ class Client:
     def connect(self) -> Connection:
         """Connect and return the connection.
 
-        Raises OSError (TimeoutError included) where the system cannot connect.
+        Raises OSError (TimeoutError included) where the system cannot connect, and over TLS
+        tls.UnverifiedCertificateError for a certificate that is refused, ssl.SSLError for the rest.
         """
         channel = Channel(self._open(), self._limits, closes_after_failed_body=True)
         return Connection(channel, self.base_headers)
@@ -376,8 +386,10 @@ class SSLClient(Client):
         try:
             sock.settimeout(max(deadline.remaining(), 0.001))
             return self.sslctx.wrap_socket(sock, server_hostname=self.server_hostname)
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise UnverifiedCertificateError(error, datetime.now(UTC)) from error
             raise
 
 

@@ -10,9 +10,11 @@
     ├── UnconsumedResponseError  a request before the last response was read      .body
     ├── PeerTimeoutError         the peer was too slow (also a TimeoutError)      .limit .timeout_s
     ├── ClosedConnectionError    the connection is closed (also a ConnectionError)
-    ├── PeerRejectedError        the TLS server refused us (also a ConnectionError)
+    ├── PeerRejectedError        the TLS peer refused us (also a ConnectionError) .alert
     ├── rgi.ValidationError      one side broke the application contract
-    └── pki.CertificateError     a certificate is not in our profile              .fault .detail
+    └── pki.CertificateError     a certificate was refused, in the profile's name .fault .detail
+        └── tls.UnverifiedCertificateError    the same by OpenSSL, in a handshake
+                                 (also an ssl.SSLCertVerificationError)
 
 A wrong argument is a plain TypeError or ValueError that names the value; what the operating system
 says about a socket (refused, unreachable, reset) stays the OSError it is.
@@ -103,8 +105,15 @@ class ClosedConnectionError(DeguError, ConnectionError):
 
 
 class PeerRejectedError(DeguError, ConnectionError):
-    """The TLS server did not accept this client's certificate, or the lack of one.
+    """The other side of TLS did not accept our certificate, or that we have none.
+
+    `.alert` is the name of the TLS alert that it sent, such as 'unknown_ca', or None where it only
+    ended the connection. Source: RFC 8446 §6.2.
 
     In TLS 1.3 a client finishes its handshake before the server has looked at the client's
     certificate, so the refusal arrives where the first response should be. Source: RFC 8446 §4.4.
     """
+
+    def __init__(self, message: str, alert: str | None = None) -> None:
+        super().__init__(message)
+        self.alert = alert

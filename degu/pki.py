@@ -57,21 +57,29 @@ _URI = re.compile(f'degu:user/({_ID})/machine/({_ID})')
 
 
 class CertificateFault(enum.Enum):
-    """The ways a certificate or key can fail our profile."""
+    """The ways a certificate or key can fail OpenSSL's verification, or after it our profile."""
 
     MISSING = 'no certificate was presented'
+    EXPIRED = 'the certificate has expired'
+    NOT_YET_VALID = 'the certificate is not valid yet'
+    UNKNOWN_ISSUER = 'the certificate was issued by nobody who is trusted here'
+    NOT_A_CA = 'the certificate was issued by somebody who is no CA'
+    SUB_CA = 'the certificate was issued by a sub-CA, not by the user'
+    PURPOSE = 'the certificate is not for this use'
+    HOST = 'the certificate is not that of the host'
+    UNVERIFIED = 'OpenSSL does not accept the certificate'
     MALFORMED = 'not exactly one well-formed X.509 v3 certificate'
     KEY = 'the key is not a usable ECDSA P-256 key'
     SIGNATURE_ALGORITHM = 'the signature algorithm is not ecdsa-with-SHA256'
     VALIDITY = 'the CA certificate expires, but a user has no expiry'
     SUBJECT = 'the subject is not exactly CN=<id of its public key>'
     ISSUER = 'the issuer is not exactly CN=<user id>'
-    BASIC_CONSTRAINTS = 'basicConstraints'
-    KEY_USAGE = 'keyUsage'
-    EXTENDED_KEY_USAGE = 'extendedKeyUsage'
-    SUBJECT_KEY_ID = 'subjectKeyIdentifier'
-    AUTHORITY_KEY_ID = 'authorityKeyIdentifier'
-    SUBJECT_ALT_NAME = 'subjectAltName'
+    BASIC_CONSTRAINTS = 'basicConstraints of the certificate'
+    KEY_USAGE = 'keyUsage of the certificate'
+    EXTENDED_KEY_USAGE = 'extendedKeyUsage of the certificate'
+    SUBJECT_KEY_ID = 'subjectKeyIdentifier of the certificate'
+    AUTHORITY_KEY_ID = 'authorityKeyIdentifier of the certificate'
+    SUBJECT_ALT_NAME = 'subjectAltName of the certificate'
     UNKNOWN_EXTENSION = 'an extension that is not in the profile'
     URI = 'the URI is not degu:user/<user id>/machine/<machine id>'
     MACHINE_ID = 'the machine id is not the expected one'
@@ -323,7 +331,7 @@ def parse_machine_cert(cert_der: bytes | None) -> MachineIds:
     if cert.subject != _common_name(ids.machine_id):
         raise CertificateError(CertificateFault.SUBJECT)
     if cert.issuer != _common_name(ids.user_id):
-        raise CertificateError(CertificateFault.ISSUER)
+        raise CertificateError(CertificateFault.ISSUER, 'not that of the user whom the URI names')
     _check_extensions(cert, _machine_extensions(public_key, ids, _find_issuer_key_id(cert)))
     return ids
 

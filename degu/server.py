@@ -26,6 +26,7 @@ import socket
 import ssl
 import threading
 from collections import Counter
+from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,7 +37,7 @@ from degu.errors import ClosedConnectionError, DeguError, PeerTimeoutError
 from degu.exchange import CLOSED_BY_CLIENT, Phase, ServedClient, serve_requests
 from degu.limits import build_limits
 from degu.stop import DEFAULT_TIMEOUT_S, Stop
-from degu.tls import build_server_sslctx, check_server_sslctx
+from degu.tls import build_server_sslctx, check_server_sslctx, find_refusal
 from degu.workers import Workers, start_successor
 
 if TYPE_CHECKING:
@@ -504,10 +505,13 @@ class SSLServer(Server):
             sock.do_handshake()
         except TimeoutError:
             raise PeerTimeoutError('a TLS handshake', self.limits.handshake_timeout_s) from None
-        except OSError:
+        except OSError as error:
             # Let the client read the alert that says why.
             Channel(sock, self.limits).close_orderly()
-            raise
+            refusal = find_refusal(error, datetime.now(UTC))
+            if refusal is None:
+                raise
+            raise refusal from error
         with self._lock:
             self._handshakes.pop(client, None)
         if sock.session_reused:

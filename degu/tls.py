@@ -1,4 +1,5 @@
-"""TLS contexts: built from a small dict in the one way we use TLS, or checked to be that way.
+"""TLS contexts: built from a small dict in the one way we use TLS, or checked to be that way. And
+what it means when a handshake refuses a certificate.
 
 TLS 1.3 only, certificates on both sides unless a server explicitly takes anonymous clients, no
 compression, no session tickets: a resumed session carries no certificate chain and could outlive a
@@ -12,16 +13,25 @@ A config is a dict; its paths are absolute and normalized:
     ca_data                the same as PEM in a str, not in a file
     allow_unauthenticated_clients    server only, only True, and then without a CA
     check_hostname         client only, default True; must stay True with the system's CAs
+
+A certificate is refused by OpenSSL on the side that looks at it, which tells the other side with an
+alert. `find_refusal` and `find_rejection` turn the two into errors that say what is wrong and what
+to do. Neither can tell *when* a certificate is valid: Python shows none that was not verified.
 """
 
 from __future__ import annotations
 
 import os
 import ssl
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
+
+from degu.errors import DeguError, PeerRejectedError
+from degu.pki import CertificateError, CertificateFault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
 _FILES = frozenset({'cert_file', 'key_file', 'ca_file', 'ca_path'})
 _CA_KEYS = frozenset({'ca_file', 'ca_path', 'ca_data'})
@@ -153,3 +163,97 @@ def _check_sslctx(sslctx: object, protocol: int) -> ssl.SSLContext:
             'sslctx.verify_flags must have VERIFY_X509_STRICT and VERIFY_X509_PARTIAL_CHAIN'
         )
     return sslctx
+
+
+_FAULTS = {
+    2: CertificateFault.UNKNOWN_ISSUER,
+    7: CertificateFault.SIGNATURE,
+    9: CertificateFault.NOT_YET_VALID,
+    10: CertificateFault.EXPIRED,
+    18: CertificateFault.UNKNOWN_ISSUER,
+    19: CertificateFault.UNKNOWN_ISSUER,
+    20: CertificateFault.UNKNOWN_ISSUER,
+    21: CertificateFault.UNKNOWN_ISSUER,
+    25: CertificateFault.SUB_CA,
+    26: CertificateFault.PURPOSE,
+    32: CertificateFault.NOT_A_CA,
+    34: CertificateFault.UNKNOWN_EXTENSION,
+    62: CertificateFault.HOST,
+    64: CertificateFault.HOST,
+    66: CertificateFault.KEY,
+    79: CertificateFault.NOT_A_CA,
+    85: CertificateFault.AUTHORITY_KEY_ID,
+    86: CertificateFault.SUBJECT_KEY_ID,
+}
+"""What OpenSSL finds wrong. Source: X509_V_ERR_* in its x509_vfy.h."""
+
+_ADVICE = {
+    CertificateFault.EXPIRED: 'set our clock if it is wrong, else the peer must renew it',
+    CertificateFault.NOT_YET_VALID: (
+        'set our clock if it is wrong, else the one of whoever issued it, who must issue it anew'
+    ),
+    CertificateFault.UNKNOWN_ISSUER: 'to let the peer in, trust the user (CA) who issued it',
+    CertificateFault.HOST: 'call the host by a name in it, or know the peer by its machine id',
+}
+_ISSUE_ANEW = 'the peer needs one that its user issued as degu.pki does'
+
+_ALERTS = {
+    'bad_certificate': (
+        'ours is not valid yet by its clock, too weak, or not that of the host it called; '
+        'compare both clocks, and look into its log'
+    ),
+    'certificate_expired': (
+        'ours has expired by its clock; renew ours, or set the clock of the peer if it is wrong'
+    ),
+    'certificate_required': (
+        'it wants a certificate and we have none; give the context a cert_file and a key_file'
+    ),
+    'certificate_unknown': 'ours is malformed, its log says how; issue it anew, as degu.pki does',
+    'decrypt_error': 'ours was not signed by whom it names; issue it anew, as degu.pki does',
+    'unknown_ca': 'it trusts nobody who issued ours; it must trust our user (CA) first',
+    'unsupported_certificate': 'ours is not for this use; issue it anew, as degu.pki does',
+}
+"""What a peer means by an alert about a certificate. Source: RFC 8446 §6.2; which of them OpenSSL
+sends for what: `x509table` in its ssl/statem/statem_lib.c."""
+
+
+class UnverifiedCertificateError(CertificateError, ssl.SSLCertVerificationError):
+    """OpenSSL refused the other side's certificate in the handshake: `fault` says why.
+
+    It has the attributes of the `ssl.SSLCertVerificationError` it was made of, too.
+    """
+
+    def __init__(self, error: ssl.SSLCertVerificationError, now: datetime) -> None:
+        """*now* is our clock, which OpenSSL went by."""
+        fault = _FAULTS.get(error.verify_code, CertificateFault.UNVERIFIED)
+        found = error.verify_message.rstrip('.')
+        if fault in (CertificateFault.EXPIRED, CertificateFault.NOT_YET_VALID):
+            found = f'our clock says {now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC'
+        ssl.SSLCertVerificationError.__init__(self, *error.args)
+        vars(self).update(vars(error))
+        self.fault = fault
+        self.detail = f'{found}; {_ADVICE.get(fault, _ISSUE_ANEW)}'
+
+
+def find_refusal(error: OSError, now: datetime) -> DeguError | None:
+    """Return what a failed handshake says about a certificate, None if it is about something else.
+
+    An UnverifiedCertificateError or CertificateError (MISSING) is about the other side's,
+    a PeerRejectedError about ours. *now* is our clock.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UnverifiedCertificateError(error, now)
+    if isinstance(error, ssl.SSLError) and error.reason == 'PEER_DID_NOT_RETURN_A_CERTIFICATE':
+        return CertificateError(CertificateFault.MISSING)
+    return find_rejection(error)
+
+
+def find_rejection(error: OSError) -> PeerRejectedError | None:
+    """Return what the alert in an error says about our certificate, None if it says nothing."""
+    if not isinstance(error, ssl.SSLError):
+        return None
+    # OpenSSL names an alert by the version that brought it: TLSV1_ALERT_UNKNOWN_CA.
+    alert = (error.reason or '').partition('_ALERT_')[2].lower()
+    if alert not in _ALERTS:
+        return None
+    return PeerRejectedError(f'the peer refused us: {_ALERTS[alert]} (TLS alert {alert})', alert)

@@ -23,6 +23,8 @@ CORE = (
     'net',
     'channel',
     'bodies',
+    'durable',
+    'pki',
     'tls',
     'client',
     'stop',
@@ -32,8 +34,6 @@ CORE = (
     'rgi',
     'util',
     'wsgi',
-    'durable',
-    'pki',
     'process',
     'misc',
 )
