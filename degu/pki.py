@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import base64
 import enum
+import functools
 import hashlib
 import re
 import secrets
@@ -54,6 +55,10 @@ NO_EXPIRY = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # Source: RFC 5280 Â
 # RFC 4648 and RFC 3986: no upper case, no percent-encoding.
 _ID = '[a-z2-7]{48}'
 _URI = re.compile(f'degu:user/({_ID})/machine/({_ID})')
+
+# Certificates whose check is remembered, because it is pure and asked for again: that of a machine
+# a second time for the same connection, that of a user at each connection of his machines.
+_REMEMBERED = 256
 
 
 class CertificateFault(enum.Enum):
@@ -128,6 +133,22 @@ class Validity(NamedTuple):
         return self.not_before + (self.not_after - self.not_before) / 2
 
 
+class _User(NamedTuple):
+    """A user's certificate that was checked."""
+
+    cert: x509.Certificate
+    user_id: str
+    key_id: bytes
+
+
+class _Machine(NamedTuple):
+    """A machine's certificate that was checked, except for who issued it."""
+
+    cert: x509.Certificate
+    ids: MachineIds
+    issuer_key_id: bytes
+
+
 def build_key() -> EllipticCurvePrivateKey:
     """Make a new ECDSA P-256 private key."""
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -154,6 +175,12 @@ def _derive_id(public_key: EllipticCurvePublicKey, person: bytes) -> str:
     )
     digest = hashlib.blake2b(spki, digest_size=30, person=person).digest()
     return base64.b32encode(digest).decode('ascii').lower()
+
+
+def _derive_key_id(public_key: EllipticCurvePublicKey) -> bytes:
+    from cryptography import x509
+
+    return x509.SubjectKeyIdentifier.from_public_key(public_key).digest
 
 
 def format_uri(ids: MachineIds) -> str:
@@ -200,11 +227,9 @@ def build_machine_cert(
 
     *now* is the issuer's clock; a datetime without a zone is local time.
     """
-    from cryptography import x509
-
     issuer_public_key = user_key.public_key()
     ids = MachineIds(derive_user_id(issuer_public_key), derive_machine_id(machine_public_key))
-    issuer_key_id = x509.SubjectKeyIdentifier.from_public_key(issuer_public_key).digest
+    issuer_key_id = _derive_key_id(issuer_public_key)
     return _build_cert(
         signer=user_key,
         issuer=ids.user_id,
@@ -300,6 +325,11 @@ def parse_user_cert(cert_der: bytes) -> str:
 
     Raises CertificateError.
     """
+    return _load_user(cert_der).user_id
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _load_user(cert_der: bytes) -> _User:
     cert, public_key = _load(cert_der)
     user_id = derive_user_id(public_key)
     if cert.not_valid_after_utc != NO_EXPIRY:
@@ -310,7 +340,7 @@ def parse_user_cert(cert_der: bytes) -> str:
         raise CertificateError(CertificateFault.ISSUER)
     _check_extensions(cert, _user_extensions(public_key))
     _check_signature(cert, cert)
-    return user_id
+    return _User(cert, user_id, _derive_key_id(public_key))
 
 
 def parse_machine_cert(cert_der: bytes | None) -> MachineIds:
@@ -322,6 +352,11 @@ def parse_machine_cert(cert_der: bytes | None) -> MachineIds:
 
     Raises CertificateError.
     """
+    return _load_machine(cert_der).ids
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _load_machine(cert_der: bytes | None) -> _Machine:
     if cert_der is None:
         raise CertificateError(CertificateFault.MISSING)
     cert, public_key = _load(cert_der)
@@ -332,8 +367,9 @@ def parse_machine_cert(cert_der: bytes | None) -> MachineIds:
         raise CertificateError(CertificateFault.SUBJECT)
     if cert.issuer != _common_name(ids.user_id):
         raise CertificateError(CertificateFault.ISSUER, 'not that of the user whom the URI names')
-    _check_extensions(cert, _machine_extensions(public_key, ids, _find_issuer_key_id(cert)))
-    return ids
+    issuer_key_id = _find_issuer_key_id(cert)
+    _check_extensions(cert, _machine_extensions(public_key, ids, issuer_key_id))
+    return _Machine(cert, ids, issuer_key_id)
 
 
 def check_issued_by(cert_der: bytes, user_cert_der: bytes) -> MachineIds:
@@ -344,18 +380,13 @@ def check_issued_by(cert_der: bytes, user_cert_der: bytes) -> MachineIds:
 
     Raises CertificateError.
     """
-    from cryptography import x509
-
-    ids = parse_machine_cert(cert_der)
-    if ids.user_id != parse_user_cert(user_cert_der):
+    machine, user = _load_machine(cert_der), _load_user(user_cert_der)
+    if machine.ids.user_id != user.user_id:
         raise CertificateError(CertificateFault.USER_ID, 'the URI names another user')
-    cert, _ = _load(cert_der)
-    user_cert, user_public_key = _load(user_cert_der)
-    user_key_id = x509.SubjectKeyIdentifier.from_public_key(user_public_key).digest
-    if _find_issuer_key_id(cert) != user_key_id:
+    if machine.issuer_key_id != user.key_id:
         raise CertificateError(CertificateFault.AUTHORITY_KEY_ID, 'it names another key')
-    _check_signature(cert, user_cert)
-    return ids
+    _check_signature(machine.cert, user.cert)
+    return machine.ids
 
 
 def _load(cert_der: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
