@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import re
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from degu import IPv4_LOOPBACK, pki
 from degu.client import SSLClient
-from degu.errors import DeguError, PeerRejectedError
+from degu.errors import ClosedConnectionError, DeguError, PeerRejectedError
 from degu.pki import CertificateError, CertificateFault
 from degu.server import SSLServer
 from degu.tls import UnverifiedCertificateError, build_client_sslctx, build_server_sslctx
@@ -309,7 +308,10 @@ def call(
 
 
 def call_alice(
-    alice_config: dict[str, Any], config: dict[str, Any], caplog: pytest.LogCaptureFixture
+    alice_config: dict[str, Any],
+    config: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    users: dict[str, TrustedUser] | None = None,
 ) -> Attempt:
     """Call Alice's server as a client with *config*; who is refused never reaches the app."""
     reached = []
@@ -319,7 +321,8 @@ def call_alice(
         return answer(connection, request)
 
     sslctx = build_client_sslctx({**config, 'check_hostname': False})
-    guarded = Authenticated(app, trust(ALICE, BOB), os.geteuid())
+    trusted = users or trust(ALICE, BOB)
+    guarded = Authenticated(app, lambda: trusted)
     attempt = call(alice_config, partial(SSLClient, sslctx), caplog, guarded)
     assert reached == ([BOB.ids.machine_id] if attempt.error is None else [])
     return attempt
@@ -432,17 +435,63 @@ def test_who_is_refused_for_the_time_is_told_of_the_other_clock(
     assert 'by its clock' in str(error)
 
 
-# --- what OpenSSL lets through ------------------------------------------------------------------
+# --- whom we trust no longer: OpenSSL still does, until a context is made anew -------------------
+
+WITHOUT_BOB = {
+    'removed user': (
+        trust(ALICE),
+        f'belongs to user {BOB.ids.user_id}, who is not trusted here',
+    ),
+    'denied machine': (
+        {
+            user_id: user._replace(denied=frozenset({BOB.ids.machine_id}))
+            for user_id, user in trust(ALICE, BOB).items()
+        },
+        f'machine {BOB.ids.machine_id} of user {BOB.ids.user_id} is denied here',
+    ),
+}
+each_without_bob = pytest.mark.parametrize(
+    ('users', 'words'), WITHOUT_BOB.values(), ids=WITHOUT_BOB.keys()
+)
 
 
-def test_a_removed_user_is_refused_by_id(
-    tmp_path: Path, alice_config: dict[str, Any], caplog: pytest.LogCaptureFixture
+@each_without_bob
+def test_whom_we_trust_no_longer_is_refused_by_id(
+    tmp_path: Path,
+    alice_config: dict[str, Any],
+    users: dict[str, TrustedUser],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # The TLS context still trusts Bob, as right after his removal.
     config = build_config(tmp_path / 'bob', BOB.cert, BOB.key)
-    sslctx = build_client_sslctx({**config, 'check_hostname': False})
-    app = Authenticated(answer, trust(ALICE), os.geteuid())
-    error, log = call(alice_config, partial(SSLClient, sslctx), caplog, app)
+    error, log = call_alice(alice_config, config, caplog, users)
     assert isinstance(error, PeerRejectedError)
     assert error.alert is None
-    assert f'belongs to user {BOB.ids.user_id}, who is not trusted here' in log
+    assert 'its log says why' in str(error)
+    assert words in log
+
+
+@each_without_bob
+def test_the_next_request_of_whom_we_trust_no_longer_is_refused_with_the_reason(
+    tmp_path: Path,
+    alice_config: dict[str, Any],
+    users: dict[str, TrustedUser],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trusted = trust(ALICE, BOB)
+    app = Authenticated(answer, lambda: trusted)
+    config = build_config(tmp_path / 'bob', BOB.cert, BOB.key)
+    sslctx = build_client_sslctx({**config, 'check_hostname': False})
+    with (
+        SSLServer(build_server_sslctx(alice_config), IPv4_LOOPBACK, app) as server,
+        SSLClient(sslctx, server.address).connect() as conn,
+    ):
+        assert conn.get('/').body.read() == b'you are in'
+        trusted = users
+        response = conn.get('/')
+        assert response.status == 403
+        assert words in response.body.read().decode()
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+    assert words in caplog.text
