@@ -243,17 +243,20 @@ def find_refusal(error: OSError, now: datetime) -> DeguError | None:
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return UnverifiedCertificateError(error, now)
-    if isinstance(error, ssl.SSLError) and error.reason == 'PEER_DID_NOT_RETURN_A_CERTIFICATE':
+    if _read_reason(error) == 'PEER_DID_NOT_RETURN_A_CERTIFICATE':
         return CertificateError(CertificateFault.MISSING)
     return find_rejection(error)
 
 
 def find_rejection(error: OSError) -> PeerRejectedError | None:
     """Return what the alert in an error says about our certificate, None if it says nothing."""
-    if not isinstance(error, ssl.SSLError):
-        return None
     # OpenSSL names an alert by the version that brought it: TLSV1_ALERT_UNKNOWN_CA.
-    alert = (error.reason or '').partition('_ALERT_')[2].lower()
+    alert = _read_reason(error).partition('_ALERT_')[2].lower()
     if alert not in _ALERTS:
         return None
     return PeerRejectedError(f'the peer refused us: {_ALERTS[alert]} (TLS alert {alert})', alert)
+
+
+def _read_reason(error: OSError) -> str:
+    reason: str | None = getattr(error, 'reason', None)  # only what comes from OpenSSL has one
+    return reason or ''

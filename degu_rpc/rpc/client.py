@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import ssl
 import threading
 import typing
 from time import monotonic
@@ -309,7 +308,7 @@ def _merge(
 
 def _explain_connect(error: OSError | DeguError, address: Address) -> RpcError:
     """Build the error that says what it means that there is no connection."""
-    if isinstance(error, CertificateError | ssl.SSLCertVerificationError):
+    if isinstance(error, CertificateError):
         return RpcError(
             Code.UNAUTHENTICATED, f'what answers at {address!r} is not who was meant: {error}'
         )

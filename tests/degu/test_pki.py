@@ -480,6 +480,40 @@ def test_any_changed_byte_is_refused_or_changes_nothing(flip: int) -> None:
         assert ids == ALICE_IDS
 
 
+@given(st.data())
+def test_a_damaged_certificate_is_refused_or_changes_nothing(data: st.DataObject) -> None:
+    whole = data.draw(st.sampled_from([ALICE.machine_cert, ALICE.user_cert]))
+    start = data.draw(st.integers(0, len(whole) - 1))
+    stop = data.draw(st.integers(start, min(len(whole), start + 8)))
+    damaged = whole[:start] + data.draw(st.binary(max_size=8)) + whole[stop:]
+    try:
+        if whole is ALICE.user_cert:
+            assert pki.parse_user_cert(damaged) == ALICE_IDS.user_id
+        else:
+            assert pki.check_issued_by(damaged, ALICE.user_cert) == ALICE_IDS
+    except CertificateError:
+        return
+
+
+def sequence(content: bytes) -> bytes:
+    assert 255 < len(content) < 65536
+    return b'\x30\x82' + len(content).to_bytes(2, 'big') + content
+
+
+def test_a_certificate_of_version_1_is_malformed() -> None:
+    # Only v3 has extensions; a version is there unless it is v1. Source: RFC 5280 §4.1.2.1.
+    cert = x509.load_der_x509_certificate(ALICE.machine_cert)
+    version, algorithm = bytes.fromhex('a003020102'), bytes.fromhex('300a06082a8648ce3d040302')
+    content = cert.tbs_certificate_bytes[4:]
+    assert content.startswith(version)
+    tbs = sequence(content.removeprefix(version))
+    signature = b'\0' + ALICE.user_key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+    signed = sequence(tbs + algorithm + b'\x03' + bytes([len(signature)]) + signature)
+    with pytest.raises(CertificateError) as info:
+        pki.check_issued_by(signed, ALICE.user_cert)
+    assert info.value.fault is F.MALFORMED
+
+
 # --- PEM ----------------------------------------------------------------------------------------
 
 
