@@ -39,6 +39,8 @@ LIFE = 'test_server_life.py'
 LIMITS = 'test_server_limits.py'
 WORKERS = 'test_workers.py'
 TLS = 'test_server_tls.py'
+REFUSALS = 'test_tls_refusals.py'
+PKI = 'test_pki.py'
 HOSTILE = 'test_server_hostile.py'
 CLIENT = 'test_client.py'
 CLIENT_HOSTILE = 'test_client_hostile.py'
@@ -246,6 +248,45 @@ MUTATIONS = [
         ('sent_too_little', 'bodies', '        if size < self.content_length:\n', '        if False:\n', SERVER),
         ('sent_after_the_last', 'bodies', '            if ended:\n', '            if False:\n', SERVER),
         ('url_crlf', 'client', 'if not url.isprintable() or parts', 'if parts', CLIENT),
+        # --- certificates
+        ('user_expiry', 'pki', 'if cert.not_valid_after_utc != NO_EXPIRY:', 'if False:', PKI),
+        ('user_subject', 'pki', 'if cert.subject != _common_name(user_id):', 'if False:', PKI),
+        ('user_issuer', 'pki', 'if cert.issuer != cert.subject:', 'if False:', PKI),
+        ('user_extensions', 'pki', '    _check_extensions(cert, _user_extensions(public_key))\n', '', PKI),
+        ('user_signature', 'pki', '    _check_signature(cert, cert)\n', '', PKI),
+        ('user_path_length', 'pki', 'path_length=0', 'path_length=1', PKI),
+        ('machine_missing', 'pki', '    if cert_der is None:\n        raise CertificateError(CertificateFault.MISSING)\n', '', PKI),
+        ('machine_id_of_key', 'pki', 'if ids.machine_id != derive_machine_id(public_key):', 'if False:', PKI),
+        ('machine_subject', 'pki', 'if cert.subject != _common_name(ids.machine_id):', 'if False:', PKI),
+        ('machine_issuer', 'pki', 'if cert.issuer != _common_name(ids.user_id):', 'if False:', PKI),
+        ('machine_extensions', 'pki', '    _check_extensions(cert, _machine_extensions(public_key, ids, issuer_key_id))\n', '', PKI),
+        ('issued_by_user_id', 'pki', 'if machine.ids.user_id != user.user_id:', 'if False:', PKI),
+        ('issued_by_key_id', 'pki', 'if machine.issuer_key_id != user.key_id:', 'if False:', PKI),
+        ('issued_by_signature', 'pki', '    _check_signature(machine.cert, user.cert)\n', '', PKI),
+        ('certificate_version', 'pki', 'if cert.version is not x509.Version.v3:', 'if False:', PKI),
+        ('certificate_serial', 'pki', 'if not 0 < cert.serial_number < 2**128:', 'if False:', PKI),
+        ('certificate_algorithm', 'pki', 'if cert.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:', 'if False:', PKI),
+        ('certificate_curve', 'pki', 'isinstance(public_key.curve, ec.SECP256R1)', 'True', PKI),
+        ('names_two', 'pki', 'if len(names) != 1 or not', 'if not', PKI),
+        ('names_other', 'pki', ' or not isinstance(names[0], x509.UniformResourceIdentifier):', ':', PKI),
+        ('uri_prefix', 'pki', '_URI.fullmatch(uri)', '_URI.match(uri)', PKI),
+        ('uri_case', 'pki', "_ID = '[a-z2-7]{48}'", "_ID = '[A-Za-z2-7]{48}'", PKI),
+        ('issuer_key_id_none', 'pki', 'if extension.value.key_identifier is None:', 'if False:', PKI),
+        ('extension_missing', 'pki', "        if extension is None:\n            raise CertificateError(fault, 'missing')\n", '        if extension is None:\n            continue\n', PKI),
+        ('extension_critical', 'pki', 'if extension.critical is not critical:', 'if False:', PKI),
+        ('extension_value', 'pki', 'if extension.value != value:', 'if False:', PKI),
+        ('extension_unknown', 'pki', '    for oid in found:\n', '    for oid in ():\n', PKI),
+        ('id_personal', 'pki', 'digest_size=30, person=person', 'digest_size=30', PKI),
+        ('key_curve', 'pki', 'isinstance(key.curve, ec.SECP256R1)', 'True', PKI),
+        ('pem_two', 'pki', '        (cert,) = x509', '        cert, *_ = x509', PKI),
+        ('verdict_expired', 'tls', '    10: CertificateFault.EXPIRED,\n', '', REFUSALS),
+        ('verdict_not_yet_valid', 'tls', '    9: CertificateFault.NOT_YET_VALID,\n', '', REFUSALS),
+        ('verdict_clock_zone', 'tls', 'now.astimezone(UTC):', 'now:', REFUSALS),
+        ('verdict_attributes', 'tls', '        vars(self).update(vars(error))\n', '', REFUSALS),
+        ('verdict_of_client', 'client', '            if isinstance(error, ssl.SSLCertVerificationError):\n', '            if False:\n', REFUSALS),
+        ('verdict_of_server', 'server', '            refusal = find_refusal(error, datetime.now(UTC))\n', '            refusal = None\n', REFUSALS),
+        ('alert_of_server', 'client', 'raise find_rejection(error) or PeerRejectedError(', 'raise PeerRejectedError(', REFUSALS),
+        ('alert_by_version', 'tls', "partition('_ALERT_')[2]", "removeprefix('TLSV1_ALERT_')", REFUSALS),
     )
 ]  # fmt: skip
 
