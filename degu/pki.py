@@ -396,7 +396,8 @@ def _load(cert_der: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
     try:
         cert = x509.load_der_x509_certificate(cert_der)
         # These are parsed when first asked for: ask here, so that nothing later meets a bad one.
-        _ = (cert.subject, cert.issuer, cert.extensions, cert.not_valid_after_utc)
+        _ = (cert.subject, cert.issuer, cert.extensions)
+        _ = (cert.not_valid_before_utc, cert.not_valid_after_utc)
     except (
         ValueError,
         KeyError,  # an unknown string type in a name, before cryptography 43

@@ -263,6 +263,7 @@ MUTATIONS = [
         ('issued_by_user_id', 'pki', 'if machine.ids.user_id != user.user_id:', 'if False:', PKI),
         ('issued_by_key_id', 'pki', 'if machine.issuer_key_id != user.key_id:', 'if False:', PKI),
         ('issued_by_signature', 'pki', '    _check_signature(machine.cert, user.cert)\n', '', PKI),
+        ('certificate_times', 'pki', '        _ = (cert.not_valid_before_utc, cert.not_valid_after_utc)\n', '', PKI),
         ('certificate_version', 'pki', 'if cert.version is not x509.Version.v3:', 'if False:', PKI),
         ('certificate_serial', 'pki', 'if not 0 < cert.serial_number < 2**128:', 'if False:', PKI),
         ('certificate_algorithm', 'pki', 'if cert.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:', 'if False:', PKI),

@@ -500,18 +500,37 @@ def sequence(content: bytes) -> bytes:
     return b'\x30\x82' + len(content).to_bytes(2, 'big') + content
 
 
-def test_a_certificate_of_version_1_is_malformed() -> None:
-    # Only v3 has extensions; a version is there unless it is v1. Source: RFC 5280 §4.1.2.1.
-    cert = x509.load_der_x509_certificate(ALICE.machine_cert)
-    version, algorithm = bytes.fromhex('a003020102'), bytes.fromhex('300a06082a8648ce3d040302')
-    content = cert.tbs_certificate_bytes[4:]
-    assert content.startswith(version)
-    tbs = sequence(content.removeprefix(version))
+def forge_content(old: bytes, new: bytes) -> bytes:
+    """Alice's machine's certificate with a part of its DER replaced, and signed again."""
+    content = x509.load_der_x509_certificate(ALICE.machine_cert).tbs_certificate_bytes[4:]
+    assert content.count(old) == 1
+    tbs = sequence(content.replace(old, new))
+    algorithm = bytes.fromhex('300a06082a8648ce3d040302')
     signature = b'\0' + ALICE.user_key.sign(tbs, ec.ECDSA(hashes.SHA256()))
-    signed = sequence(tbs + algorithm + b'\x03' + bytes([len(signature)]) + signature)
+    return sequence(tbs + algorithm + b'\x03' + bytes([len(signature)]) + signature)
+
+
+def test_a_certificate_of_version_1_is_malformed() -> None:
+    # Only v3 has extensions; v1 is what leaves the version out. Source: RFC 5280 §4.1.2.1.
     with pytest.raises(CertificateError) as info:
-        pki.check_issued_by(signed, ALICE.user_cert)
+        pki.check_issued_by(forge_content(bytes.fromhex('a003020102'), b''), ALICE.user_cert)
     assert info.value.fault is F.MALFORMED
+
+
+@pytest.mark.parametrize('end', ['not_before', 'not_after'])
+def test_a_time_in_the_year_0_is_malformed(end: str) -> None:
+    # X.509 can say it and Python cannot.
+    cert = x509.load_der_x509_certificate(ALICE.machine_cert)
+    ends = [cert.not_valid_before_utc, cert.not_valid_after_utc]
+    times = [b'\x17\x0d' + f'{moment:%y%m%d%H%M%SZ}'.encode() for moment in ends]
+    changed = list(times)
+    changed[end == 'not_after'] = b'\x18\x0f00000101000000Z'
+    old, new = (bytes([0x30, len(b''.join(each))]) + b''.join(each) for each in (times, changed))
+    forged = forge_content(old, new)
+    for parse in (pki.parse_machine_cert, pki.parse_validity):
+        with pytest.raises(CertificateError) as info:
+            parse(forged)
+        assert info.value.fault is F.MALFORMED
 
 
 # --- PEM ----------------------------------------------------------------------------------------
