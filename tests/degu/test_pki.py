@@ -140,6 +140,8 @@ def test_a_uri_with_one_character_changed_is_another_uri_or_refused(data: st.Dat
         lambda uri: ' ' + uri,
         str.upper,
         lambda uri: uri.replace('degu:', 'DEGU:'),
+        lambda uri: uri.replace(ALICE_IDS.user_id, ALICE_IDS.user_id.upper()),
+        lambda uri: uri.replace(ALICE_IDS.machine_id, ALICE_IDS.machine_id.upper()),
         lambda uri: uri + '/',
         lambda uri: uri + '?',
         lambda uri: uri[:-1],
@@ -239,6 +241,7 @@ ALICE_URI = pki.format_uri(ALICE_IDS)
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
 BAD_LEAVES: list[tuple[str, CertificateFault, dict[str, Any]]] = [
     ('no URI', F.SUBJECT_ALT_NAME, {'drop': x509.SubjectAlternativeName}),
+    ('empty SAN', F.SUBJECT_ALT_NAME, {'put': (names(), False)}),
     ('two URIs', F.SUBJECT_ALT_NAME, {'put': (names(ALICE_URI, ALICE_URI), False)}),
     (
         'a URI and a DNS name',
@@ -385,6 +388,13 @@ def test_a_user_outside_the_profile_is_refused_with_the_reason(
         with pytest.raises(CertificateError) as info:
             check(cert)
         assert info.value.fault is fault
+
+
+def test_a_machine_s_certificate_names_a_key_of_its_issuer_whoever_that_is() -> None:
+    nothing = x509.AuthorityKeyIdentifier(None, None, None)
+    with pytest.raises(CertificateError) as info:
+        pki.parse_machine_cert(forge_leaf(put=(nothing, False)))
+    assert info.value.fault is F.AUTHORITY_KEY_ID
 
 
 def test_a_user_certificate_signed_by_another_key_is_refused() -> None:
