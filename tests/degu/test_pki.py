@@ -6,7 +6,6 @@ import base64
 import hashlib
 import importlib.util
 import os
-import re
 import socket
 import ssl
 import stat
@@ -719,88 +718,6 @@ def build_leaf_of_a_leaf() -> bytes:
         issuer_name=name(ALICE_IDS.machine_id),
         put=(key_id, False),
     )
-
-
-def build_leaf_of_an_impostor() -> bytes:
-    # Signed with another key, by a CA of the same name.
-    return reissue(
-        ALICE.machine_cert,
-        BOB.user_key,
-        put=(x509.AuthorityKeyIdentifier.from_issuer_public_key(BOB.user_key.public_key()), False),
-    )
-
-
-@pytest.mark.parametrize('role', ['server', 'client'])
-@pytest.mark.parametrize(
-    ('cert', 'key', 'reason'),
-    [
-        pytest.param(
-            BOB.machine_cert,
-            BOB.machine_key,
-            'unable to get local issuer certificate',
-            id="a stranger's machine",
-        ),
-        pytest.param(
-            build_leaf_of_an_impostor(),
-            ALICE.machine_key,
-            'unable to get local issuer certificate',
-            id='same name, another key',
-        ),
-        pytest.param(
-            reissue(ALICE.machine_cert, BOB.user_key),
-            ALICE.machine_key,
-            'certificate signature failure',
-            id='same name and key id, another key',
-        ),
-        pytest.param(
-            pki.build_machine_cert(ALICE.user_key, ALICE.machine_key.public_key(), NOW - 366 * DAY),
-            ALICE.machine_key,
-            'certificate has expired',
-            id='expired',
-        ),
-        pytest.param(
-            pki.build_machine_cert(ALICE.user_key, ALICE.machine_key.public_key(), NOW + 3 * DAY),
-            ALICE.machine_key,
-            'certificate is not yet valid',
-            id='not yet valid',
-        ),
-        pytest.param(
-            forge_leaf(drop=x509.AuthorityKeyIdentifier),
-            ALICE.machine_key,
-            'Missing Authority Key Identifier',
-            id='no AKI',
-        ),
-        pytest.param(
-            forge_leaf(put=(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), False)),
-            ALICE.machine_key,
-            'uns.* certificate purpose',
-            id='wrong EKU',
-        ),
-    ],
-)
-def test_openssl_refuses(tmp_path: Path, role: str, cert: bytes, key: Any, reason: str) -> None:
-    good = build_config(tmp_path / 'good', ALICE.machine_cert, ALICE.machine_key, ALICE.user_cert)
-    bad = build_config(tmp_path / 'bad', cert, key, ALICE.user_cert)
-    if role == 'server':
-        _, refusing = handshake(bad, good)
-    else:
-        refusing, _ = handshake(good, bad)
-    assert isinstance(refusing.error, ssl.SSLCertVerificationError)
-    assert re.search(reason, refusing.error.verify_message)
-
-
-@pytest.mark.parametrize('role', ['server', 'client'])
-def test_openssl_refuses_a_leaf_used_as_a_ca(tmp_path: Path, role: str) -> None:
-    good = build_config(tmp_path / 'good', ALICE.machine_cert, ALICE.machine_key, ALICE.user_cert)
-    bad = build_config(tmp_path / 'bad', build_leaf_of_a_leaf(), BOB.machine_key, ALICE.user_cert)
-    with (tmp_path / 'bad' / 'crt').open('ab') as fp:
-        fp.write(pki.format_cert_pem(ALICE.machine_cert))
-    if role == 'server':
-        _, refusing = handshake(bad, good)
-    else:
-        refusing, _ = handshake(good, bad)
-    assert isinstance(refusing.error, ssl.SSLCertVerificationError)
-    assert refusing.error.verify_message == 'invalid CA certificate'
 
 
 def test_a_certificate_from_a_slow_clock_is_accepted_at_once(tmp_path: Path) -> None:
