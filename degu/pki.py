@@ -16,7 +16,8 @@ either is a hash of its public key, so a certificate can be renewed without losi
 Certificates are DER bytes everywhere, as `SSLSocket.getpeercert(True)` gives them; keys are objects
 of `cryptography`, which is imported inside the functions that need it, because importing it costs
 more memory and time than the rest of the core together. Everything but the writers at the end is
-free of I/O, and the clock is an argument. There are no threads and no locks.
+free of I/O, and the clock is an argument. There are no locks: what a check found is remembered in a
+cache that threads may share.
 
 What this does not do: it does not check validity periods or possession of the key of a leaf (the
 TLS handshake does), decides nothing about trust, and revokes nothing.

@@ -176,14 +176,12 @@ _FAULTS = {
     21: CertificateFault.UNKNOWN_ISSUER,
     25: CertificateFault.SUB_CA,
     26: CertificateFault.PURPOSE,
-    32: CertificateFault.NOT_A_CA,
     34: CertificateFault.UNKNOWN_EXTENSION,
     62: CertificateFault.HOST,
     64: CertificateFault.HOST,
     66: CertificateFault.KEY,
     79: CertificateFault.NOT_A_CA,
     85: CertificateFault.AUTHORITY_KEY_ID,
-    86: CertificateFault.SUBJECT_KEY_ID,
 }
 """What OpenSSL finds wrong. Source: X509_V_ERR_* in its x509_vfy.h."""
 
@@ -192,10 +190,11 @@ _ADVICE = {
     CertificateFault.NOT_YET_VALID: (
         'set our clock if it is wrong, else the one of whoever issued it, who must issue it anew'
     ),
-    CertificateFault.UNKNOWN_ISSUER: 'to let the peer in, trust the user (CA) who issued it',
+    CertificateFault.UNKNOWN_ISSUER: 'if you know the user (CA) who issued it, trust them first',
+    CertificateFault.SIGNATURE: 'somebody else may have made it: do not trust it',
     CertificateFault.HOST: 'call the host by a name in it, or know the peer by its machine id',
 }
-_ISSUE_ANEW = 'the peer needs one that its user issued as degu.pki does'
+_ISSUE_ANEW = 'the peer needs one that its user (CA) issued as degu.pki does'
 
 _ALERTS = {
     'bad_certificate': (

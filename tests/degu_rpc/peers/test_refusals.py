@@ -83,17 +83,17 @@ def with_key(key: Any) -> bytes:
     return BOB.forge(public_key=key.public_key(), put=key_id(key))
 
 
-def by_sub_ca() -> list[bytes]:
-    """Issue Bob's certificate by a CA below him, which his pathlen of 0 forbids."""
+def by_sub_ca(above: Home) -> list[bytes]:
+    """Issue Bob's certificate by a CA below a user, which the user's pathlen of 0 forbids."""
     key = pki.build_key()
     sub_ca = reissue(
-        BOB.user_cert,
-        BOB.user_key,
+        above.user_cert,
+        above.user_key,
         subject_name=name('sub-CA'),
         public_key=key.public_key(),
         put=key_id(key),
     )
-    sub_ca = reissue(sub_ca, BOB.user_key, put=issued_by(BOB.user_key))
+    sub_ca = reissue(sub_ca, above.user_key, put=issued_by(above.user_key))
     return [reissue(BOB.cert, key, issuer_name=name('sub-CA'), put=issued_by(key)), sub_ca]
 
 
@@ -133,6 +133,12 @@ CASES = [
         STRANGER.key,
     ),
     Case(
+        "stranger's sub-CA, which is sent along",
+        by_sub_ca(STRANGER),
+        F.UNKNOWN_ISSUER,
+        'unknown_ca',
+    ),
+    Case(
         'self-signed',
         reissue(BOB.cert, BOB.key, issuer_name=name(BOB.ids.machine_id), put=issued_by(BOB.key)),
         F.UNKNOWN_ISSUER,
@@ -151,7 +157,7 @@ CASES = [
         'decrypt_error',
     ),
     Case('leaf used as CA', by_leaf(), F.NOT_A_CA, 'unknown_ca', STRANGER.key),
-    Case('sub-CA', by_sub_ca(), F.SUB_CA, 'unknown_ca'),
+    Case('sub-CA', by_sub_ca(BOB), F.SUB_CA, 'unknown_ca'),
     Case(
         'expired',
         pki.build_machine_cert(BOB.user_key, BOB.key.public_key(), NOW - 366 * DAY),
