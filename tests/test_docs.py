@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import gc
+import html
 import importlib
 import os
 import pkgutil
@@ -39,6 +40,7 @@ import degu
 import degu_rpc
 from degu import bodies, channel, client, server, stop
 from degu.limits import Limits
+from degu.pki import CertificateFault
 from degu.wire import METHODS
 from degu_rpc.files import limits as files_limits
 from degu_rpc.peers import limits as peers_limits
@@ -377,6 +379,11 @@ def exceptions_of(module: str) -> set[str]:
 def test_the_page_of_errors_has_every_exception(module: str) -> None:
     found = {row[0] for row in table_of(DOCS / 'reference' / 'errors.md')}
     assert exceptions_of(module) <= found
+
+
+def test_the_page_on_refusals_has_every_fault() -> None:
+    found = {tuple(map(html.unescape, row[:2])) for row in table_of(DOCS / 'how-to' / 'refused.md')}
+    assert {(fault.name, fault.value) for fault in CertificateFault} <= found
 
 
 def public_modules() -> set[str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import logging
-import re
 import ssl
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 
 import pytest
 
@@ -182,21 +179,3 @@ def test_an_expired_certificate_is_an_error_of_degu_on_both_sides(serve, temp_pk
         conn.get('/')
     assert caught.value.alert == 'certificate_expired'
     assert 'set the clock of the peer if it is wrong' in str(caught.value)
-
-
-PAGE = Path(__file__).parents[2] / 'docs' / 'how-to' / 'refused.md'
-
-
-@pytest.mark.parametrize('fault', CertificateFault, ids=lambda fault: fault.name)
-def test_the_page_on_refusals_has_every_fault(fault):
-    assert f'| `{fault.name}` | {html.escape(fault.value)} |' in PAGE.read_text()
-
-
-def test_the_page_on_refusals_has_every_alert():
-    table = PAGE.read_text().partition('| `alert` |')[2]
-    alerts = re.findall(r'^\| `([a-z_]+)` \|', table, re.MULTILINE)
-    for alert in alerts:
-        error = find_rejection(build_alert(f'TLSV1_ALERT_{alert.upper()}'))
-        assert error is not None
-        assert error.alert == alert
-    assert len(alerts) == 7
