@@ -1,0 +1,170 @@
+"""Two network namespaces joined by a cable, and real programs inside of them.
+
+A namespace lives as long as the process that made it, which ends when its standard input does; so
+nothing is left behind, however the tests end. Its `/run` is its own, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PROJECT = Path(__file__).parents[4]
+TIMEOUT_S = 20.0
+AVAHI_CONFIG = """
+[server]
+host-name=neighbour
+use-ipv4=yes
+use-ipv6=yes
+[publish]
+publish-aaaa-on-ipv4=yes
+publish-hinfo=no
+publish-workstation=no
+"""
+
+
+class Namespace(NamedTuple):
+    """A network and mount namespace, with one end of the cable: `interface`."""
+
+    pid: int
+    interface: str
+    ipv4: str
+    directory: Path
+
+    def command(self, *command: str | Path) -> list[str]:
+        enter = ['nsenter', '--target', str(self.pid), '--net', '--mount']
+        return [*enter, '--wd=' + str(PROJECT), '--', *map(str, command)]
+
+    def run(self, *command: str | Path, timeout_s: float = TIMEOUT_S) -> str:
+        """Run a command to its end; what it printed."""
+        done = subprocess.run(
+            self.command(*command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env=self.environment(),
+            check=False,
+        )
+        assert done.returncode == 0, f'{command}: {done.stdout}{done.stderr}'
+        return done.stdout
+
+    def python(self, source: str, *arguments: str | Path) -> str:
+        """Run Python source to its end, with warnings as errors."""
+        return self.run(sys.executable, '-W', 'error', '-c', source, *arguments)
+
+    @contextlib.contextmanager
+    def start(self, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """Run a command beside the test; it is told to end with SIGINT."""
+        with subprocess.Popen(
+            self.command(*command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.environment(),
+            start_new_session=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                process.wait(TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def start_python(self, source: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """Run Python source beside the test, until it ends by itself or its stdin is closed."""
+        with self.start(sys.executable, '-W', 'error', '-c', source, *arguments) as process:
+            yield process
+
+    @contextlib.contextmanager
+    def start_avahi(self) -> Iterator[None]:
+        """Run avahi-daemon with a D-Bus of its own."""
+        config = self.directory / 'avahi-daemon.conf'
+        config.write_text(AVAHI_CONFIG)
+        address = self.environment()['DBUS_SYSTEM_BUS_ADDRESS']
+        bus = ['dbus-daemon', '--session', '--nofork', '--nosyslog', '--address', address]
+        avahi = ['avahi-daemon', '--no-drop-root', '--no-chroot', '--no-rlimits', '-f', config]
+        with self.start(*bus, '--print-address') as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            with self.start(*avahi):
+                self.wait_until_it_runs('avahi-daemon', '--check')
+                yield
+
+    def wait_until_it_runs(self, *command: str | Path) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            done = subprocess.run(
+                self.command(*command),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=TIMEOUT_S,
+                env=self.environment(),
+                check=False,
+            )
+            if done.returncode == 0:
+                return
+            assert time.monotonic() < deadline, f'{command}: {done}'
+            time.sleep(0.02)
+
+    def environment(self) -> dict[str, str]:
+        path = f'{os.environ["PATH"]}:/usr/sbin:/sbin'
+        return {
+            'PATH': path,
+            'LANG': 'C.UTF-8',
+            'TMPDIR': str(self.directory),
+            'DBUS_SYSTEM_BUS_ADDRESS': f'unix:path={self.directory}/bus',
+        }
+
+
+@contextlib.contextmanager
+def open_namespace(interface: str, ipv4: str, directory: Path) -> Iterator[Namespace]:
+    script = 'mount -t tmpfs tmpfs /run && mkdir /run/avahi-daemon && echo ready && exec cat'
+    user = [] if os.geteuid() == 0 else ['--map-root-user']
+    with subprocess.Popen(
+        ['unshare', *user, '--net', '--mount', 'sh', '-c', script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b'ready\n'
+        yield Namespace(process.pid, interface, ipv4, directory)
+
+
+@pytest.fixture
+def cable(
+    require_program: Callable[[str], str], tmp_path: Path
+) -> Iterator[tuple[Namespace, Namespace]]:
+    """Give two namespaces, joined by a cable, each with IPv4 and link-local IPv6."""
+    for program in ('unshare', 'nsenter', 'ip', 'mount'):
+        require_program(program)
+    with contextlib.ExitStack() as stack:
+        ends = []
+        for number, interface in enumerate(('near', 'far'), 1):
+            directory = tmp_path / interface
+            directory.mkdir()
+            ends.append(
+                stack.enter_context(open_namespace(interface, f'10.9.0.{number}', directory))
+            )
+        near, far = ends
+        near.run('ip', 'link', 'add', 'near', 'type', 'veth', 'peer', 'far', 'netns', str(far.pid))
+        for end in ends:
+            # The addresses are ours alone: they need not be checked for a second for being so.
+            end.run('sh', '-c', 'echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad')
+            end.run('sh', '-c', f'echo 0 > /proc/sys/net/ipv6/conf/{end.interface}/accept_dad')
+            end.run('ip', 'address', 'add', f'{end.ipv4}/24', 'dev', end.interface)
+            end.run('ip', 'link', 'set', 'lo', 'up', 'multicast', 'on')
+            end.run('ip', 'link', 'set', end.interface, 'up')
+        yield near, far
