@@ -42,6 +42,8 @@ MAX_QUESTIONS = 64
 """Questions about single machines and hosts that other machines can make us ask in a second."""
 FIND_S = 3.0
 """How long mDNS and DNS have to say where a machine is."""
+DIAL_S = 15.0
+"""How long it may take to find and reach a machine, unless told otherwise."""
 CONNECT_S = 3.0
 """How long one address of a machine has to take a connection, TLS included."""
 MAX_PAUSES = 1024
