@@ -48,11 +48,11 @@ def is_machine_id(text: str) -> bool:
 
 
 def find_on_link(
-    ip: bytes | str, scope_id: int | None, port: int, interfaces: Collection[Interface]
+    ip: bytes, scope_id: int | None, port: int, interfaces: Collection[Interface]
 ) -> list[Address]:
     """Return the addresses to connect to for an *ip* that somebody announced.
 
-    *ip* is packed or text; *scope_id* is the number of the interface where it was heard, None if
+    *ip* is packed; *scope_id* is the number of the interface where it was heard, None if
     nobody knows. There is none if it lies in no network of *interfaces*. For link-local IPv6
     without a scope there is one for each interface that speaks it.
     """
