@@ -249,18 +249,22 @@ class Discovery:
             await self._changed.wait()
             await asyncio.sleep(_SETTLE_S)
             self._changed.clear()
-            try:
-                self._interfaces = choose_interfaces(read_interfaces(), self._names)
-                for announcement in self._announcements:
-                    await self._update(announcement)
-                choice, _, ip_version = self._sockets()
-                # What is as before it leaves alone, and what failed (an address that was not
-                # usable yet) it tries again.
-                await self._zeroconf.async_update_interfaces(choice, ip_version)
-            except OSError as error:
-                _log.warning('a change of the network could not be followed: %s', error)
-            for browser in self._browsers:
-                self._ask(browser.question)
+            # Beside us, as it announces again in the end, which takes longer than the next change.
+            self._keep(self._adopt_interfaces())
+
+    async def _adopt_interfaces(self) -> None:
+        try:
+            self._interfaces = choose_interfaces(read_interfaces(), self._names)
+            for announcement in self._announcements:
+                await self._update(announcement)
+            # What is as before it leaves alone, and what failed (an address that was not usable
+            # yet) it tries again.
+            choice, _, ip_version = self._sockets()
+            await self._zeroconf.async_update_interfaces(choice, ip_version)
+        except OSError as error:
+            _log.warning('a change of the network could not be followed: %s', error)
+        for browser in self._browsers:
+            self._ask(browser.question)
 
     async def _register(self, announcement: Announcement) -> None:
         info = announcement.build_info(self._interfaces)

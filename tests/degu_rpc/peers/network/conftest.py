@@ -66,7 +66,7 @@ class Namespace(NamedTuple):
 
     @contextlib.contextmanager
     def start(self, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
-        """Run a command beside the test; it is told to end with SIGINT."""
+        """Run a command beside the test; it is ended with SIGTERM."""
         with subprocess.Popen(
             self.command(*command),
             stdin=subprocess.PIPE,
@@ -84,7 +84,7 @@ class Namespace(NamedTuple):
 
     @contextlib.contextmanager
     def start_python(self, source: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-        """Run Python source beside the test, until it ends by itself or its stdin is closed."""
+        """Run Python source beside the test, with warnings as errors."""
         with self.start(sys.executable, '-W', 'error', '-c', source, *arguments) as process:
             yield process
 
@@ -100,21 +100,23 @@ class Namespace(NamedTuple):
             assert process.stdout is not None
             assert process.stdout.readline()
             with self.start(*avahi):
-                self.wait_until_it_runs('avahi-daemon', '--check')
+                self.wait_until_it_prints('', 'avahi-daemon', '--check')
                 yield
 
-    def wait_until_it_runs(self, *command: str | Path) -> None:
+    def wait_until_it_prints(self, text: str, *command: str | Path) -> None:
+        """Run a command again and again, until it succeeds and its output has *text*."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             done = subprocess.run(
                 self.command(*command),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
+                text=True,
                 timeout=TIMEOUT_S,
                 env=self.environment(),
                 check=False,
             )
-            if done.returncode == 0:
+            if done.returncode == 0 and text in done.stdout:
                 return
             assert time.monotonic() < deadline, f'{command}: {done}'
             time.sleep(0.02)
