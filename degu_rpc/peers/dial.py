@@ -27,7 +27,7 @@ from degu.client import Connection, SSLClient
 from degu.net import Deadline
 from degu_rpc.errors import Attempt, UnreachableError
 from degu_rpc.peers.limits import CONNECT_S, DIAL_S, MAX_PAUSES, RETRY_ADDRESS_S
-from degu_rpc.peers.sightings import Pauses
+from degu_rpc.peers.sightings import Pauses, check_machine_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -121,9 +121,10 @@ class Dialer:
     def connect(self, machine_id: str, timeout_s: float = DIAL_S) -> Connection:
         """Find a machine, connect, and check that it is the one.
 
-        Raises UnreachableError, which lists what was tried and why each failed, and what
-        *get_sslctx* raises.
+        Raises UnreachableError, which lists what was tried and why each failed, ValueError for
+        another form of id, and what *get_sslctx* raises.
         """
+        check_machine_id(machine_id)
         deadline = Deadline(timeout_s)
         attempts: list[Attempt] = []
         tried: set[Address] = set()

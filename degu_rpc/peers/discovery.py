@@ -16,8 +16,8 @@
    (`_degu-pair._tcp.local.`), by random names of the same form.
 
 Threads: a Discovery has one thread of its own, which runs an event loop and owns the sockets, the
-records and the announcements. A Browser's table is guarded by its `_changed` (a Condition); methods
-may be called from any thread. `close()` says goodbye and ends the thread.
+records and the announcements. Methods may be called from any other thread: they run in that one
+and are waited for. What was seen is on a `Board`. `close()` says goodbye and ends the thread.
 
 This is the one module that imports zeroconf, and nothing imports this one before it is used.
 
@@ -53,6 +53,7 @@ from zeroconf import (  # type: ignore[attr-defined]  # its __all__ has fewer na
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from degu.net import Deadline, parse_address
+from degu_rpc.peers.board import Board
 from degu_rpc.peers.diagnosis import collect_facts, explain_nothing_found
 from degu_rpc.peers.interfaces import Interface, choose_interfaces, read_interfaces
 from degu_rpc.peers.limits import (
@@ -62,7 +63,7 @@ from degu_rpc.peers.limits import (
     MAX_QUESTIONS,
     SIGHTING_S,
 )
-from degu_rpc.peers.sightings import Pauses, Sighting, Sightings, find_on_link, is_machine_id
+from degu_rpc.peers.sightings import Pauses, Sighting, check_machine_id, find_on_link, is_machine_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
@@ -139,7 +140,7 @@ class Discovery:
         and link-local IPv6, which is all that a neighbour needs.
 
         Raises ValueError for another form of id, for an address that no other machine could
-        connect to, and for two ports (a DNS-SD name has one).
+        connect to, for two ports (a DNS-SD name has one), and for an id that is announced already.
         """
         return self._announce(Service.MACHINE, machine_id, addresses)
 
@@ -164,8 +165,10 @@ class Discovery:
         if self._thread.is_alive():
             for browser in list(self._browsers):
                 browser.close()
-            self._call(self._shut())
-            self._end()
+            try:
+                self._call(self._shut())
+            finally:
+                self._end()
 
     # --- from other threads ------------------------------------------------------------------
 
@@ -175,7 +178,7 @@ class Discovery:
         return announcement
 
     def _browse(self, service: Service, known: Iterable[str]) -> Browser:
-        browser = Browser(self, service, Sightings(known))
+        browser = Browser(self, service, known)
         self._call(self._start(browser))
         return browser
 
@@ -261,12 +264,14 @@ class Discovery:
             # yet) it tries again.
             choice, _, ip_version = self._sockets()
             await self._zeroconf.async_update_interfaces(choice, ip_version)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter for an interface that just went away
             _log.warning('a change of the network could not be followed: %s', error)
         for browser in self._browsers:
             self._ask(browser.question)
 
     async def _register(self, announcement: Announcement) -> None:
+        if any(announcement.name == other.name for other in self._announcements):
+            raise ValueError(f'{announcement.name} is announced already')
         info = announcement.build_info(self._interfaces)
         # Without probing whether the name is taken: it is the hash of our key, so whoever else has
         # it lies, and must not be able to silence us.
@@ -306,6 +311,9 @@ class Discovery:
             self._ask(question)
             pause_s = min(pause_s * 2, ASK_AGAIN_S)
 
+    async def _ask_for(self, question: Question, to_us: bool) -> None:
+        self._ask(question, to_us=to_us)
+
     def _ask(self, *questions: Question, to_us: bool = False) -> None:
         """Ask, for an answer to everybody, or at first for one to us, which comes without delay.
 
@@ -330,12 +338,12 @@ def _addresses_of(info: AsyncServiceInfo) -> list[bytes]:
 class Announcement:
     """What is announced of this machine; a context manager that takes it back."""
 
+    info: AsyncServiceInfo
+
     def __init__(
         self, discovery: Discovery, service: Service, name: str, addresses: Sequence[Address]
     ) -> None:
-        if not is_machine_id(name):
-            raise ValueError(f'a machine id is 48 base32 characters, not {name!r}')
-        self.name = name
+        self.name = check_machine_id(name)
         """The machine id, or the random name of a pairing window."""
         self._discovery = discovery
         self._service = service
@@ -403,19 +411,17 @@ class Browser:
     name = 'mDNS'
     is_hint = True
 
-    # Set once: _discovery, _service, question, listener, asking. Guarded by _changed: _table,
-    # _closed. Belongs to the discovery's thread: _questions.
+    # Set once: _discovery, _service, _board, question, listener, asking. Belongs to the discovery's
+    # thread: _questions.
 
     listener: _Listener
     asking: asyncio.Future[None]
 
-    def __init__(self, discovery: Discovery, service: Service, table: Sightings) -> None:
+    def __init__(self, discovery: Discovery, service: Service, known: Iterable[str]) -> None:
         self._discovery = discovery
         self._service = service
+        self._board = Board(known)
         self.question: Question = (service.value, _PTR)
-        self._changed = threading.Condition()
-        self._table = table
-        self._closed = False
         self._questions = Pauses(_QUESTION_PAUSE_S, MAX_QUESTIONS)
 
     def __enter__(self) -> Self:
@@ -431,78 +437,46 @@ class Browser:
 
     def close(self) -> None:
         """Stop looking; whoever waits for an address is told that there are no more."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._board.close()
         with contextlib.suppress(ValueError):  # discovery is closed
             self._discovery._call(self._discovery._stop(self))
 
     def sightings(self) -> list[Sighting]:
         """Return who is seen now; times are those of `time.monotonic()`."""
-        with self._changed:
-            return self._table.list_all(monotonic())
+        return self._board.list_all()
 
     def watch(self, timeout_s: float) -> Iterator[Sighting]:
         """Give each machine once, as soon as it is seen, until the time is over."""
-        deadline = Deadline(timeout_s)
-        given: set[str] = set()
-        while True:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._closed or self._list_others(given), deadline.remaining()
-                )
-                others = [] if self._closed else self._list_others(given)
-            if not others:
-                return
-            for sighting in others:
-                given.add(sighting.machine_id)
-                yield sighting
+        return self._board.watch(timeout_s)
 
     def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
         """Give the addresses where a machine was seen, the newest first, waiting for more.
 
         It ends after *timeout_s* or FIND_S. From now on the machine has a place in the table.
+        Raises ValueError for another form of id.
         """
         deadline = Deadline(min(timeout_s, FIND_S))
+        question = (f'{check_machine_id(machine_id)}.{self._service.value}', _SRV)
         given: set[Address] = set()
-        with self._changed:
-            self._table.know(machine_id)
+        to_us = True
+        self._board.know(machine_id)
         while True:
-            with self._changed:
-                new = self._list_addresses(machine_id, given)
-            if not new and not self._wait_for_address(machine_id, given, deadline):
-                return
-            # One at a time: by the next one the table may know better.
-            for address in new[:1]:
+            address = self._board.wait_for_address(machine_id, given, 0)
+            if address is None and deadline.remaining():
+                with contextlib.suppress(ValueError):  # discovery is closed, and so are we
+                    self._discovery._call(self._discovery._ask_for(question, to_us))
+                to_us = False
+                pause_s = min(deadline.remaining(), _QUESTION_PAUSE_S)
+                address = self._board.wait_for_address(machine_id, given, pause_s)
+            if address is not None:
                 given.add(address)
                 yield address
-
-    def _wait_for_address(self, machine_id: str, given: set[Address], deadline: Deadline) -> bool:
-        name = f'{machine_id}.{self._service.value}'
-        to_us = True
-        while deadline.remaining():
-            with contextlib.suppress(ValueError):  # discovery is closed, and so are we
-                self._discovery._call(self._ask_for(name, to_us))
-            to_us = False
-            with self._changed:
-                if self._changed.wait_for(
-                    lambda: self._closed or self._list_addresses(machine_id, given),
-                    min(deadline.remaining(), _QUESTION_PAUSE_S),
-                ):
-                    return not self._closed
-        return False
-
-    def _list_addresses(self, machine_id: str, given: set[Address]) -> list[Address]:
-        sighting = self._table.find(machine_id, monotonic())
-        return [] if sighting is None else [a for a in sighting.addresses if a not in given]
-
-    def _list_others(self, given: set[str]) -> list[Sighting]:
-        return [s for s in self._table.list_all(monotonic()) if s.machine_id not in given]
+            elif not deadline.remaining() or self._board.closed:
+                return
 
     def forget(self, machine_id: str, address: Address) -> None:
         """Drop an address where another machine is."""
-        with self._changed:
-            self._table.forget(machine_id, address)
+        self._board.forget(machine_id, address)
 
     def explain(self, machine_id: str) -> str:
         """Say why a machine was not found; sends a question on each interface to find out."""
@@ -510,9 +484,6 @@ class Browser:
         return str(explain_nothing_found(collect_facts(others, self._discovery._names)))
 
     # --- in the discovery's thread -----------------------------------------------------------
-
-    async def _ask_for(self, name: str, to_us: bool) -> None:
-        self._discovery._ask((name, _SRV), to_us=to_us)
 
     def find_instance(self, name: str) -> str | None:
         """Return the instance of a full name of our service, None for any other name."""
@@ -523,27 +494,21 @@ class Browser:
         """Take out what said goodbye."""
         instance = self.find_instance(name)
         if instance is not None:
-            with self._changed:
-                self._table.remove(instance)
+            self._board.remove(instance)
 
     def take(self, zeroconf: Zeroconf, name: str) -> None:
         """Note what the records say of a name, and ask for those that are missing."""
         instance = self.find_instance(name)
-        now = monotonic()
         if instance is None or any(a.name == instance for a in self._discovery._announcements):
             return
-        with self._changed:
-            if not self._table.takes(instance, now):
-                return
+        if not self._board.takes(instance):
+            return
         services = zeroconf.cache.get_all_by_details(name, _SRV, _IN)
         if not services:
             self._ask_once((name, _SRV))
         for service in services[:MAX_ADDRESSES]:
             assert isinstance(service, DNSService)
-            addresses = self._find_addresses(zeroconf, service)
-            with self._changed:
-                if self._table.add(instance, addresses, service.ttl, now):
-                    self._changed.notify_all()
+            self._board.add(instance, self._find_addresses(zeroconf, service), service.ttl)
 
     def _find_addresses(self, zeroconf: Zeroconf, service: DNSService) -> list[Address]:
         records = [

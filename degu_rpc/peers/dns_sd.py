@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from degu.net import Deadline
 from degu_rpc.peers.limits import FIND_S, MAX_ADDRESSES, MAX_UNKNOWN_SIGHTINGS
-from degu_rpc.peers.sightings import is_machine_id
+from degu_rpc.peers.sightings import check_machine_id, is_machine_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,12 +83,12 @@ class DnsSd:
     def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
         """Give the addresses of a machine, at most MAX_ADDRESSES, in at most FIND_S.
 
-        Raises OSError where no DNS server answers.
+        Raises ValueError for another form of id, OSError where no DNS server answers.
         """
         import dns.name
 
         deadline = Deadline(min(timeout_s, FIND_S))
-        name = dns.name.Name([machine_id.encode(), *self._type.labels])
+        name = dns.name.Name([check_machine_id(machine_id).encode(), *self._type.labels])
         services = sorted(self._resolve(name, 'SRV', deadline), key=lambda record: record.priority)
         found: dict[Address, None] = {}
         for service in services[:MAX_ADDRESSES]:

@@ -47,6 +47,13 @@ def is_machine_id(text: str) -> bool:
     return _machine_id.fullmatch(text) is not None
 
 
+def check_machine_id(text: str) -> str:
+    """Return *text* if it has the form of a machine id. Raises ValueError."""
+    if not is_machine_id(text):
+        raise ValueError(f'a machine id is 48 base32 characters, not {text!r}')
+    return text
+
+
 def find_on_link(
     ip: bytes, scope_id: int | None, port: int, interfaces: Collection[Interface]
 ) -> list[Address]:

@@ -151,6 +151,12 @@ def test_without_sources_an_error_says_so(alice: Identity) -> None:
     assert info.value.attempts == ()
 
 
+@pytest.mark.parametrize('machine_id', ['', 'a' * 47, 'A' * 48])
+def test_what_is_no_machine_id_is_looked_for_nowhere(alice: Identity, machine_id: str) -> None:
+    with pytest.raises(ValueError, match='is 48 base32 characters'):
+        Dialer(TrustStore(alice).client_sslctx, [Broken()]).connect(machine_id)
+
+
 def test_a_hint_that_failed_is_not_tried_again_at_once(
     house: House, alice: Identity, laptop: Identity
 ) -> None:

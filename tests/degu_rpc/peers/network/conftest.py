@@ -145,28 +145,33 @@ def open_namespace(interface: str, ipv4: str, directory: Path) -> Iterator[Names
         yield Namespace(process.pid, interface, ipv4, directory)
 
 
-@pytest.fixture
-def cable(
-    require_program: Callable[[str], str], tmp_path: Path
-) -> Iterator[tuple[Namespace, Namespace]]:
-    """Give two namespaces, joined by a cable, each with IPv4 and link-local IPv6."""
-    for program in ('unshare', 'nsenter', 'ip', 'mount'):
-        require_program(program)
+@contextlib.contextmanager
+def open_cable(directory: Path) -> Iterator[tuple[Namespace, Namespace]]:
+    """Open two namespaces, joined by a cable, each with IPv4 and link-local IPv6."""
     with contextlib.ExitStack() as stack:
         ends = []
         for number, interface in enumerate(('near', 'far'), 1):
-            directory = tmp_path / interface
-            directory.mkdir()
-            ends.append(
-                stack.enter_context(open_namespace(interface, f'10.9.0.{number}', directory))
-            )
+            (directory / interface).mkdir()
+            end = open_namespace(interface, f'10.9.0.{number}', directory / interface)
+            ends.append(stack.enter_context(end))
         near, far = ends
         near.run('ip', 'link', 'add', 'near', 'type', 'veth', 'peer', 'far', 'netns', str(far.pid))
         for end in ends:
             # The addresses are ours alone: they need not be checked for a second for being so.
-            end.run('sh', '-c', 'echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad')
-            end.run('sh', '-c', f'echo 0 > /proc/sys/net/ipv6/conf/{end.interface}/accept_dad')
+            for name in ('all', end.interface):
+                end.run('sh', '-c', f'echo 0 > /proc/sys/net/ipv6/conf/{name}/accept_dad')
             end.run('ip', 'address', 'add', f'{end.ipv4}/24', 'dev', end.interface)
             end.run('ip', 'link', 'set', 'lo', 'up', 'multicast', 'on')
             end.run('ip', 'link', 'set', end.interface, 'up')
         yield near, far
+
+
+@pytest.fixture
+def cable(
+    require_program: Callable[[str], str], tmp_path: Path
+) -> Iterator[tuple[Namespace, Namespace]]:
+    """Give `open_cable` in a directory of the test."""
+    for program in ('unshare', 'nsenter', 'ip', 'mount'):
+        require_program(program)
+    with open_cable(tmp_path) as ends:
+        yield ends
