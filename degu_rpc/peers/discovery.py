@@ -235,7 +235,7 @@ class Discovery:
         chosen: list[str | int] = []
         for interface in self._interfaces:
             chosen += [str(n.ip) for n in interface.networks if n.version == 4][:1]
-            if any(n.version == 6 for n in interface.networks):
+            if any(n.version == 6 and n.ip.is_link_local for n in interface.networks):
                 chosen.append(interface.number)
         has_ipv6 = any(isinstance(choice, int) for choice in chosen)
         return chosen, False, IPVersion.All if has_ipv6 else IPVersion.V4Only

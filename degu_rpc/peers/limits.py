@@ -46,7 +46,7 @@ DIAL_S = 15.0
 """How long it may take to find and reach a machine, unless told otherwise."""
 CONNECT_S = 3.0
 """How long one address of a machine has to take a connection, TLS included."""
-MAX_PAUSES = 1024
+MAX_PAUSES = 1000
 """Addresses that failed and are not tried again yet."""
 PROBE_S = 0.5
 """How long we listen for our own question when nothing was found."""
