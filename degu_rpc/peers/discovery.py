@@ -506,7 +506,8 @@ class Browser:
         services = zeroconf.cache.get_all_by_details(name, _SRV, _IN)
         if not services:
             self._ask_once((name, _SRV))
-        for service in services[:MAX_ADDRESSES]:
+        # The newest: whoever fills the cache with older ones hides nobody.
+        for service in sorted(services, key=lambda record: record.created)[-MAX_ADDRESSES:]:
             assert isinstance(service, DNSService)
             self._board.add(instance, self._find_addresses(zeroconf, service), service.ttl)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from degu import pki
 from degu.tls import build_server_sslctx
 from degu_rpc.errors import UnreachableError
 from degu_rpc.peers import Dialer, Identity, StaticAddresses, TrustStore, check_server
-from degu_rpc.peers.limits import RETRY_ADDRESS_S
+from degu_rpc.peers.limits import CONNECT_S, RETRY_ADDRESS_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -225,11 +226,25 @@ def test_a_silent_address_cannot_hold_us_longer_than_we_wait(
     with socket.create_server(('127.0.0.1', 0)) as silent:
         address = silent.getsockname()
         dialer = Dialer(TrustStore(alice).client_sslctx, [static(laptop, address, dead)])
+        started = time.monotonic()
         with pytest.raises(UnreachableError) as info:
             dialer.connect(laptop.machine_id, timeout_s=0.3)
+        assert time.monotonic() - started < CONNECT_S
     first, second = info.value.attempts
     assert (first.address, 'timed out' in first.reason) == (address, True)
     assert second == ('static address', dead, 'not tried within 0.3 s')
+
+
+@pytest.mark.slow
+def test_a_silent_address_does_not_keep_us_from_the_next(
+    house: House, alice: Identity, laptop: Identity
+) -> None:
+    true = house.open(laptop, laptop)
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        source = static(laptop, silent.getsockname(), true)
+        dialer = Dialer(TrustStore(alice).client_sslctx, [source])
+        with dialer.connect(laptop.machine_id, timeout_s=30):
+            pass
 
 
 def test_a_change_of_trust_counts_at_the_next_connect(

@@ -74,8 +74,9 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             out.add_answer_at_time(DNSPointer(TYPE, PTR, 1, 120, f'{name}.{TYPE}'), 0)
             if kind == 'pointers':
                 continue
-            out.add_answer_at_time(
-                DNSService(f'{name}.{TYPE}', SRV, UNIQUE, 120, 0, 0, 666, host), 0)
+            for port in range(666, 696 if kind == 'many ports' else 667):
+                out.add_answer_at_time(
+                    DNSService(f'{name}.{TYPE}', SRV, UNIQUE, 120, 0, 0, port, host), 0)
             ip = kind if ':' in kind else '10.9.0.2'
             out.add_answer_at_time(
                 DNSAddress(host, AAAA if ':' in ip else A, UNIQUE, 120, pack(ip)), 0)
@@ -295,40 +296,106 @@ def test_a_goodbye_takes_a_machine_out(cable: Cable) -> None:
 
 
 CROWD = """
-import sys
+import sys, time
 from degu_rpc.peers import Discovery
-with Discovery() as discovery, discovery.browse([sys.argv[1]]) as browser:
+known = [sys.argv[1]] if sys.argv[3] == 'known' else []
+with Discovery() as discovery, discovery.browse(known) as browser:
     print('looking', flush=True)
     seen = 0
     for sighting in browser.watch(20):
         seen += 1
         if seen == int(sys.argv[2]):
             break
+    print('full', flush=True)
     sys.stdin.readline()
-    print(sorted(browser.find(sys.argv[1], 20))[0])
-    sightings = browser.sightings()
-    print(len(sightings), sum(sighting.machine_id == sys.argv[1] for sighting in sightings))
+    if not known:
+        print(next(browser.find(sys.argv[1], 20)))
+    deadline = time.monotonic() + 20
+    while sys.argv[1] not in [sighting.machine_id for sighting in browser.sightings()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    print(len(browser.sightings()))
 """
 
 
 @pytest.mark.slow
-def test_a_thousand_false_machines_leave_the_table_bounded_and_the_known_one_in_it(
-    cable: Cable,
+@pytest.mark.parametrize('known', ['known', 'asked for'])
+def test_a_thousand_false_machines_leave_the_table_bounded_and_a_place_for_the_true_one(
+    cable: Cable, known: str
 ) -> None:
     near, far = cable
     crowd = ' '.join(f'{number:048b}' for number in range(1000)).translate(
         str.maketrans('01', 'xy')
     )
-    with near.start_python(CROWD, ID, str(MAX_UNKNOWN_SIGHTINGS)) as watcher:
+    with near.start_python(CROWD, ID, str(MAX_UNKNOWN_SIGHTINGS), known) as watcher:
         read_line(watcher, 'looking')
         far.python(FORGE, 'pointers', crowd)
         far.python(FORGE, 'all', crowd)
+        read_line(watcher, 'full')
         with far.start_python(ANNOUNCE, ID, '4') as announcer:
             read_line(announcer, 'announced')
             far.python(FORGE, 'all', crowd)
             tell(watcher)
-            read_line(watcher, str(('10.9.0.2', 8443)))
-            read_line(watcher, f'{MAX_UNKNOWN_SIGHTINGS + 1} 1')
+            if known == 'asked for':
+                read_line(watcher, str(('10.9.0.2', 8443)))
+            read_line(watcher, f'{MAX_UNKNOWN_SIGHTINGS + 1}')
+
+
+SEEK = """
+import sys
+from degu_rpc.peers import Discovery
+with Discovery() as discovery, discovery.browse() as browser:
+    print('looking', flush=True)
+    next(browser.watch(20))
+    print('lied to', flush=True)
+    sys.stdin.readline()
+    print(('10.9.0.2', 8443) in list(browser.find(sys.argv[1], 20)))
+"""
+
+
+def test_a_liar_with_many_addresses_does_not_hide_the_true_one(cable: Cable) -> None:
+    near, far = cable
+    with near.start_python(SEEK, ID) as seeker:
+        read_line(seeker, 'looking')
+        far.python(FORGE, 'many ports', ID)
+        read_line(seeker, 'lied to')
+        with far.start_python(ANNOUNCE, ID, '4') as announcer:
+            read_line(announcer, 'announced')
+            tell(seeker)
+            read_line(seeker, 'True')
+
+
+# Counts the questions for single machines that are heard until one comes for argv[1].
+COUNT = """
+import socket, sys
+from zeroconf import DNSIncoming
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(('224.0.0.251', 5353))
+    group = socket.inet_aton('224.0.0.251') + socket.inet_aton('10.9.0.2')
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+    print('listens', flush=True)
+    asked, kind = set(), 33
+    while not any(name.startswith(sys.argv[1]) for name in asked):
+        message = DNSIncoming(sock.recv(9000))
+        asked |= {question.name for question in message.questions if question.type == kind}
+    print(len(asked), flush=True)
+"""
+
+
+def test_a_thousand_names_without_an_address_cannot_have_us_ask_for_each(cable: Cable) -> None:
+    near, far = cable
+    crowd = ' '.join(f'{n:048b}' for n in range(1000)).translate(str.maketrans('01', 'xy'))
+    with far.start_python(COUNT, ID) as counter, near.start_python(SEEK, ID) as seeker:
+        read_line(counter, 'listens')
+        read_line(seeker, 'looking')
+        far.python(FORGE, 'pointers', crowd)
+        far.python(FORGE, 'all', OTHER)
+        read_line(seeker, 'lied to')
+        tell(seeker)
+        assert counter.stdout is not None
+        assert 1 < int(counter.stdout.readline()) < 500
 
 
 # --- nothing found -------------------------------------------------------------------------------
