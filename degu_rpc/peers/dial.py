@@ -17,7 +17,6 @@ during I/O. A MachineClient changes nothing.
 
 from __future__ import annotations
 
-import ssl
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +29,7 @@ from degu_rpc.peers.limits import CONNECT_S, DIAL_S, MAX_PAUSES, RETRY_ADDRESS_S
 from degu_rpc.peers.sightings import Pauses, check_machine_id
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable, Iterator
 
     from degu.net import Address
@@ -142,10 +142,10 @@ class Dialer:
                 continue
             try:
                 connection = self._connect(machine_id, address, deadline)
-            except (pki.CertificateError, ssl.SSLCertVerificationError) as error:
+            except pki.CertificateError as error:
                 for source in self._sources:
                     source.forget(machine_id, address)
-                attempts.append(Attempt(name, address, f'another machine is there: {error}'))
+                attempts.append(Attempt(name, address, f'whoever is there was refused: {error}'))
             except OSError as error:
                 attempts.append(Attempt(name, address, _describe(error)))
             else:
