@@ -84,3 +84,7 @@ if not TYPE_CHECKING:
         if name not in ('Announcement', 'Browser', 'Discovery'):
             raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
         return getattr(importlib.import_module('degu_rpc.peers.discovery'), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

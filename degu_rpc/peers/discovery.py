@@ -267,12 +267,12 @@ class Discovery:
         except (OSError, RuntimeError) as error:  # the latter for an interface that just went away
             _log.warning('a change of the network could not be followed: %s', error)
         for browser in self._browsers:
-            self._ask(browser.question)
+            self._ask(browser._question)
 
     async def _register(self, announcement: Announcement) -> None:
         if any(announcement.name == other.name for other in self._announcements):
             raise ValueError(f'{announcement.name} is announced already')
-        info = announcement.build_info(self._interfaces)
+        info = announcement._build_info(self._interfaces)
         # Without probing whether the name is taken: it is the hash of our key, so whoever else has
         # it lies, and must not be able to silence us.
         sent = await self._zeroconf.async_register_service(info, cooperating_responders=True)
@@ -280,26 +280,26 @@ class Discovery:
         self._announcements.append(announcement)
 
     async def _update(self, announcement: Announcement) -> None:
-        before, info = announcement.info, announcement.build_info(self._interfaces)
+        before, info = announcement._info, announcement._build_info(self._interfaces)
         if _addresses_of(info) != _addresses_of(before):
             self._keep(_finish(await self._zeroconf.async_update_service(info)))
 
     async def _unregister(self, announcement: Announcement) -> None:
         if announcement in self._announcements:
             self._announcements.remove(announcement)
-            await (await self._zeroconf.async_unregister_service(announcement.info))
+            await (await self._zeroconf.async_unregister_service(announcement._info))
 
     async def _start(self, browser: Browser) -> None:
-        browser.listener = _Listener(browser)
-        self._zeroconf.zeroconf.async_add_listener(browser.listener, None)
-        browser.asking = self._keep(self._keep_asking(browser.question))
+        browser._listener = _Listener(browser)
+        self._zeroconf.zeroconf.async_add_listener(browser._listener, None)
+        browser._asking = self._keep(self._keep_asking(browser._question))
         self._browsers.append(browser)
 
     async def _stop(self, browser: Browser) -> None:
         if browser in self._browsers:
             self._browsers.remove(browser)
-            self._zeroconf.zeroconf.async_remove_listener(browser.listener)
-            browser.asking.cancel()
+            self._zeroconf.zeroconf.async_remove_listener(browser._listener)
+            browser._asking.cancel()
 
     async def _keep_asking(self, question: Question) -> None:
         # Without the answers that we know: they would keep machines from repeating themselves.
@@ -338,7 +338,7 @@ def _addresses_of(info: AsyncServiceInfo) -> list[bytes]:
 class Announcement:
     """What is announced of this machine; a context manager that takes it back."""
 
-    info: AsyncServiceInfo
+    _info: AsyncServiceInfo
 
     def __init__(
         self, discovery: Discovery, service: Service, name: str, addresses: Sequence[Address]
@@ -377,8 +377,8 @@ class Announcement:
         with contextlib.suppress(ValueError):  # discovery is closed, and said goodbye then
             self._discovery._call(self._discovery._unregister(self))
 
-    def build_info(self, interfaces: Collection[Interface]) -> AsyncServiceInfo:
-        """Build the records for these interfaces, and keep them as `.info`."""
+    def _build_info(self, interfaces: Collection[Interface]) -> AsyncServiceInfo:
+        """Build the records for these interfaces, and keep them."""
         own = [network.ip for interface in interfaces for network in interface.networks]
         told = [
             ip
@@ -389,7 +389,7 @@ class Announcement:
                 and any(host.is_unspecified and host.version == ip.version for host in self._hosts)
             )
         ]
-        self.info = AsyncServiceInfo(
+        self._info = AsyncServiceInfo(
             self._service.value,
             f'{self.name}.{self._service.value}',
             addresses=[ip.packed for ip in dict.fromkeys(told)][:MAX_ADDRESSES],
@@ -399,7 +399,7 @@ class Announcement:
             host_ttl=int(SIGHTING_S),
             other_ttl=int(SIGHTING_S),
         )
-        return self.info
+        return self._info
 
 
 class Browser:
@@ -411,17 +411,17 @@ class Browser:
     name = 'mDNS'
     is_hint = True
 
-    # Set once: _discovery, _service, _board, question, listener, asking. Belongs to the discovery's
-    # thread: _questions.
+    # Set once: _discovery, _service, _board, _question, _listener, _asking. Belongs to the
+    # discovery's thread: _questions.
 
-    listener: _Listener
-    asking: asyncio.Future[None]
+    _listener: _Listener
+    _asking: asyncio.Future[None]
 
     def __init__(self, discovery: Discovery, service: Service, known: Iterable[str]) -> None:
         self._discovery = discovery
         self._service = service
         self._board = Board(known)
-        self.question: Question = (service.value, _PTR)
+        self._question: Question = (service.value, _PTR)
         self._questions = Pauses(_QUESTION_PAUSE_S, MAX_QUESTIONS)
 
     def __enter__(self) -> Self:
@@ -485,20 +485,20 @@ class Browser:
 
     # --- in the discovery's thread -----------------------------------------------------------
 
-    def find_instance(self, name: str) -> str | None:
+    def _find_instance(self, name: str) -> str | None:
         """Return the instance of a full name of our service, None for any other name."""
         instance = name.removesuffix(f'.{self._service.value}')
         return instance if instance != name and is_machine_id(instance) else None
 
-    def drop(self, name: str) -> None:
+    def _drop(self, name: str) -> None:
         """Take out what said goodbye."""
-        instance = self.find_instance(name)
+        instance = self._find_instance(name)
         if instance is not None:
             self._board.remove(instance)
 
-    def take(self, zeroconf: Zeroconf, name: str) -> None:
+    def _take(self, zeroconf: Zeroconf, name: str) -> None:
         """Note what the records say of a name, and ask for those that are missing."""
-        instance = self.find_instance(name)
+        instance = self._find_instance(name)
         if instance is None or any(a.name == instance for a in self._discovery._announcements):
             return
         if not self._board.takes(instance):
@@ -552,7 +552,7 @@ class _Listener(RecordUpdateListener):
         self._zeroconf = zc
         for update in records:
             record = update.new
-            if isinstance(record, DNSPointer) and record.name == self._browser.question[0]:
+            if isinstance(record, DNSPointer) and record.name == self._browser._question[0]:
                 name = record.alias
             elif isinstance(record, DNSService):
                 name = record.name
@@ -563,7 +563,7 @@ class _Listener(RecordUpdateListener):
             else:
                 continue
             if record.ttl == 0:  # RFC 6762 §10.1
-                self._browser.drop(name)
+                self._browser._drop(name)
             else:
                 self._names.add(name)
 
@@ -572,4 +572,4 @@ class _Listener(RecordUpdateListener):
         names, self._names = self._names, set()
         if self._zeroconf is not None:
             for name in names:
-                self._browser.take(self._zeroconf, name)
+                self._browser._take(self._zeroconf, name)
