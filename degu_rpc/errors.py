@@ -5,6 +5,7 @@ DeguRpcError
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── UnknownPeerError            somebody whom we do not know
+├── UnreachableError            a machine that no address led to         .machine_id .attempts
 └── FilesError                  moving files: see degu_rpc/files/
     ├── PathError               a name or path that must not be used     .path .reason
     ├── ListingError            a peer's listing makes no sense          .reason
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from degu.net import Address
 
 
 class Code(enum.Enum):
@@ -127,6 +130,32 @@ class IdentityError(DeguRpcError):
 
 class UnknownPeerError(DeguRpcError):
     """Somebody proved who they are (or the kernel could not say), and it is nobody we know."""
+
+
+class Attempt(NamedTuple):
+    """What was tried to reach a machine: by whose hint, which address, why it failed.
+
+    `address` is None where the source had none to try.
+    """
+
+    source: str
+    address: Address | None
+    reason: str
+
+    def __str__(self) -> str:
+        if self.address is None:
+            return f'{self.source}: {self.reason}'
+        return f'{self.address!r} ({self.source}): {self.reason}'
+
+
+class UnreachableError(DeguRpcError, ConnectionError):
+    """A machine could not be reached; `.attempts` say what was tried and why each failed."""
+
+    def __init__(self, machine_id: str, attempts: Iterable[Attempt]) -> None:
+        self.machine_id = machine_id
+        self.attempts = tuple(attempts)
+        tried = '; '.join(map(str, self.attempts)) or 'there was nowhere to look for it'
+        super().__init__(f'machine {machine_id} could not be reached: {tried}')
 
 
 class TrustError(DeguRpcError):

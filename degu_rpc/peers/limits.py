@@ -34,3 +34,19 @@ MAX_UNKNOWN_SIGHTINGS = 64
 """Machines we do not know that are remembered as seen."""
 RETRY_ADDRESS_S = 10.0
 """How soon one address of one machine is tried again."""
+SIGHTING_S = 120.0
+"""How long a sighting counts that is not repeated, at most."""
+ASK_AGAIN_S = 80.0
+"""How often the network is asked who is there, once it was asked a few times."""
+MAX_QUESTIONS = 64
+"""Questions about single machines and hosts that other machines can make us ask in a second."""
+FIND_S = 3.0
+"""How long mDNS and DNS have to say where a machine is."""
+DIAL_S = 15.0
+"""How long it may take to find and reach a machine, unless told otherwise."""
+CONNECT_S = 3.0
+"""How long one address of a machine has to take a connection, TLS included."""
+MAX_PAUSES = 1000
+"""Addresses that failed and are not tried again yet."""
+PROBE_S = 0.5
+"""How long we listen for our own question when nothing was found."""

@@ -1,0 +1,261 @@
+"""degu_rpc.peers.dial.Dialer: an address is a hint, the certificate decides."""
+
+from __future__ import annotations
+
+import socket
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from degu import pki
+from degu.tls import build_server_sslctx
+from degu_rpc.errors import UnreachableError
+from degu_rpc.peers import Dialer, Identity, StaticAddresses, TrustStore, check_server
+from degu_rpc.peers.limits import CONNECT_S, RETRY_ADDRESS_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from degu.net import Address
+
+NOW = datetime.now(UTC)
+
+
+class Hints:
+    """Addresses as somebody on the network says them, and which of them were dropped."""
+
+    name = 'hints'
+    is_hint = True
+
+    def __init__(self, *addresses: Address) -> None:
+        self.addresses = addresses
+        self.forgotten: list[tuple[str, Address]] = []
+
+    def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
+        yield from self.addresses
+
+    def forget(self, machine_id: str, address: Address) -> None:
+        self.forgotten.append((machine_id, address))
+
+    def explain(self, machine_id: str) -> str:
+        return 'nobody said anything'
+
+
+class Broken(Hints):
+    name = 'broken'
+
+    def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
+        raise OSError('cannot look')
+
+
+@pytest.fixture(scope='module')
+def laptop(alice: Identity, tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    """Give another machine of the same user."""
+    key = pki.build_key()
+    directory = tmp_path_factory.mktemp('laptop') / 'home'
+    return Identity.join(directory, key, alice.certify(key.public_key(), NOW), alice.user_cert)
+
+
+class House:
+    """Machines that serve, each counting who came."""
+
+    def __init__(self, serve: Callable[..., Any]) -> None:
+        self.serve = serve
+        self.callers: list[str] = []
+
+    def open(self, identity: Identity, trusts: Identity) -> Address:
+        callers = self.callers
+
+        class App:
+            def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
+                callers.append(identity.machine_id)
+                return True
+
+            def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
+                return 200, 'OK', {}, identity.machine_id.encode()
+
+        file = str(identity.machine_file)
+        ca = pki.format_cert_pem(trusts.user_cert).decode()
+        sslctx = build_server_sslctx({'cert_file': file, 'key_file': file, 'ca_data': ca})
+        return self.serve(App(), ('127.0.0.1', 0), sslctx).address
+
+
+@pytest.fixture
+def house(serve: Callable[..., Any]) -> House:
+    return House(serve)
+
+
+@pytest.fixture
+def dead() -> Iterator[Address]:
+    """Give an address where nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        yield sock.getsockname()
+
+
+def static(identity: Identity, *addresses: Any) -> StaticAddresses:
+    return StaticAddresses(f'degu://{identity.machine_id}@{ip}:{port}' for ip, port in addresses)
+
+
+def test_a_machine_is_found_by_its_id_alone(
+    house: House, alice: Identity, laptop: Identity
+) -> None:
+    address = house.open(laptop, laptop)
+    dialer = Dialer(TrustStore(alice).client_sslctx, [Hints(), static(laptop, address)])
+    with dialer.connect(laptop.machine_id) as connection:
+        check_server(connection.peer_certificate, laptop.machine_id)
+        body = connection.get('/').body
+        assert body is not None
+        assert body.read() == laptop.machine_id.encode()
+
+
+def test_who_claims_to_be_our_peer_is_dropped_and_the_true_one_reached(
+    house: House, alice: Identity, laptop: Identity, bob: Identity
+) -> None:
+    friend = house.open(alice, alice)  # trusted, but another machine
+    stranger = house.open(bob, alice)
+    true = house.open(laptop, laptop)
+    hints = Hints(friend, stranger, true)
+    dialer = Dialer(TrustStore(alice).client_sslctx, [hints])
+    with dialer.connect(laptop.machine_id) as connection:
+        check_server(connection.peer_certificate, laptop.machine_id)
+    assert hints.forgotten == [(laptop.machine_id, friend), (laptop.machine_id, stranger)]
+
+
+def test_an_error_lists_what_was_tried_and_why_it_failed(
+    house: House, alice: Identity, laptop: Identity, dead: Address
+) -> None:
+    friend = house.open(alice, alice)
+    dialer = Dialer(
+        TrustStore(alice).client_sslctx,
+        [Hints(friend), static(laptop, dead), static(alice, friend), Broken()],
+    )
+    with pytest.raises(UnreachableError) as info:
+        dialer.connect(laptop.machine_id)
+    assert info.value.machine_id == laptop.machine_id
+    wrong, refused, none, broken = info.value.attempts
+    assert (wrong.source, wrong.address) == ('hints', friend)
+    assert f'expected {laptop.machine_id}, found {alice.machine_id}' in wrong.reason
+    assert refused == ('static address', dead, 'Connection refused')
+    assert none == ('static address', None, 'none was given for it')
+    assert broken == ('broken', None, 'cannot look')
+    for attempt in info.value.attempts:
+        assert str(attempt) in str(info.value)
+    assert isinstance(info.value, ConnectionError)
+
+
+def test_without_sources_an_error_says_so(alice: Identity) -> None:
+    with pytest.raises(UnreachableError, match='nowhere to look') as info:
+        Dialer(TrustStore(alice).client_sslctx, []).connect(alice.machine_id)
+    assert info.value.attempts == ()
+
+
+@pytest.mark.parametrize('machine_id', ['', 'a' * 47, 'A' * 48])
+def test_what_is_no_machine_id_is_looked_for_nowhere(alice: Identity, machine_id: str) -> None:
+    with pytest.raises(ValueError, match='is 48 base32 characters'):
+        Dialer(TrustStore(alice).client_sslctx, [Broken()]).connect(machine_id)
+
+
+def test_a_hint_that_failed_is_not_tried_again_at_once(
+    house: House, alice: Identity, laptop: Identity
+) -> None:
+    friend = house.open(alice, alice)
+    dialer = Dialer(TrustStore(alice).client_sslctx, [Hints(friend), Hints(friend)])
+    for _ in range(3):
+        with pytest.raises(UnreachableError) as info:
+            dialer.connect(laptop.machine_id)
+    (attempt,) = info.value.attempts
+    assert f'failed lately and is tried again in {RETRY_ADDRESS_S:.0f} s' in attempt.reason
+    with dialer.connect(alice.machine_id) as connection:
+        # The pause is of that id at that address. By now the server has seen all who came before.
+        connection.get('/')
+    assert house.callers == [alice.machine_id] * 2
+
+
+def test_what_a_person_gave_is_tried_every_time(
+    alice: Identity, laptop: Identity, dead: Address
+) -> None:
+    dialer = Dialer(TrustStore(alice).client_sslctx, [static(laptop, dead)])
+    for _ in range(2):
+        with pytest.raises(UnreachableError) as info:
+            dialer.connect(laptop.machine_id)
+        assert [attempt.reason for attempt in info.value.attempts] == ['Connection refused']
+
+
+def test_the_address_that_worked_last_is_tried_first(
+    serve: Callable[..., Any], house: House, alice: Identity, laptop: Identity, dead: Address
+) -> None:
+    true = house.open(laptop, laptop)
+    source = static(laptop, dead, true)
+    hints = Hints()
+    dialer = Dialer(TrustStore(alice).client_sslctx, [hints, source])
+    with dialer.connect(laptop.machine_id):
+        pass
+    # Whoever is asked now would lead us elsewhere first.
+    silent = socket.create_server(('127.0.0.1', 0))
+    with silent:
+        hints.addresses = (silent.getsockname(),)
+        with dialer.connect(laptop.machine_id, timeout_s=30):
+            pass
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
+def test_an_address_that_worked_and_fails_is_no_longer_preferred(
+    alice: Identity, laptop: Identity, serve: Callable[..., Any]
+) -> None:
+    server = serve(lambda c, r: (200, 'OK', {}, None), sslctx=TrustStore(laptop).server_sslctx)
+    dialer = Dialer(TrustStore(alice).client_sslctx, [static(laptop, server.address)])
+    with dialer.connect(laptop.machine_id):
+        pass
+    server.close()
+    found = []
+    for _ in range(2):
+        with pytest.raises(UnreachableError) as info:
+            dialer.connect(laptop.machine_id)
+        found.append([attempt.source for attempt in info.value.attempts])
+    assert found == [['where it was last'], ['static address']]
+
+
+def test_a_silent_address_cannot_hold_us_longer_than_we_wait(
+    alice: Identity, laptop: Identity, dead: Address
+) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        address = silent.getsockname()
+        dialer = Dialer(TrustStore(alice).client_sslctx, [static(laptop, address, dead)])
+        started = time.monotonic()
+        with pytest.raises(UnreachableError) as info:
+            dialer.connect(laptop.machine_id, timeout_s=0.3)
+        assert time.monotonic() - started < CONNECT_S
+    first, second = info.value.attempts
+    assert (first.address, 'timed out' in first.reason) == (address, True)
+    assert second == ('static address', dead, 'not tried within 0.3 s')
+
+
+@pytest.mark.slow
+def test_a_silent_address_does_not_keep_us_from_the_next(
+    house: House, alice: Identity, laptop: Identity
+) -> None:
+    true = house.open(laptop, laptop)
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        source = static(laptop, silent.getsockname(), true)
+        dialer = Dialer(TrustStore(alice).client_sslctx, [source])
+        with dialer.connect(laptop.machine_id, timeout_s=30):
+            pass
+
+
+def test_a_change_of_trust_counts_at_the_next_connect(
+    house: House, bob: Identity, tmp_path: Any
+) -> None:
+    carol = Identity.create(tmp_path / 'carol', NOW)
+    trust = TrustStore(carol)
+    address = house.open(bob, carol)
+    dialer = Dialer(trust.client_sslctx, [static(bob, address)])
+    with pytest.raises(UnreachableError, match='issued by nobody who is trusted here'):
+        dialer.connect(bob.machine_id)
+    trust.add(bob.user_cert, 'Bob', [], 'by hand', NOW)
+    with dialer.connect(bob.machine_id) as connection:
+        assert connection.get('/').status == 200
