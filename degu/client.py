@@ -46,7 +46,7 @@ from degu.wire import (
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 __all__ = [
@@ -358,7 +358,7 @@ class SSLClient(Client):
 
     def __init__(
         self,
-        sslctx: ssl.SSLContext,
+        sslctx: ssl.SSLContext | Callable[[], ssl.SSLContext],
         address: net.Address,
         base_headers: Mapping[str, HeaderValue] | None = None,
         *,
@@ -366,6 +366,8 @@ class SSLClient(Client):
         connect_timeout_s: float | None = None,
     ) -> None:
         """Remember where and how to connect; `sslctx` is what build_client_sslctx() makes.
+
+        A function without arguments can be in its place: each connect() calls it.
 
         The name that the server must prove, where the context checks names, is the host of a `host`
         base header, or else the address's.
@@ -375,17 +377,24 @@ class SSLClient(Client):
         super().__init__(
             address, base_headers, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s
         )
-        self.sslctx = check_client_sslctx(sslctx)
         self.server_hostname = _find_hostname(address, self.base_headers)
+        self.sslctx = sslctx if callable(sslctx) else self._check(sslctx)
+
+    def _check(self, sslctx: ssl.SSLContext) -> ssl.SSLContext:
+        check_client_sslctx(sslctx)
         if sslctx.check_hostname and self.server_hostname is None:
-            raise ValueError(f'{address!r} has no host name to check; give a host in base_headers')
+            raise ValueError(
+                f'{self.address!r} has no host name to check; give a host in base_headers'
+            )
+        return sslctx
 
     def _open(self) -> socket.socket:
+        sslctx = self._check(self.sslctx()) if callable(self.sslctx) else self.sslctx
         deadline = net.Deadline(self.connect_timeout_s)
         sock = net.connect(self.address, self.connect_timeout_s)
         try:
             sock.settimeout(max(deadline.remaining(), 0.001))
-            return self.sslctx.wrap_socket(sock, server_hostname=self.server_hostname)
+            return sslctx.wrap_socket(sock, server_hostname=self.server_hostname)
         except BaseException as error:
             sock.close()
             if isinstance(error, ssl.SSLCertVerificationError):

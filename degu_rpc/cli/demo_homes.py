@@ -49,8 +49,7 @@ class Home(NamedTuple):
 
     def build_client(self, machine_id: str, port: int) -> MachineClient:
         """Build a client of one machine of a trusted user."""
-        sslctx = TrustStore(self.identity).client_sslctx()
-        return MachineClient(sslctx, (LOOPBACK, port), machine_id)
+        return MachineClient(TrustStore(self.identity), (LOOPBACK, port), machine_id)
 
 
 @dataclass(frozen=True, slots=True)

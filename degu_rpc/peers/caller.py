@@ -90,14 +90,18 @@ def derive_peer(
     """
     if 'ssl_peer_cert' in connection:
         cert_der = connection['ssl_peer_cert']
-        return None if cert_der is None else _derive_machine(cert_der, users)
+        return None if cert_der is None else derive_machine(cert_der, users)
     if 'credentials' in connection:
         _pid, uid, gid = connection['credentials']
         return _derive_local(uid, gid, own_uid)
     return None
 
 
-def _derive_machine(cert_der: bytes, users: Mapping[str, TrustedUser]) -> Peer:
+def derive_machine(cert_der: bytes | None, users: Mapping[str, TrustedUser]) -> Peer:
+    """Return whose machine has this certificate, caller or server.
+
+    Raises pki.CertificateError and UnknownPeerError, as `derive_peer` does.
+    """
     claimed = pki.parse_machine_cert(cert_der)
     user = users.get(claimed.user_id)
     if user is None:
@@ -105,6 +109,7 @@ def _derive_machine(cert_der: bytes, users: Mapping[str, TrustedUser]) -> Peer:
             f'machine {claimed.machine_id} says it belongs to user {claimed.user_id}, who is not '
             'trusted here; to trust them, pair with them'
         )
+    assert cert_der is not None  # or it would not have been parsed
     ids = pki.check_issued_by(cert_der, user.ca_cert)
     if ids.machine_id in user.denied:
         raise UnknownPeerError(

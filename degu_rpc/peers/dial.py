@@ -1,6 +1,6 @@
 """Which machine a client talks to: by id, never by host name or address.
 
-    dialer = Dialer(trust.client_sslctx, [StaticAddresses(urls), browser])
+    dialer = Dialer(trust, [StaticAddresses(urls), browser])
     with dialer.connect(machine_id) as connection:
         ...
 
@@ -24,15 +24,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from degu import pki
 from degu.client import Connection, SSLClient
 from degu.net import Deadline
-from degu_rpc.errors import Attempt, UnreachableError
+from degu_rpc.errors import Attempt, UnknownPeerError, UnreachableError
+from degu_rpc.peers.caller import derive_machine
 from degu_rpc.peers.limits import CONNECT_S, DIAL_S, MAX_PAUSES, RETRY_ADDRESS_S
 from degu_rpc.peers.sightings import Pauses, check_machine_id
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from degu.net import Address
+    from degu_rpc.peers.caller import TrustedUser
 
 
 def check_server(cert_der: bytes | None, machine_id: str) -> None:
@@ -50,24 +52,38 @@ def check_server(cert_der: bytes | None, machine_id: str) -> None:
         )
 
 
+class Trust(Protocol):
+    """What is asked of a TrustStore here."""
+
+    def client_sslctx(self) -> ssl.SSLContext:
+        """Return the context that trusts whom we trust now."""
+
+    def read(self) -> Mapping[str, TrustedUser]:
+        """Return whom we trust now, by user id."""
+
+
 class MachineClient(SSLClient):
     """A client of one machine, wherever it is: each connection proves the machine's id."""
 
-    def __init__(
-        self, sslctx: ssl.SSLContext, address: Address, machine_id: str, **options: Any
-    ) -> None:
-        """Remember where and whom to connect to; other arguments as for `degu.client.SSLClient`."""
-        super().__init__(sslctx, address, **options)
+    def __init__(self, trust: Trust, address: Address, machine_id: str, **options: Any) -> None:
+        """Remember where and whom to connect to, and whose word counts: a TrustStore.
+
+        Other arguments are those of `degu.client.SSLClient`.
+        """
+        super().__init__(trust.client_sslctx, address, **options)
         self.machine_id = machine_id
+        self._trust = trust
 
     def connect(self) -> Connection:
-        """Connect and check who is there.
+        """Connect and check who is there, by what is trusted now.
 
-        Raises pki.CertificateError for another machine, and what SSLClient.connect() raises.
+        Raises pki.CertificateError for another machine, UnknownPeerError for one that is denied,
+        and what SSLClient.connect() and the trust store raise.
         """
         connection = super().connect()
         try:
             check_server(connection.peer_certificate, self.machine_id)
+            derive_machine(connection.peer_certificate, self._trust.read())
         except BaseException:
             connection.close()
             raise
@@ -98,20 +114,14 @@ class Source(Protocol):
 class Dialer:
     """Connects to machines by their ids, wherever they are."""
 
-    # Set once: _get_sslctx, _sources, _options. Guarded by _lock: _worked, _pauses.
+    # Set once: _trust, _sources, _options. Guarded by _lock: _worked, _pauses.
 
-    def __init__(
-        self,
-        get_sslctx: Callable[[], ssl.SSLContext],
-        sources: Iterable[Source],
-        **options: Any,
-    ) -> None:
-        """Remember how to connect and where to look.
+    def __init__(self, trust: Trust, sources: Iterable[Source], **options: Any) -> None:
+        """Remember whose word counts, a TrustStore, and where to look.
 
-        *get_sslctx* gives the client's context for each connection (`TrustStore.client_sslctx`);
-        the quickest of the *sources* should come first. *options* are those of SSLClient.
+        The quickest of the *sources* should come first. *options* are those of SSLClient.
         """
-        self._get_sslctx = get_sslctx
+        self._trust = trust
         self._sources = tuple(sources)
         self._options = options
         self._lock = threading.Lock()
@@ -122,7 +132,7 @@ class Dialer:
         """Find a machine, connect, and check that it is the one.
 
         Raises UnreachableError, which lists what was tried and why each failed, ValueError for
-        another form of id, and what *get_sslctx* raises.
+        another form of id, and what the trust store raises.
         """
         check_machine_id(machine_id)
         deadline = Deadline(timeout_s)
@@ -142,6 +152,8 @@ class Dialer:
                 continue
             try:
                 connection = self._connect(machine_id, address, deadline)
+            except UnknownPeerError as error:
+                attempts.append(Attempt(name, address, str(error)))
             except pki.CertificateError as error:
                 for source in self._sources:
                     source.forget(machine_id, address)
@@ -177,7 +189,7 @@ class Dialer:
     def _connect(self, machine_id: str, address: Address, deadline: Deadline) -> Connection:
         timeout_s = min(CONNECT_S, max(deadline.remaining(), 0.001))
         return MachineClient(
-            self._get_sslctx(), address, machine_id, connect_timeout_s=timeout_s, **self._options
+            self._trust, address, machine_id, connect_timeout_s=timeout_s, **self._options
         ).connect()
 
     def _remaining_pause(self, machine_id: str, address: Address) -> float:

@@ -51,15 +51,15 @@ import sys
 from time import perf_counter
 from degu_rpc.peers import Dialer, Discovery, Identity, StaticAddresses, TrustStore
 directory, machine_id, url = sys.argv[1:]
-get_sslctx = TrustStore(Identity.open(directory)).client_sslctx
-get_sslctx()
+trust = TrustStore(Identity.open(directory))
+trust.client_sslctx()
 started = perf_counter()
 if url:
-    Dialer(get_sslctx, [StaticAddresses([url])]).connect(machine_id).close()
+    Dialer(trust, [StaticAddresses([url])]).connect(machine_id).close()
     took_s = perf_counter() - started
 else:
     with Discovery() as discovery, discovery.browse() as browser:
-        Dialer(get_sslctx, [browser]).connect(machine_id).close()
+        Dialer(trust, [browser]).connect(machine_id).close()
         took_s = perf_counter() - started
 print(took_s)
 """

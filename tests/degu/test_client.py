@@ -1206,6 +1206,26 @@ def test_create_sslclient_takes_host_and_port_from_the_url(temp_pki):
     assert client.sslctx is sslctx
 
 
+def test_a_function_makes_the_context_of_each_connection(serve, temp_pki):
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    lax = build_client_sslctx(temp_pki.get_client_config())
+    lax.verify_mode = ssl.CERT_NONE
+    named = build_client_sslctx({**temp_pki.get_client_config(), 'check_hostname': True})
+    server = serve(
+        lambda c, r: (200, 'OK', {}, None),
+        sslctx=build_server_sslctx(temp_pki.get_server_config()),
+    )
+    contexts = [lax, sslctx, sslctx]
+    client = SSLClient(contexts.pop, server.address)
+    for _ in range(2):
+        with client.connect() as connection:
+            assert connection.get('/').status == 200
+    with pytest.raises(ValueError, match='verify_mode'):
+        client.connect()
+    with pytest.raises(ValueError, match='has no host name to check'):
+        SSLClient(lambda: named, '/no/such/socket').connect()
+
+
 @pytest.mark.parametrize(
     'url',
     [

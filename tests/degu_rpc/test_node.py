@@ -39,7 +39,7 @@ def tell_peer(connection, request):
 
 
 def build_client(pair, address, machine_id):
-    return MachineClient(pair.trust_there.client_sslctx(), address, machine_id)
+    return MachineClient(pair.trust_there, address, machine_id)
 
 
 def ask(client):

@@ -11,8 +11,15 @@ import pytest
 
 from degu import pki
 from degu.tls import build_server_sslctx
-from degu_rpc.errors import UnreachableError
-from degu_rpc.peers import Dialer, Identity, StaticAddresses, TrustStore, check_server
+from degu_rpc.errors import UnknownPeerError, UnreachableError
+from degu_rpc.peers import (
+    Dialer,
+    Identity,
+    MachineClient,
+    StaticAddresses,
+    TrustStore,
+    check_server,
+)
 from degu_rpc.peers.limits import CONNECT_S, RETRY_ADDRESS_S
 
 if TYPE_CHECKING:
@@ -103,7 +110,7 @@ def test_a_machine_is_found_by_its_id_alone(
     house: House, alice: Identity, laptop: Identity
 ) -> None:
     address = house.open(laptop, laptop)
-    dialer = Dialer(TrustStore(alice).client_sslctx, [Hints(), static(laptop, address)])
+    dialer = Dialer(TrustStore(alice), [Hints(), static(laptop, address)])
     with dialer.connect(laptop.machine_id) as connection:
         check_server(connection.peer_certificate, laptop.machine_id)
         body = connection.get('/').body
@@ -118,7 +125,7 @@ def test_who_claims_to_be_our_peer_is_dropped_and_the_true_one_reached(
     stranger = house.open(bob, alice)
     true = house.open(laptop, laptop)
     hints = Hints(friend, stranger, true)
-    dialer = Dialer(TrustStore(alice).client_sslctx, [hints])
+    dialer = Dialer(TrustStore(alice), [hints])
     with dialer.connect(laptop.machine_id) as connection:
         check_server(connection.peer_certificate, laptop.machine_id)
     assert hints.forgotten == [(laptop.machine_id, friend), (laptop.machine_id, stranger)]
@@ -129,7 +136,7 @@ def test_an_error_lists_what_was_tried_and_why_it_failed(
 ) -> None:
     friend = house.open(alice, alice)
     dialer = Dialer(
-        TrustStore(alice).client_sslctx,
+        TrustStore(alice),
         [Hints(friend), static(laptop, dead), static(alice, friend), Broken()],
     )
     with pytest.raises(UnreachableError) as info:
@@ -148,21 +155,21 @@ def test_an_error_lists_what_was_tried_and_why_it_failed(
 
 def test_without_sources_an_error_says_so(alice: Identity) -> None:
     with pytest.raises(UnreachableError, match='nowhere to look') as info:
-        Dialer(TrustStore(alice).client_sslctx, []).connect(alice.machine_id)
+        Dialer(TrustStore(alice), []).connect(alice.machine_id)
     assert info.value.attempts == ()
 
 
 @pytest.mark.parametrize('machine_id', ['', 'a' * 47, 'A' * 48])
 def test_what_is_no_machine_id_is_looked_for_nowhere(alice: Identity, machine_id: str) -> None:
     with pytest.raises(ValueError, match='is 48 base32 characters'):
-        Dialer(TrustStore(alice).client_sslctx, [Broken()]).connect(machine_id)
+        Dialer(TrustStore(alice), [Broken()]).connect(machine_id)
 
 
 def test_a_hint_that_failed_is_not_tried_again_at_once(
     house: House, alice: Identity, laptop: Identity
 ) -> None:
     friend = house.open(alice, alice)
-    dialer = Dialer(TrustStore(alice).client_sslctx, [Hints(friend), Hints(friend)])
+    dialer = Dialer(TrustStore(alice), [Hints(friend), Hints(friend)])
     for _ in range(3):
         with pytest.raises(UnreachableError) as info:
             dialer.connect(laptop.machine_id)
@@ -177,7 +184,7 @@ def test_a_hint_that_failed_is_not_tried_again_at_once(
 def test_what_a_person_gave_is_tried_every_time(
     alice: Identity, laptop: Identity, dead: Address
 ) -> None:
-    dialer = Dialer(TrustStore(alice).client_sslctx, [static(laptop, dead)])
+    dialer = Dialer(TrustStore(alice), [static(laptop, dead)])
     for _ in range(2):
         with pytest.raises(UnreachableError) as info:
             dialer.connect(laptop.machine_id)
@@ -190,7 +197,7 @@ def test_the_address_that_worked_last_is_tried_first(
     true = house.open(laptop, laptop)
     source = static(laptop, dead, true)
     hints = Hints()
-    dialer = Dialer(TrustStore(alice).client_sslctx, [hints, source])
+    dialer = Dialer(TrustStore(alice), [hints, source])
     with dialer.connect(laptop.machine_id):
         pass
     # Whoever is asked now would lead us elsewhere first.
@@ -208,7 +215,7 @@ def test_an_address_that_worked_and_fails_is_no_longer_preferred(
     alice: Identity, laptop: Identity, serve: Callable[..., Any]
 ) -> None:
     server = serve(lambda c, r: (200, 'OK', {}, None), sslctx=TrustStore(laptop).server_sslctx)
-    dialer = Dialer(TrustStore(alice).client_sslctx, [static(laptop, server.address)])
+    dialer = Dialer(TrustStore(alice), [static(laptop, server.address)])
     with dialer.connect(laptop.machine_id):
         pass
     server.close()
@@ -225,7 +232,7 @@ def test_a_silent_address_cannot_hold_us_longer_than_we_wait(
 ) -> None:
     with socket.create_server(('127.0.0.1', 0)) as silent:
         address = silent.getsockname()
-        dialer = Dialer(TrustStore(alice).client_sslctx, [static(laptop, address, dead)])
+        dialer = Dialer(TrustStore(alice), [static(laptop, address, dead)])
         started = time.monotonic()
         with pytest.raises(UnreachableError) as info:
             dialer.connect(laptop.machine_id, timeout_s=0.3)
@@ -242,7 +249,7 @@ def test_a_silent_address_does_not_keep_us_from_the_next(
     true = house.open(laptop, laptop)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         source = static(laptop, silent.getsockname(), true)
-        dialer = Dialer(TrustStore(alice).client_sslctx, [source])
+        dialer = Dialer(TrustStore(alice), [source])
         with dialer.connect(laptop.machine_id, timeout_s=30):
             pass
 
@@ -253,9 +260,24 @@ def test_a_change_of_trust_counts_at_the_next_connect(
     carol = Identity.create(tmp_path / 'carol', NOW)
     trust = TrustStore(carol)
     address = house.open(bob, carol)
-    dialer = Dialer(trust.client_sslctx, [static(bob, address)])
+    dialer = Dialer(trust, [static(bob, address)])
     with pytest.raises(UnreachableError, match='issued by nobody who is trusted here'):
         dialer.connect(bob.machine_id)
     trust.add(bob.user_cert, 'Bob', [], 'by hand', NOW)
     with dialer.connect(bob.machine_id) as connection:
         assert connection.get('/').status == 200
+
+
+def test_a_machine_that_is_denied_is_not_called_either(
+    house: House, bob: Identity, tmp_path: Any
+) -> None:
+    carol = Identity.create(tmp_path / 'carol', NOW)
+    trust = TrustStore(carol)
+    trust.add(bob.user_cert, 'Bob', [], 'by hand', NOW)
+    address = house.open(bob, carol)
+    MachineClient(trust, address, bob.machine_id).connect().close()
+    trust.deny(bob.user_id, bob.machine_id)
+    with pytest.raises(UnknownPeerError, match='is denied here'):
+        MachineClient(trust, address, bob.machine_id).connect()
+    with pytest.raises(UnreachableError, match='is denied here'):
+        Dialer(trust, [static(bob, address)]).connect(bob.machine_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import ssl
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -346,6 +347,23 @@ def test_a_server_refuses_it_and_both_sides_say_why(
     assert case.fault.value in log
 
 
+class Trusting:
+    """A store that trusts Bob, as the context does."""
+
+    def __init__(self, sslctx: ssl.SSLContext) -> None:
+        self.sslctx = sslctx
+
+    def client_sslctx(self) -> ssl.SSLContext:
+        return self.sslctx
+
+    def read(self) -> dict[str, TrustedUser]:
+        return trust(BOB)
+
+
+def build_client(sslctx: ssl.SSLContext, home: Home) -> Callable[[Address], MachineClient]:
+    return lambda address: MachineClient(Trusting(sslctx), address, home.ids.machine_id)
+
+
 @each_case
 def test_a_client_refuses_it_and_both_sides_say_why(
     tmp_path: Path, alice_config: dict[str, Any], case: Case, caplog: pytest.LogCaptureFixture
@@ -353,9 +371,7 @@ def test_a_client_refuses_it_and_both_sides_say_why(
     fault, alert = case.of_server or (case.fault, case.alert)
     sslctx = build_client_sslctx({**alice_config, 'check_hostname': False})
     config = build_config(tmp_path / 'bad', case.chain, case.key)
-    error, log = call(
-        config, lambda address: MachineClient(sslctx, address, BOB.ids.machine_id), caplog
-    )
+    error, log = call(config, build_client(sslctx, BOB), caplog)
     assert isinstance(error, CertificateError)
     assert error.fault is fault
     assert fault.value in str(error)
@@ -372,7 +388,9 @@ def test_every_row_is_refused_for_its_one_change_alone(
     sslctx = build_client_sslctx({**alice_config, 'check_hostname': False})
     assert (
         call(
-            config, lambda address: MachineClient(sslctx, address, BOB.ids.machine_id), caplog
+            config,
+            lambda address: MachineClient(Trusting(sslctx), address, BOB.ids.machine_id),
+            caplog,
         ).error
         is None
     )
@@ -402,7 +420,9 @@ def test_another_machine_of_a_trusted_user_is_not_the_one_that_was_meant(
     config = build_config(tmp_path / 'bob', BOB.cert, BOB.key)
     sslctx = build_client_sslctx({**alice_config, 'check_hostname': False})
     error, _ = call(
-        config, lambda address: MachineClient(sslctx, address, STRANGER.ids.machine_id), caplog
+        config,
+        lambda address: MachineClient(Trusting(sslctx), address, STRANGER.ids.machine_id),
+        caplog,
     )
     assert isinstance(error, CertificateError)
     assert error.fault is F.MACHINE_ID

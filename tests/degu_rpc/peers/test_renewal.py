@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from degu import IPv4_LOOPBACK, pki
-from degu.client import Client
+from degu.client import Client, SSLClient
 from degu.rgi import Validator
 from degu_rpc.errors import RenewalError
 from degu_rpc.peers import Authenticated, Identity, IdentityError, MachineClient, TrustStore
@@ -42,8 +42,7 @@ def connect(serve: Callable[..., Any], issuer: Identity) -> Callable[[Identity],
     server = serve(app, IPv4_LOOPBACK, trust.server_sslctx)
 
     def build(identity: Identity) -> MachineClient:
-        sslctx = TrustStore(identity).client_sslctx()
-        return MachineClient(sslctx, server.address, issuer.machine_id)
+        return MachineClient(TrustStore(identity), server.address, issuer.machine_id)
 
     return build
 
@@ -62,14 +61,15 @@ def test_a_renewed_certificate_is_for_the_same_key(
 def test_a_rotated_key_is_another_machine_and_the_former_is_denied(
     connect: Callable[[Identity], MachineClient], issuer: Identity, joined: Identity
 ) -> None:
-    before = connect(joined)
-    rotated = rotate(joined, before, '', NOW)
+    client = connect(joined)
+    before = SSLClient(TrustStore(joined).client_sslctx(), client.address)
+    rotated = rotate(joined, client, '', NOW)
     assert rotated.machine_id != joined.machine_id
     assert Identity.open(joined.directory) == rotated
     assert TrustStore(issuer).read()[issuer.user_id].denied == {joined.machine_id}
     with before.connect() as connection, pytest.raises(ConnectionError):
         connection.post('/renew')
-    assert renew(rotated, connect(rotated), '', NOW).machine_id == rotated.machine_id
+    assert renew(rotated, client, '', NOW).machine_id == rotated.machine_id
 
 
 def test_only_a_machine_of_the_same_user_is_certified(
@@ -146,8 +146,7 @@ def connect_to(serve: Callable[..., Any], issuer: Identity, joined: Identity) ->
 
     def build(app: Any) -> MachineClient:
         server = serve(app, IPv4_LOOPBACK, TrustStore(issuer).server_sslctx)
-        sslctx = TrustStore(joined).client_sslctx()
-        return MachineClient(sslctx, server.address, issuer.machine_id)
+        return MachineClient(TrustStore(joined), server.address, issuer.machine_id)
 
     return build
 

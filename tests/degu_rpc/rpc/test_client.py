@@ -401,7 +401,7 @@ def test_another_machine_than_the_one_that_was_meant_is_unauthenticated(
 ) -> None:
     trust = TrustStore(Identity.create(tmp_path / 'me', datetime.now(UTC)))
     with SSLServer(trust.server_sslctx, ('127.0.0.1', 0), build_app()) as server:
-        client = MachineClient(trust.client_sslctx(), server.address, 'a' * 48)
+        client = MachineClient(trust, server.address, 'a' * 48)
         with RpcClient(client) as rpc, pytest.raises(RpcError, match='a' * 48) as caught:
             rpc[FILES].stat(path='/a')
     assert caught.value.code is Code.UNAUTHENTICATED

@@ -49,7 +49,7 @@ import sys, time
 from degu_rpc.peers import Dialer, Discovery, Identity, TrustStore
 identity = Identity.open(sys.argv[1])
 with Discovery() as discovery, discovery.browse() as browser:
-    dialer = Dialer(TrustStore(identity).client_sslctx, [browser])
+    dialer = Dialer(TrustStore(identity), [browser])
     print('dials', flush=True)
     started = time.monotonic()
     with dialer.connect(sys.argv[2]) as connection:
