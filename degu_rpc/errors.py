@@ -6,6 +6,8 @@ DeguRpcError
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── UnknownPeerError            somebody whom we do not know
 ├── UnreachableError            a machine that no address led to         .machine_id .attempts
+├── PairingError                two machines did not pair                .reason
+│   └── CodeError               a code that was not typed as it is shown
 └── FilesError                  moving files: see degu_rpc/files/
     ├── PathError               a name or path that must not be used     .path .reason
     ├── ListingError            a peer's listing makes no sense          .reason
@@ -117,6 +119,60 @@ class CodecError(DeguRpcError, ValueError):
 
     def __str__(self) -> str:
         return '; '.join(f'{path}: {reason}' for path, reason in self.faults)
+
+
+class PairingFault(enum.Enum):
+    """Why two machines did not pair; there are no other ways."""
+
+    CODE = 'code'
+    """The code cannot be right as it was typed; nothing was sent."""
+    WRONG_CODE = 'wrong_code'
+    """The two sides do not have the same code, or somebody is between them."""
+    USED = 'used'
+    """The window had its one attempt already."""
+    EXPIRED = 'expired'
+    """The window's time was up."""
+    TOO_MANY_WINDOWS = 'too_many_windows'
+    """This machine opened as many windows as it may for now."""
+    INTENT = 'intent'
+    """One side wants to join, the other to be a peer."""
+    SAME_USER = 'same_user'
+    """Both machines belong to the same user already."""
+    ALREADY_PAIRED = 'already_paired'
+    """Both users trust each other already."""
+    MESSAGE = 'message'
+    """What came from the other side makes no sense."""
+    ORDER = 'order'
+    """A message came when it could not."""
+    CERTIFICATE = 'certificate'
+    """The other side's certificate, or request for one, is not usable."""
+    UNREACHABLE = 'unreachable'
+    """There was no connection, or it ended."""
+    NOT_STORED = 'not_stored'
+    """One side could not store the other; neither has."""
+    UNCONFIRMED = 'unconfirmed'
+    """The last answer never came: this side stored nothing, the other one may have."""
+
+
+class PairingError(DeguRpcError):
+    """Two machines did not pair: `reason` is a PairingFault, the message says what to do."""
+
+    def __init__(self, reason: PairingFault, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class CodeError(PairingError, ValueError):
+    """A code cannot be right as it was typed. Nothing was sent, so the code is still good."""
+
+    def __init__(self, problem: str) -> None:
+        message = f'this is not the code: {problem}; type it again, it is still good'
+        super().__init__(PairingFault.CODE, message)
+        self.args = (problem,)  # what unpickling it calls the class with
 
 
 class IdentityError(DeguRpcError):
