@@ -170,7 +170,7 @@ class CodeError(PairingError, ValueError):
     """A code cannot be right as it was typed. Nothing was sent, so the code is still good."""
 
     def __init__(self, problem: str) -> None:
-        message = f'this is not the code: {problem}; type it again, it is still good'
+        message = f'this is not the code: {problem}; try again, it is still good'
         super().__init__(PairingFault.CODE, message)
         self.args = (problem,)  # what unpickling it calls the class with
 
