@@ -91,6 +91,7 @@ class CertificateFault(enum.Enum):
     MACHINE_ID = 'the machine id is not the expected one'
     USER_ID = 'the user id is not the expected one'
     SIGNATURE = 'the signature was not made with the key of that user'
+    CHALLENGE = 'the request was made for another session'
 
 
 _FAULT_OF_EXTENSION = {
@@ -553,32 +554,46 @@ def parse_key_pem(pem: bytes) -> EllipticCurvePrivateKey:
     return key
 
 
-def build_csr(key: EllipticCurvePrivateKey) -> bytes:
-    """Make the request for a machine certificate, which proves that we have the key; return DER."""
+def build_csr(key: EllipticCurvePrivateKey, challenge: bytes | None = None) -> bytes:
+    """Make the request for a machine certificate, which proves that we have the key; return DER.
+
+    With a *challenge*, something that only one session has, it proves that for this session alone.
+    Source: RFC 7030 §3.5.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.x509.oid import AttributeOID
 
     builder = x509.CertificateSigningRequestBuilder(
         _common_name(derive_machine_id(key.public_key()))
     )
+    if challenge is not None:
+        value = challenge.hex().encode('ascii')
+        builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, value)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def parse_csr(csr_der: bytes) -> EllipticCurvePublicKey:
+def parse_csr(csr_der: bytes, challenge: bytes | None = None) -> EllipticCurvePublicKey:
     """Return the key of a request for a machine certificate, whose possession it proves.
 
-    Nothing else in it counts: what a certificate says, its issuer decides.
+    With a *challenge* it must be the one that the request was made with. Nothing else in it counts:
+    what a certificate says, its issuer decides.
 
-    Raises CertificateError (MALFORMED, KEY, SIGNATURE_ALGORITHM, SIGNATURE).
+    Raises CertificateError (MALFORMED, CHALLENGE, KEY, SIGNATURE_ALGORITHM, SIGNATURE).
     """
     from cryptography import x509
-    from cryptography.x509.oid import SignatureAlgorithmOID
+    from cryptography.x509.oid import AttributeOID, SignatureAlgorithmOID
 
     try:
         csr = x509.load_der_x509_csr(csr_der)
         algorithm = csr.signature_algorithm_oid
+        attributes = {attribute.oid: attribute.value for attribute in csr.attributes}
     except (ValueError, x509.InvalidVersion) as error:
         raise CertificateError(CertificateFault.MALFORMED, 'of the request') from error
+    if challenge is not None:
+        found = attributes.get(AttributeOID.CHALLENGE_PASSWORD)
+        if found != challenge.hex().encode('ascii'):
+            raise CertificateError(CertificateFault.CHALLENGE)
     if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
         raise CertificateError(CertificateFault.SIGNATURE_ALGORITHM)
     public_key = _find_public_key(csr)

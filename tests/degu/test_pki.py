@@ -725,3 +725,36 @@ def test_a_certificate_from_a_slow_clock_is_accepted_at_once(tmp_path: Path) -> 
     config = build_config(tmp_path / 'x', ahead.machine_cert, ahead.machine_key, ahead.user_cert)
     server, client = handshake(config, config)
     assert (server.error, client.error) == (None, None)
+
+
+# --- requests that are bound to a session -------------------------------------------------------
+
+
+CHALLENGE = b'c' * 32
+
+
+def test_a_request_with_a_challenge_proves_its_key() -> None:
+    csr = pki.build_csr(ALICE.machine_key, CHALLENGE)
+    assert pki.parse_csr(csr, CHALLENGE) == ALICE.machine_key.public_key()
+
+
+@pytest.mark.parametrize('made_for', [None, b'd' * 32], ids=['nothing', 'another session'])
+def test_a_request_for_another_session_proves_nothing_in_this_one(made_for: bytes | None) -> None:
+    with pytest.raises(CertificateError) as caught:
+        pki.parse_csr(pki.build_csr(ALICE.machine_key, made_for), CHALLENGE)
+    assert caught.value.fault is CertificateFault.CHALLENGE
+
+
+def test_a_challenge_cannot_be_put_into_a_request_that_was_made_for_another() -> None:
+    csr = pki.build_csr(ALICE.machine_key, b'd' * 32)
+    changed = csr.replace((b'd' * 32).hex().encode(), CHALLENGE.hex().encode())
+    assert changed != csr
+    with pytest.raises(CertificateError) as caught:
+        pki.parse_csr(changed, CHALLENGE)
+    assert caught.value.fault is CertificateFault.SIGNATURE
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_a_request_or_a_certificate_error(data: bytes) -> None:
+    with pytest.raises(CertificateError):
+        pki.parse_csr(data, CHALLENGE)
