@@ -89,7 +89,9 @@ class _Keys(NamedTuple):
 class Session:
     """Authenticates what is said after both sides have confirmed; it keeps no state."""
 
-    def __init__(self, own_key: bytes, other_key: bytes) -> None:
+    def __init__(self, binding: bytes, own_key: bytes, other_key: bytes) -> None:
+        self.binding = binding
+        """What only this pairing has, for signatures to include: a hash of the transcript."""
         self._own_key = own_key
         self._other_key = other_key
 
@@ -129,7 +131,8 @@ class _Handshake:
     def session(self) -> Session:
         """What authenticates all that follows. Raises PairingError (ORDER) before it is agreed."""
         self._require(Stage.CONFIRMED)
-        return Session(self._own.session, self._other.session)
+        binding = hashlib.sha256(self._transcript).digest()
+        return Session(binding, self._own.session, self._other.session)
 
     def _require(self, stage: Stage) -> None:
         if self.stage is not stage:
