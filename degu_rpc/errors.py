@@ -122,57 +122,92 @@ class CodecError(DeguRpcError, ValueError):
 
 
 class PairingFault(enum.Enum):
-    """Why two machines did not pair; there are no other ways."""
+    """Why two machines did not pair; there are no others."""
 
     CODE = 'code'
-    """The code cannot be right as it was typed; nothing was sent."""
     WRONG_CODE = 'wrong_code'
-    """The two sides do not have the same code, or somebody is between them."""
     USED = 'used'
-    """The window had its one attempt already."""
     EXPIRED = 'expired'
-    """The window's time was up."""
     TOO_MANY_WINDOWS = 'too_many_windows'
-    """This machine opened as many windows as it may for now."""
     INTENT = 'intent'
-    """One side wants to join, the other to be a peer."""
+    VERSION = 'version'
     SAME_USER = 'same_user'
-    """Both machines belong to the same user already."""
     ALREADY_PAIRED = 'already_paired'
-    """Both users trust each other already."""
     MESSAGE = 'message'
-    """What came from the other side makes no sense."""
     ORDER = 'order'
-    """A message came when it could not."""
     CERTIFICATE = 'certificate'
-    """The other side's certificate, or request for one, is not usable."""
     UNREACHABLE = 'unreachable'
-    """There was no connection, or it ended."""
     NOT_STORED = 'not_stored'
-    """One side could not store the other; neither has."""
     UNCONFIRMED = 'unconfirmed'
-    """The last answer never came: this side stored nothing, the other one may have."""
+
+    @property
+    def text(self) -> str:
+        """What happened and what to do, on whichever side it is read."""
+        return _PAIRING_TEXTS[self]
+
+
+_PAIRING_TEXTS = {
+    PairingFault.CODE: 'this cannot be the code; look again and retype it, it is still good',
+    PairingFault.WRONG_CODE: (
+        'the two sides do not have the same code, or somebody is between them; nothing was stored; '
+        'open another window and compare its code with what you type'
+    ),
+    PairingFault.USED: (
+        'the window had its one attempt already; if that was not you, somebody on this network is '
+        'trying codes; open another window'
+    ),
+    PairingFault.EXPIRED: (
+        'the time of the window was up before both sides were done; open another window'
+    ),
+    PairingFault.TOO_MANY_WINDOWS: 'this machine opened too many windows, so that nobody can guess',
+    PairingFault.INTENT: (
+        'one side is to join a user, the other to pair two users; choose the same on both sides '
+        'and try again, the code is still good'
+    ),
+    PairingFault.VERSION: 'the two sides pair in different ways; install the same version on both',
+    PairingFault.SAME_USER: 'both machines belong to one user, so they trust each other already',
+    PairingFault.ALREADY_PAIRED: 'the two users trust each other already; nothing was changed',
+    PairingFault.MESSAGE: (
+        'the other side said what makes no sense here; nothing was stored; open another window'
+    ),
+    PairingFault.ORDER: (
+        'the other side said something when it could not; nothing was stored; open another window'
+    ),
+    PairingFault.CERTIFICATE: (
+        'a certificate cannot be used; nothing was stored; compare the clocks of both machines'
+    ),
+    PairingFault.UNREACHABLE: (
+        'the other side cannot be reached; see that both are on one network and that its window is '
+        'open, and try again'
+    ),
+    PairingFault.NOT_STORED: (
+        'one side could not store the other, so neither did; its log says why; pair again then'
+    ),
+    PairingFault.UNCONFIRMED: (
+        'the other side did not say that it stored this one, so this one stored nothing; the other '
+        'may have, and pairing again mends that'
+    ),
+}
 
 
 class PairingError(DeguRpcError):
-    """Two machines did not pair: `reason` is a PairingFault, the message says what to do."""
+    """Two machines did not pair: `reason` is a PairingFault, the text says what to do."""
 
-    def __init__(self, reason: PairingFault, message: str) -> None:
-        super().__init__(reason, message)
+    def __init__(self, reason: PairingFault, detail: str = '') -> None:
+        super().__init__(reason, detail)
         self.reason = reason
-        self.message = message
+        self.detail = detail
 
     def __str__(self) -> str:
-        return self.message
+        return f'{self.reason.text} ({self.detail})' if self.detail else self.reason.text
 
 
 class CodeError(PairingError, ValueError):
     """A code cannot be right as it was typed. Nothing was sent, so the code is still good."""
 
-    def __init__(self, problem: str) -> None:
-        message = f'this is not the code: {problem}; try again, it is still good'
-        super().__init__(PairingFault.CODE, message)
-        self.args = (problem,)  # what unpickling it calls the class with
+    def __init__(self, detail: str) -> None:
+        super().__init__(PairingFault.CODE, detail)
+        self.args = (detail,)  # what unpickling it calls the class with
 
 
 class IdentityError(DeguRpcError):

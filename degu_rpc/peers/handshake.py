@@ -102,10 +102,7 @@ class Session:
     def check(self, proof: bytes, kind: str, *parts: bytes) -> None:
         """Check the other side's proof. Raises PairingError (MESSAGE)."""
         if not hmac.compare_digest(_mac(self._other_key, _frame(kind.encode(), *parts)), proof):
-            raise PairingError(
-                PairingFault.MESSAGE,
-                'a message was not from the machine that showed to know the code; pair again',
-            )
+            raise PairingError(PairingFault.MESSAGE, f'its {kind} is not from this pairing')
 
 
 class _Handshake:
@@ -136,9 +133,7 @@ class _Handshake:
 
     def _require(self, stage: Stage) -> None:
         if self.stage is not stage:
-            raise PairingError(
-                PairingFault.ORDER, f'the pairing is {self.stage.value}, not {stage.value}'
-            )
+            raise PairingError(PairingFault.ORDER, f'{self.stage.value}, not {stage.value}')
 
     def _leave(self, stage: Stage) -> None:
         """Go on from a stage; what then raises has ended the attempt."""
@@ -164,15 +159,15 @@ class _Handshake:
 
     def _agree(self, message: bytes) -> bytes:
         if len(message) != MESSAGE_SIZE:
-            raise _refuse_message(f'it has {len(message)} bytes, not {MESSAGE_SIZE}')
+            raise PairingError(PairingFault.MESSAGE, f'{len(message)} bytes, not {MESSAGE_SIZE}')
         try:
             # The package takes some points in two spellings, one of them the neutral element.
             point = self._spake.params.group.bytes_to_element(message[1:])
             if point.to_bytes() != message[1:]:
-                raise _refuse_message('its point is not spelled as it must be')
+                raise PairingError(PairingFault.MESSAGE, 'a point in another spelling')
             key: bytes = self._spake.finish(message)
         except (SPAKEError, NotOnCurve, ValueError) as error:
-            raise _refuse_message(f'SPAKE2 refuses it ({type(error).__name__})') from None
+            raise PairingError(PairingFault.MESSAGE, f'SPAKE2: {type(error).__name__}') from None
         return key
 
     def _confirm(self) -> bytes:
@@ -181,10 +176,7 @@ class _Handshake:
     def _check(self, confirmation: bytes) -> None:
         expected = _mac(self._other.confirmation, self._transcript)
         if not hmac.compare_digest(expected, confirmation):
-            raise PairingError(
-                PairingFault.WRONG_CODE,
-                'the two sides do not have the same code, or somebody is between them',
-            )
+            raise PairingError(PairingFault.WRONG_CODE)
 
 
 class JoinerHandshake(_Handshake):
@@ -277,9 +269,3 @@ def _frame(*parts: bytes) -> bytes:
 
 def _mac(key: bytes, data: bytes) -> bytes:
     return hmac.digest(key, data, 'sha256')
-
-
-def _refuse_message(why: str) -> PairingError:
-    return PairingError(
-        PairingFault.MESSAGE, f'a message is not one of this pairing: {why}; pair again'
-    )
