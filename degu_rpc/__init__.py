@@ -10,23 +10,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from degu_rpc.errors import Code, RpcError
+    from degu_rpc.errors import Code, PairingError, RpcError
     from degu_rpc.files.fetch import Fetched, Progress, fetch
     from degu_rpc.files.share import FileShare
     from degu_rpc.node import Node
+    from degu_rpc.peers.agreement import Admission, Joining, Peering
     from degu_rpc.peers.caller import Peer
+    from degu_rpc.peers.pairing import pair
+    from degu_rpc.peers.window import PairingWindow
     from degu_rpc.router import Router
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.connect import RpcApp
     from degu_rpc.rpc.service import Context, Service
 
 __all__ = [
+    'Admission',
     'Code',
     'Context',
     'Fetched',
     'FileShare',
+    'Joining',
     'Node',
+    'PairingError',
+    'PairingWindow',
     'Peer',
+    'Peering',
     'Progress',
     'Router',
     'RpcApp',
@@ -34,15 +42,21 @@ __all__ = [
     'RpcError',
     'Service',
     'fetch',
+    'pair',
 ]
 
 _MODULES = {
+    'Admission': 'degu_rpc.peers.agreement',
     'Code': 'degu_rpc.errors',
     'Context': 'degu_rpc.rpc.service',
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
+    'Joining': 'degu_rpc.peers.agreement',
     'Node': 'degu_rpc.node',
+    'PairingError': 'degu_rpc.errors',
+    'PairingWindow': 'degu_rpc.peers.window',
     'Peer': 'degu_rpc.peers.caller',
+    'Peering': 'degu_rpc.peers.agreement',
     'Progress': 'degu_rpc.files.fetch',
     'Router': 'degu_rpc.router',
     'RpcApp': 'degu_rpc.rpc.connect',
@@ -50,6 +64,7 @@ _MODULES = {
     'RpcError': 'degu_rpc.errors',
     'Service': 'degu_rpc.rpc.service',
     'fetch': 'degu_rpc.files.fetch',
+    'pair': 'degu_rpc.peers.pairing',
 }
 
 
