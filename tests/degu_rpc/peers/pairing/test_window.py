@@ -1,0 +1,316 @@
+"""degu_rpc.peers.window: one attempt, for 120 seconds, and nothing that is no message."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from degu.bodies import ChunkedOutput
+from degu.errors import DeguError
+from degu_rpc import PairingWindow, pair
+from degu_rpc.errors import IdentityError, PairingFault
+from degu_rpc.peers.handshake import (
+    Intent,
+)
+from degu_rpc.peers.limits import MAX_PAIRING_BODY, MAX_PAIRING_CONNECTIONS
+from degu_rpc.peers.messages import (
+    Confirmation,
+    Offer,
+    Start,
+    format_message,
+)
+from degu_rpc.peers.window import COUNT_FILE, count_window
+
+if TYPE_CHECKING:
+    pass
+
+NOW = datetime.now(UTC)
+MACHINE_ID = 'j' * 48
+
+
+def assert_nobody_is_trusted(*homes) -> None:
+    assert [home.friends for home in homes] == [{}] * len(homes)
+
+
+# --- one attempt, one window's time -------------------------------------------------------------
+
+
+def test_a_wrong_code_ends_the_window_for_good(ada, ben, open_window, wrong_code, refused) -> None:
+    window = open_window(ada.peering())
+    with refused(PairingFault.WRONG_CODE):
+        pair(window.address, wrong_code, ben.peering())
+    with refused(PairingFault.USED):
+        pair(window.address, window.code, ben.peering())
+    with refused(PairingFault.WRONG_CODE):
+        window.wait()
+    assert_nobody_is_trusted(ada, ben)
+
+
+def test_after_a_wrong_confirmation_the_right_one_comes_too_late(
+    ada, ben, open_window, speak
+) -> None:
+    speaker = speak(open_window(ada.peering()))
+    _, confirmation = speaker.start()
+    assert speaker.refused('confirm', format_message(Confirmation(bytes(32)))) == 'wrong_code'
+    assert speaker.refused('confirm', format_message(Confirmation(confirmation))) == 'used'
+
+
+def test_while_one_machine_pairs_no_other_can_begin_or_spoil_it(
+    ada, ben, open_window, speak
+) -> None:
+    window = open_window(ada.peering())
+    speaker, stranger = speak(window), speak(window)
+    handshake, confirmation = speaker.start()
+    start = Start(1, Intent.PEER, MACHINE_ID, handshake._sent)
+    assert stranger.refused('start', format_message(start)) == 'used'
+    assert stranger.refused('confirm', format_message(Confirmation(bytes(32)))) == 'order'
+    assert stranger.refused('confirm', format_message(Confirmation(confirmation))) == 'order'
+    answer = speaker.ask('confirm', Confirmation(confirmation), Confirmation)
+    handshake.finish(answer.confirmation)
+    offer = Offer(b'', handshake.session.prove('exchange', b''))
+    assert stranger.refused('exchange', format_message(offer)) == 'order'
+    speaker.exchange(handshake.session, ben.peering().offer(handshake.session.binding))
+
+
+def test_a_machine_that_began_and_went_away_has_used_the_attempt(
+    ada, ben, open_window, speak, clock, refused
+) -> None:
+    window = open_window(ada.peering())
+    speaker = speak(window)
+    speaker.start()
+    speaker.connection.close()
+    with refused(PairingFault.USED):
+        pair(window.address, window.code, ben.peering())
+    clock.now_s += 120
+    with refused(PairingFault.EXPIRED) as caught:
+        window.wait()
+    assert 'a machine began to pair and did not go on' in str(caught.value)
+
+
+def test_a_window_that_paired_is_used(ada, ben, build_home, open_window, refused) -> None:
+    window = open_window(ada.peering())
+    pair(window.address, window.code, ben.peering())
+    with refused(PairingFault.USED):
+        pair(window.address, window.code, build_home('Carol').peering())
+
+
+def test_a_code_is_worth_nothing_after_120_seconds(ada, ben, open_window, clock, refused) -> None:
+    window = open_window(ada.peering())
+    clock.now_s += 119.9
+    assert not window._outcome
+    clock.now_s += 0.2
+    with refused(PairingFault.EXPIRED):
+        pair(window.address, window.code, ben.peering())
+    with refused(PairingFault.EXPIRED):
+        window.wait()
+    assert_nobody_is_trusted(ada, ben)
+
+
+def test_a_window_that_nobody_speaks_to_ends_its_wait_by_itself(ada, open_window, refused) -> None:
+    class Hasty:
+        """The clock of somebody for whom 120 seconds are a tenth of one."""
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self) -> float:
+            self.calls += 1
+            return 119.95 if self.calls == 2 else 120.0 * (self.calls > 2)
+
+    window = open_window(ada.peering(), clock=Hasty())
+    with refused(PairingFault.EXPIRED):
+        window.wait()
+
+
+@pytest.mark.parametrize('step', ['confirm', 'exchange'])
+def test_the_time_is_up_in_the_middle_too(ada, ben, open_window, speak, clock, step: str) -> None:
+    speaker = speak(open_window(ada.peering()))
+    handshake, confirmation = speaker.start()
+    message = Confirmation(confirmation)
+    if step == 'exchange':
+        handshake.finish(speaker.ask('confirm', message, Confirmation).confirmation)
+        offer = ben.peering().offer(handshake.session.binding)
+        message = Offer(offer, handshake.session.prove('exchange', offer))
+    clock.now_s += 120
+    assert speaker.refused(step, format_message(message)) == 'expired'
+    assert_nobody_is_trusted(ada)
+
+
+# --- how many windows ---------------------------------------------------------------------------
+
+
+def test_three_windows_are_opened_in_ten_minutes_and_no_more(ada, open_window, refused) -> None:
+    for _ in range(3):
+        open_window(ada.peering())
+    with refused(PairingFault.TOO_MANY_WINDOWS) as caught:
+        open_window(ada.peering())
+    assert '3 so far; again in 600 s' in str(caught.value)
+
+
+@pytest.mark.parametrize('later', [timedelta(seconds=601), timedelta(seconds=-601)], ids=str)
+def test_windows_are_counted_for_ten_minutes_only(ada, refused, later: timedelta) -> None:
+    directory = ada.identity.directory
+    for _ in range(3):
+        count_window(directory, NOW)
+    with refused(PairingFault.TOO_MANY_WINDOWS):
+        count_window(directory, NOW + later * 0.99)
+    count_window(directory, NOW + later)
+
+
+def test_windows_are_counted_for_all_processes_together(ada, refused) -> None:
+    program = (
+        'import sys; from datetime import datetime, UTC; from pathlib import Path\n'
+        'from degu_rpc.peers.window import count_window\n'
+        'count_window(Path(sys.argv[1]), datetime.now(UTC))\n'
+    )
+    for _ in range(3):
+        subprocess.run([sys.executable, '-c', program, ada.identity.directory], check=True)
+    with refused(PairingFault.TOO_MANY_WINDOWS):
+        count_window(ada.identity.directory, datetime.now(UTC))
+
+
+def test_a_broken_count_is_told_with_its_remedy(ada) -> None:
+    path = ada.identity.directory / COUNT_FILE
+    path.touch(0o600)
+    with pytest.raises(IdentityError, match='remove it'):
+        count_window(ada.identity.directory, NOW)
+
+
+# --- what is no message -------------------------------------------------------------------------
+
+
+def start_with(**changes: Any) -> bytes:
+    fields = {
+        'version': 1,
+        'intent': 'peer',
+        'machine_id': MACHINE_ID,
+        'message': base64.b64encode(b'A' + bytes(32)).decode(),
+    }
+    return msgspec.json.encode({k: v for k, v in {**fields, **changes}.items() if v is not None})
+
+
+MALFORMED = [
+    pytest.param(b'', id='nothing'),
+    pytest.param(b'{', id='half of something'),
+    pytest.param(b'[]', id='another type'),
+    pytest.param(b'{}', id='no fields'),
+    pytest.param(start_with() + b'{}', id='trailing bytes'),
+    pytest.param(start_with(name='Mallory'), id='an unknown field'),
+    pytest.param(start_with(version='1'), id='a version that is text'),
+    pytest.param(start_with(intent='own'), id='an unknown intent'),
+    pytest.param(start_with(machine_id='j' * 47), id='a short id'),
+    pytest.param(start_with(machine_id='j' * 48 + '\n'), id='an id with a line end'),
+    pytest.param(start_with(machine_id='J' * 48), id='an id in upper case'),
+    pytest.param(start_with(message=None), id='no message'),
+    pytest.param(start_with(message=base64.b64encode(bytes(32)).decode()), id='32 bytes'),
+    pytest.param(start_with(message=base64.b64encode(bytes(34)).decode()), id='34 bytes'),
+    pytest.param(start_with(message='A' * 43 + '?'), id='no base64'),
+    pytest.param(b'\xff' * 100, id='no UTF-8'),
+    pytest.param(b'[' * MAX_PAIRING_BODY, id='much nesting'),
+]
+
+
+@pytest.mark.parametrize('data', MALFORMED)
+def test_a_malformed_start_is_refused_and_burns_nothing(
+    ada, ben, open_window, speak, data: bytes
+) -> None:
+    window = open_window(ada.peering())
+    assert speak(window).refused('start', data) == 'message'
+    pair(window.address, window.code, ben.peering())
+
+
+def test_another_version_is_told_and_burns_nothing(ada, ben, open_window, speak) -> None:
+    window = open_window(ada.peering())
+    assert speak(window).refused('start', start_with(version=2)) == 'version'
+    pair(window.address, window.code, ben.peering())
+
+
+def test_a_malformed_point_is_a_try_of_the_code(ada, ben, open_window, speak, refused) -> None:
+    window = open_window(ada.peering())
+    assert speak(window).refused('start', start_with()) == 'message'
+    with refused(PairingFault.USED):
+        pair(window.address, window.code, ben.peering())
+
+
+def test_an_oversized_body_is_not_read(ada, ben, open_window, speak) -> None:
+    window = open_window(ada.peering())
+    padded = start_with() + b' ' * (MAX_PAIRING_BODY + 1 - len(start_with()))
+    assert speak(window).post('start', padded) == (413, b'')
+    pair(window.address, window.code, ben.peering())
+
+
+def test_a_body_without_a_length_is_not_read(ada, open_window, speak) -> None:
+    connection = speak(open_window(ada.peering())).connection
+    assert (
+        connection.post('/start', None, ChunkedOutput([(None, start_with()), (None, b'')])).status
+        == 411
+    )
+
+
+@pytest.mark.parametrize('method', ['GET', 'PUT', 'DELETE', 'HEAD'])
+def test_another_method_is_refused(ada, open_window, speak, method: str) -> None:
+    connection = speak(open_window(ada.peering())).connection
+    assert connection.request(method, '/start').status == 405
+
+
+def test_a_header_that_is_too_large_is_refused(ada, open_window, speak) -> None:
+    connection = speak(open_window(ada.peering())).connection
+    assert connection.post('/start', {'x': 'x' * MAX_PAIRING_BODY}, b'').status == 431
+
+
+def test_no_more_than_four_connections_are_held(ada, open_window, speak) -> None:
+    window = open_window(ada.peering())
+    speakers = [speak(window) for _ in range(MAX_PAIRING_CONNECTIONS)]
+    for speaker in speakers:
+        assert speaker.post('name', b'')[0] == 404
+    with pytest.raises((DeguError, OSError)):
+        speak(window)
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    path=st.sampled_from(['start', 'confirm', 'exchange', 'commit', 'acknowledge', 'abort']),
+    data=st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=50),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(['version', 'intent', 'machine_id', 'message', 'proof', 'offer']),
+                inner,
+            )
+        ),
+        max_leaves=8,
+    ).map(msgspec.json.encode),
+)
+def test_any_bytes_are_refused_and_burn_nothing(fuzzed_window, path: str, data: bytes) -> None:
+    window, speaker = fuzzed_window
+    assert speaker.refused(path, data) in {'message', 'order'}
+    assert window._attempt is None
+    assert window._outcome is None
+
+
+@pytest.fixture
+def fuzzed_window(ada, open_window, speak):
+    window = open_window(ada.peering())
+    return window, speak(window)
+
+
+# --- what is announced --------------------------------------------------------------------------
+
+
+def test_the_instance_name_is_random_and_one_dns_label(ada) -> None:
+    names = {PairingWindow(ada.peering()).instance for _ in range(20)}
+    assert len(names) == 20
+    assert all(re.fullmatch('[a-z2-7]{16}', name) for name in names)
