@@ -1,4 +1,4 @@
-"""Prove that the tests bite: take one rule away from the core, and see a test fail.
+"""Prove that the tests bite: take one rule away, and see a test fail.
 
     python tests/mutations.py           all of them, some minutes
     python tests/mutations.py chunk     those with `chunk` in their name
@@ -65,14 +65,39 @@ RESPONSE_CHUNKS = (
 )
 
 
+HANDSHAKE = 'degu_rpc/peers/test_handshake.py'
+CODES = 'degu_rpc/peers/test_codes.py'
+PAIRING = 'degu_rpc/peers/pairing/test_pairing.py'
+COMMIT = 'degu_rpc/peers/pairing/test_commit.py'
+WINDOW = 'degu_rpc/peers/pairing/test_window.py'
+ATTACKS = 'degu_rpc/peers/pairing/test_attacks.py'
+
+
 class Mutation(NamedTuple):
     name: str
     module: str
+    """Of the core, or a path below the project without its suffix."""
     old: str
     new: str
     tests: str
-    """A file below tests/degu, or a test of it, that must notice."""
+    """A file below tests/degu or tests, or a test of it, that must notice."""
 
+    @property
+    def source(self) -> str:
+        """The file to change."""
+        return f'{self.module}.py' if '/' in self.module else f'degu/{self.module}.py'
+
+
+def find_tests(tests: str) -> str:
+    """Return the path of what Mutation.tests names."""
+    return f'tests/{tests}' if tests.startswith('degu_rpc/') else f'tests/degu/{tests}'
+
+
+_CODES = 'degu_rpc/peers/codes'
+_HANDSHAKE = 'degu_rpc/peers/handshake'
+_WINDOW = 'degu_rpc/peers/window'
+_PAIRING = 'degu_rpc/peers/pairing'
+_AGREEMENT = 'degu_rpc/peers/agreement'
 
 MUTATIONS = [
     Mutation(*fields)
@@ -288,6 +313,65 @@ MUTATIONS = [
         ('verdict_of_server', 'server', '            refusal = find_refusal(error, datetime.now(UTC))\n', '            refusal = None\n', REFUSALS),
         ('alert_of_server', 'client', 'raise find_rejection(error) or PeerRejectedError(', 'raise PeerRejectedError(', REFUSALS),
         ('alert_by_version', 'tls', "partition('_ALERT_')[2]", "removeprefix('TLSV1_ALERT_')", REFUSALS),
+        # --- pairing: the code and its handshake
+        ('code_check', _CODES, 'if _syndrome(value) != 0:', 'if False:', CODES),
+        ('code_root', _CODES, '_ROOT = 5', '_ROOT = 2', CODES),
+        ('code_digits', _CODES, "or not set(number) <= set('01234567')", 'or not number.isdigit()', CODES),
+        ('spake_identities', _HANDSHAKE, 'return _frame(role.value.encode(), machine_id.encode())', "return b''", ATTACKS),
+        ('spake_window_id', _HANDSHAKE, '_identify(Role.WINDOW, terms.window_id)', "b''", HANDSHAKE),
+        ('spake_joiner_id', _HANDSHAKE, '_identify(Role.JOINER, terms.joiner_id)', "b''", HANDSHAKE),
+        ('spake_code', _HANDSHAKE, 'self._spake_class(code.secret,', "self._spake_class(b'',", ATTACKS),
+        ('transcript_intent', _HANDSHAKE, '            self._intent.value.encode(),\n', '', HANDSHAKE),
+        ('swapped_roles', _HANDSHAKE, '''            _identify(Role.JOINER, terms.joiner_id),\n            _identify(Role.WINDOW, terms.window_id),\n''', '''            *sorted([terms.joiner_id.encode(), terms.window_id.encode()]),\n''', HANDSHAKE),
+        ('spake_message_size', _HANDSHAKE, 'if len(message) != MESSAGE_SIZE:', 'if False:', HANDSHAKE),
+        ('spake_spelling', _HANDSHAKE, 'if point.to_bytes() != message[1:]:', 'if False:', HANDSHAKE),
+        ('spake_refusal', _HANDSHAKE, 'except (SPAKEError, NotOnCurve, ValueError)', 'except (NotOnCurve, ValueError)', HANDSHAKE),
+        ('spake_not_on_curve', _HANDSHAKE, 'except (SPAKEError, NotOnCurve, ValueError)', 'except (SPAKEError, ValueError)', HANDSHAKE),
+        ('spake_randomness', _HANDSHAKE, 'self._spake_class(code.secret, *self._identities)', 'self._spake_class(code.secret, *self._identities, entropy_f=bytes)', HANDSHAKE),
+        ('confirmation_joiner', _HANDSHAKE, "        self._leave(Stage.KEYED)\n        self._check(confirmation)\n        self.stage = Stage.CONFIRMED\n\n\nclass", "        self._leave(Stage.KEYED)\n        self.stage = Stage.CONFIRMED\n\n\nclass", ATTACKS),
+        ('confirmation_window', _HANDSHAKE, "        self._check(confirmation)\n        self.stage = Stage.CONFIRMED\n        return", "        self.stage = Stage.CONFIRMED\n        return", ATTACKS),
+        ('confirmation_reflected', _HANDSHAKE, "_derive_keys(shared_key, self._transcript, self._other_role)", "self._own", HANDSHAKE),
+        ('confirmation_missing', _HANDSHAKE, '        self._require(Stage.CONFIRMED)\n', '', ATTACKS),
+        ('handshake_order', _HANDSHAKE, '        self._require(stage)\n        self.stage = Stage.FAILED', '        self.stage = Stage.FAILED', HANDSHAKE),
+        ('handshake_failed', _HANDSHAKE, '        self.stage = Stage.FAILED\n', '', HANDSHAKE),
+        ('session_kind', _HANDSHAKE, '_mac(self._own_key, _frame(kind.encode(), *parts))', '_mac(self._own_key, _frame(*parts))', HANDSHAKE),
+        ('session_frame', _HANDSHAKE, "len(part).to_bytes(4, 'big') + part", 'part', HANDSHAKE),
+        ('session_proof', _HANDSHAKE, 'if not hmac.compare_digest(_mac(self._other_key, _frame(kind.encode(), *parts)), proof):', 'if False:', ATTACKS),
+        # --- pairing: the window
+        ('window_attempt', _WINDOW, "        if self._attempt is not None:\n            raise PairingError(PairingFault.USED)\n", '', WINDOW),
+        ('window_connection', _WINDOW, 'attempt: _Attempt | None = connection.get(_ATTEMPT)', 'attempt = self._attempt', WINDOW),
+        ('window_ends', _WINDOW, '            if error.reason is not PairingFault.ORDER:\n                self._end(error)\n', '', WINDOW),
+        ('window_time', _WINDOW, 'if self._outcome is None and self._clock() >= self._deadline:', 'if False:', WINDOW),
+        ('window_time_of_commit', _WINDOW, '            self._check_open()\n            self._agreement.store()', '            self._agreement.store()', COMMIT),
+        ('window_intent', _WINDOW, 'if start.intent is not self._agreement.intent:', 'if False:', PAIRING),
+        ('window_version', _WINDOW, 'if start.version != VERSION:', 'if False:', WINDOW),
+        ('window_second_exchange', _WINDOW, 'if attempt.offers is not None:', 'if False:', ATTACKS),
+        ('window_offer_proof', _WINDOW, "        session.check(theirs.proof, 'exchange', theirs.offer)\n", '', ATTACKS),
+        ('window_commit_proof', _WINDOW, '        attempt.handshake.session.check(proof, kind, *attempt.offers, *more)\n', '', COMMIT),
+        ('window_commit_once', _WINDOW, '        if self._outcome is None:\n            self._store(attempt)', '        self._store(attempt)', COMMIT),
+        ('window_store_fails', _WINDOW, '            self._agreement.take_back()\n            self._end(PairingError(PairingFault.NOT_STORED, str(error)))\n', '            self._end(attempt.paired)\n', COMMIT),
+        ('window_lingers', _WINDOW, '            if kind is None:\n                self._linger()\n', '', COMMIT),
+        ('window_body_size', _WINDOW, 'if body.content_length > MAX_PAIRING_BODY:', 'if False:', WINDOW),
+        ('window_connections', _WINDOW, '            max_connections=MAX_PAIRING_CONNECTIONS,\n', '', WINDOW),
+        ('window_says_why', _WINDOW, 'format_message(Refusal(error.reason))', 'str(error).encode()', ATTACKS),
+        ('window_count', _WINDOW, 'if len(recent) >= MAX_PAIRING_WINDOWS:', 'if False:', WINDOW),
+        ('window_count_clock', _WINDOW, 'if abs(now.timestamp() - at) < PAIRING_WINDOWS_PERIOD_S]', 'if now.timestamp() - at < PAIRING_WINDOWS_PERIOD_S]', WINDOW),
+        ('message_fields', 'degu_rpc/peers/messages', 'class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True)', 'class Message(msgspec.Struct, frozen=True)', WINDOW),
+        ('message_remaining', 'degu_rpc/peers/messages', 'Annotated[float, msgspec.Meta(ge=0, le=PAIRING_WINDOW_S)]', 'float', ATTACKS),
+        # --- pairing: the other side, and what they agree on
+        ('joiner_take_back', _PAIRING, '        except BaseException:\n            agreement.take_back()\n            raise\n', '        except BaseException:\n            raise\n', COMMIT),
+        ('joiner_not_stored', _PAIRING, 'if not is_stored:', 'if False:', COMMIT),
+        ('joiner_repeats', _PAIRING, 'if clock() >= deadline:', 'if True:', COMMIT),
+        ('joiner_abort', _PAIRING, '            _ask(connection, \'abort\', Abort(reason, proof), Done)\n', '            pass\n', COMMIT),
+        ('agreement_key', _AGREEMENT, 'if pki.derive_machine_id(public_key) != machine_id:', 'if False:', ATTACKS),
+        ('agreement_session', _AGREEMENT, 'public_key = pki.parse_csr(csr, binding)', 'public_key = pki.parse_csr(csr)', ATTACKS),
+        ('agreement_machine', _AGREEMENT, 'if ids.machine_id != machine_id:', 'if False:', ATTACKS),
+        ('agreement_own_machine', _AGREEMENT, 'if ids.machine_id != self.own_id:', 'if False:', ATTACKS),
+        ('agreement_clock', _AGREEMENT, 'if not validity.not_before <= self._now <= validity.not_after:', 'if False:', PAIRING),
+        ('agreement_same_user', _AGREEMENT, 'if user_id == self.identity.user_id:', 'if False:', PAIRING),
+        ('agreement_already', _AGREEMENT, 'if other.trusts and self._trusts(ids.user_id):', 'if False:', PAIRING),
+        ('agreement_name', _AGREEMENT, "    if escape_controls(name) != name:\n        raise PairingError", "    if False:\n        raise PairingError", ATTACKS),
+        ('agreement_owner', _AGREEMENT, 'if isinstance(roles, str) or OWNER in roles:', 'if False:', PAIRING),
     )
 ]  # fmt: skip
 
@@ -295,7 +379,7 @@ MUTATIONS = [
 def run_tests(place: Path, files: list[str]) -> int | None:
     """Run the tests in the copy and return pytest's status, None if they hang."""
     command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider']
-    command += [f'tests/degu/{file}' for file in files]
+    command += [find_tests(file) for file in files]
     # This copy of the core, not the one that is installed; also in the processes of the tests.
     environment = {**os.environ, 'PYTHONPATH': str(place), 'PYTHONDONTWRITEBYTECODE': '1'}
     process = subprocess.Popen(
@@ -316,7 +400,7 @@ def run_tests(place: Path, files: list[str]) -> int | None:
 
 def try_mutation(place: Path, mutation: Mutation) -> str:
     """Mutate, test and put back; return what came of it."""
-    path = place / 'degu' / f'{mutation.module}.py'
+    path = place / mutation.source
     source = path.read_text()
     if source.count(mutation.old) != 1:
         return f'BROKEN: its text is there {source.count(mutation.old)} times'

@@ -17,7 +17,7 @@ _spec.loader.exec_module(mutations)
 
 @pytest.mark.parametrize('mutation', mutations.MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mutation_changes_one_place_and_names_a_test(mutation):
-    source = (TESTS.parent / 'degu' / f'{mutation.module}.py').read_text()
+    source = (TESTS.parent / mutation.source).read_text()
     assert source.count(mutation.old) == 1
     file, _, test = mutation.tests.partition('::')
-    assert f'def {test}' in (TESTS / 'degu' / file).read_text()
+    assert f'def {test}' in (TESTS.parent / mutations.find_tests(file)).read_text()
