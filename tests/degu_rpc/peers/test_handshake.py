@@ -229,10 +229,6 @@ def encode(y: int) -> bytes:
 
 
 MALFORMED = [
-    pytest.param(b'', id='empty'),
-    pytest.param(b'A', id='a side and no point'),
-    pytest.param(encode(4)[:-1], id='one byte short'),
-    pytest.param(encode(4) + b'\0', id='one byte long'),
     pytest.param(b'C' + encode(4)[1:], id='a third side'),
     pytest.param(b'S' + encode(4)[1:], id='the side of symmetric SPAKE2'),
     pytest.param(encode(2), id='not on the curve'),
@@ -243,6 +239,23 @@ MALFORMED = [
     pytest.param(encode(0), id='a point of order 4'),
     pytest.param(encode(2**256 - 1), id='all ones'),
 ]
+
+
+@pytest.mark.parametrize(
+    'message',
+    [
+        pytest.param(b'', id='empty'),
+        pytest.param(b'A', id='a side and no point'),
+        pytest.param(encode(4)[:-1], id='one byte short'),
+        pytest.param(encode(4) + b'\0', id='one byte long'),
+        pytest.param(b'A' * 10**6, id='a million bytes'),
+    ],
+)
+def test_a_message_of_another_length_is_not_even_parsed(message: bytes) -> None:
+    _, window = build()
+    with refused(PairingFault.MESSAGE) as caught:
+        window.answer(message)
+    assert caught.value.detail == f'{len(message)} bytes, not {MESSAGE_SIZE}'
 
 
 @pytest.mark.parametrize('message', MALFORMED)
