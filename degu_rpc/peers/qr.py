@@ -2,8 +2,8 @@
 
     degu-pair:4HMASW9R?at=192.168.1.7:8443&at=[fe80::1]:8443
 
-1. `format_uri` makes the text of a window's code and of the addresses it can be reached at,
-   `parse_uri` takes it apart. Source: RFC 3986 for its form; the addresses are numeric.
+1. `format_invitation` makes the text of a window's code and of the addresses it can be reached at,
+   `parse_invitation` takes it apart. Source: RFC 3986 for its form; the addresses are numeric.
 2. `format_qr` draws the text as a QR code in half blocks, for a terminal with light text on a dark
    ground.
 
@@ -39,7 +39,7 @@ class Invitation(NamedTuple):
     addresses: tuple[Address, ...]
 
 
-def format_uri(code: PairingCode, addresses: Sequence[Address]) -> str:
+def format_invitation(code: PairingCode, addresses: Sequence[Address]) -> str:
     """Return the URI of a window with this code, at 1 to MAX_ADDRESSES addresses.
 
     Raises ValueError for another number, and for an address nobody could connect to: a name, a
@@ -61,10 +61,10 @@ def _format_address(address: Address) -> str:
     return f'{ip}:{port}' if ip.version == 4 else f'[{ip}]:{port}'
 
 
-def parse_uri(text: str) -> Invitation:
+def parse_invitation(text: str) -> Invitation:
     """Return what a URI says, with IPv6 addresses as ('ip', port, 0, 0).
 
-    Raises CodeError for anything that `format_uri` does not produce.
+    Raises CodeError for anything that `format_invitation` does not produce.
     """
     match = _URI.fullmatch(text)
     if match is None:
@@ -88,10 +88,10 @@ def _parse_address(text: str) -> Address:
 
 
 def format_qr(code: PairingCode, addresses: Sequence[Address]) -> str:
-    """Return the QR code of `format_uri`, as lines of half blocks. Raises what that raises."""
+    """Return the QR code of `format_invitation`, as lines of half blocks. Raises what that raises."""
     import segno
 
-    qr = segno.make_qr(format_uri(code, addresses))
+    qr = segno.make_qr(format_invitation(code, addresses))
     rows = [list(row) for row in qr.matrix_iter(border=_QUIET_ZONE)]
     rows.append([0] * len(rows[0]))  # the number of rows is odd
     return '\n'.join(

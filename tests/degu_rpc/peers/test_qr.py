@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from degu_rpc.errors import CodeError
 from degu_rpc.peers.codes import RANDOM_BITS, build_code
-from degu_rpc.peers.qr import Invitation, format_qr, format_uri, parse_uri
+from degu_rpc.peers.qr import Invitation, format_invitation, format_qr, parse_invitation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,13 +30,15 @@ SCALE = 4  # pixels of a module
 @given(bits=st.integers(0, 2**RANDOM_BITS - 1), addresses=ADDRESSES)
 def test_a_uri_is_parsed_as_it_was_meant(bits: int, addresses) -> None:
     code = build_code(bits)
-    assert parse_uri(format_uri(code, addresses)) == Invitation(code, tuple(addresses))
+    assert parse_invitation(format_invitation(code, addresses)) == Invitation(
+        code, tuple(addresses)
+    )
 
 
 def test_a_uri_looks_as_documented() -> None:
     addresses = [('192.168.1.7', 8443), ('fe80::1', 8443, 0, 3)]
     uri = 'degu-pair:4HMASW9R?at=192.168.1.7:8443&at=[fe80::1]:8443'
-    assert format_uri(CODE, addresses) == uri
+    assert format_invitation(CODE, addresses) == uri
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_a_uri_looks_as_documented() -> None:
 )
 def test_what_nobody_could_connect_to_is_not_told(addresses) -> None:
     with pytest.raises(ValueError):
-        format_uri(CODE, addresses)
+        format_invitation(CODE, addresses)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +78,13 @@ def test_what_nobody_could_connect_to_is_not_told(addresses) -> None:
 )
 def test_another_uri_is_refused(text: str) -> None:
     with pytest.raises(CodeError):
-        parse_uri(text)
+        parse_invitation(text)
 
 
 @given(st.text() | st.text().map('degu-pair:4HMASW9R?at='.__add__))
 def test_any_text_is_an_invitation_or_a_code_error(text: str) -> None:
     try:
-        assert parse_uri(text).code == CODE
+        assert parse_invitation(text).code == CODE
     except CodeError:
         return
 
@@ -102,7 +104,9 @@ def test_a_scanner_reads_the_uri_from_the_screen(
         capture_output=True,
         check=True,
     )
-    assert parse_uri(scanned.stdout.decode().rstrip('\n')) == Invitation(CODE, tuple(addresses))
+    assert parse_invitation(scanned.stdout.decode().rstrip('\n')) == Invitation(
+        CODE, tuple(addresses)
+    )
 
 
 def write_screen(text: str, directory: Path) -> Path:
