@@ -27,6 +27,10 @@ MAX_PAIRING_CONNECTIONS = 4
 """Connections to a pairing window at once."""
 MAX_PAIRING_BODY = 4096
 """Bytes of one message of a pairing."""
+PAIRING_STEP_TIMEOUT_S = 10.0
+"""How long one side of a pairing waits for the other at each step."""
+PAIRING_REPEAT_S = 0.5
+"""How soon the last message of a pairing is sent again if it has no answer."""
 
 MAX_ADDRESSES = 8
 """Addresses that are remembered of one machine."""

@@ -28,7 +28,7 @@ from degu.errors import DeguError
 from degu_rpc.errors import DeguRpcError, PairingError, PairingFault
 from degu_rpc.peers.codes import PairingCode, parse_code
 from degu_rpc.peers.handshake import VERSION, JoinerHandshake, Terms
-from degu_rpc.peers.limits import MAX_PAIRING_BODY
+from degu_rpc.peers.limits import MAX_PAIRING_BODY, PAIRING_REPEAT_S, PAIRING_STEP_TIMEOUT_S
 from degu_rpc.peers.messages import (
     COMMITTED,
     JSON,
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from degu_rpc.peers.handshake import Session
     from degu_rpc.peers.messages import Message
 
-_STEP_TIMEOUT_S = 10.0
-_REPEAT_PAUSE_S = 0.5
 
 _T = TypeVar('_T')
 
@@ -112,7 +110,7 @@ def _build_client(address: Address, agreement: Peering | Joining) -> SSLClient:
     sslctx.verify_mode = ssl.CERT_NONE
     try:
         with (
-            net.connect(address, _STEP_TIMEOUT_S) as sock,
+            net.connect(address, PAIRING_STEP_TIMEOUT_S) as sock,
             sslctx.wrap_socket(sock) as tls,
         ):
             cert = tls.getpeercert(True)
@@ -122,7 +120,7 @@ def _build_client(address: Address, agreement: Peering | Joining) -> SSLClient:
     assert cert is not None
     ca_data = pki.format_cert_pem(cert).decode('ascii')
     pinned = build_client_sslctx({'ca_data': ca_data, 'check_hostname': False})
-    return SSLClient(pinned, address, timeout_s=_STEP_TIMEOUT_S)
+    return SSLClient(pinned, address, timeout_s=PAIRING_STEP_TIMEOUT_S)
 
 
 def _parse_cert(cert: bytes | None) -> pki.MachineIds:
@@ -200,7 +198,7 @@ def _commit(
             _log.info('no answer to the last message of a pairing, asking again: %s', error)
             if clock() >= deadline:
                 raise PairingError(PairingFault.UNCONFIRMED, str(error)) from error
-            pause(_REPEAT_PAUSE_S)
+            pause(PAIRING_REPEAT_S)
 
 
 def _acknowledge(connection: Connection, session: Session, offers: tuple[bytes, bytes]) -> None:

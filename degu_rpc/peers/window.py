@@ -30,12 +30,14 @@ from degu import IPv4_LOOPBACK, durable
 from degu.bodies import Input
 from degu.server import SSLServer, build_server_sslctx
 from degu_rpc.errors import DeguRpcError, IdentityError, PairingError, PairingFault
+from degu_rpc.peers.agreement import Paired
 from degu_rpc.peers.codes import RANDOM_BITS, PairingCode, build_code
 from degu_rpc.peers.handshake import VERSION, Terms, WindowHandshake
 from degu_rpc.peers.limits import (
     MAX_PAIRING_BODY,
     MAX_PAIRING_CONNECTIONS,
     MAX_PAIRING_WINDOWS,
+    PAIRING_STEP_TIMEOUT_S,
     PAIRING_WINDOW_S,
     PAIRING_WINDOWS_PERIOD_S,
 )
@@ -65,11 +67,10 @@ if TYPE_CHECKING:
 
     from degu.net import Address
     from degu.rgi import Response
-    from degu_rpc.peers.agreement import Admission, Paired, Peering
+    from degu_rpc.peers.agreement import Admission, Peering
 
 COUNT_FILE = 'pairing-windows.json'
 _ATTEMPT = '__pairing'  # of a connection, if it is the one that started
-_STEP_TIMEOUT_S = 10.0
 
 _log = logging.getLogger('degu_rpc.peers')
 
@@ -130,9 +131,9 @@ class PairingWindow:
             self,
             max_connections=MAX_PAIRING_CONNECTIONS,
             max_handshakes=MAX_PAIRING_CONNECTIONS,
-            preamble_timeout_s=_STEP_TIMEOUT_S,
-            idle_timeout_s=_STEP_TIMEOUT_S,
-            body_window_s=_STEP_TIMEOUT_S,
+            preamble_timeout_s=PAIRING_STEP_TIMEOUT_S,
+            idle_timeout_s=PAIRING_STEP_TIMEOUT_S,
+            body_window_s=PAIRING_STEP_TIMEOUT_S,
             max_preamble=MAX_PAIRING_BODY,
             max_chunk=MAX_PAIRING_BODY,
         )
@@ -159,7 +160,7 @@ class PairingWindow:
     def _linger(self) -> None:
         """Wait until the joiner knows that it is trusted, or takes its side back."""
         with self._changed:
-            while not isinstance(self._outcome, PairingError | None) and not self._is_acknowledged:
+            while isinstance(self._outcome, Paired) and not self._is_acknowledged:
                 if not self._wait():
                     _log.warning(
                         'machine %s did not say that it knows it is paired; if it does not work '
@@ -262,23 +263,24 @@ class PairingWindow:
         attempt, offers = self._check_proof(parse_message(data, Proof).proof, 'commit')
         if self._outcome is None:
             self._store(attempt)
-        is_stored = not isinstance(self._outcome, PairingError)
+        is_stored = isinstance(self._outcome, Paired)
         kind = COMMITTED if is_stored else NOT_COMMITTED
         return format_message(Outcome(is_stored, attempt.handshake.session.prove(kind, *offers)))
 
     def _store(self, attempt: _Attempt) -> None:
+        """Come to the outcome, which is final."""
+        if self._clock() >= self._deadline:
+            self._expire()
+            return
         try:
-            self._check_open()
             self._agreement.store()
-        except PairingError:
-            return  # it came too late, and that is the outcome by now
         except Exception as error:  # noqa: BLE001  # whatever it is, neither may keep the other
             _log.exception('a machine that paired could not be stored')
             self._agreement.take_back()
             self._end(PairingError(PairingFault.NOT_STORED, str(error)))
-            return
-        assert attempt.paired is not None
-        self._end(attempt.paired)
+        else:
+            assert attempt.paired is not None
+            self._end(attempt.paired)
 
     def _acknowledge(self, connection: dict[str, Any], data: bytes) -> bytes:
         self._check_proof(parse_message(data, Proof).proof, 'acknowledge')

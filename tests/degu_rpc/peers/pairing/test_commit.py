@@ -5,11 +5,12 @@ from __future__ import annotations
 import resource
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
 
-from degu_rpc import Joining, PairingError, pair
+from degu_rpc import Joining, PairingError, PairingWindow, pair
 from degu_rpc.errors import PairingFault
 from degu_rpc.peers import Identity
 from degu_rpc.peers.messages import Abort, Done, Outcome, Proof, format_message
@@ -124,21 +125,23 @@ def test_a_lost_last_answer_is_asked_for_again(sides, open_window, relay, clock)
 
 
 def test_the_window_goes_on_answering_after_wait_until_the_joiner_knows(
-    ada, ben, open_window, relay, clock, background
+    ada, ben, relay, clock, background
 ) -> None:
-    window = open_window(ada.peering())
+    opened: SimpleQueue[PairingWindow] = SimpleQueue()
+
+    def use_window() -> None:
+        with PairingWindow(ada.peering(), clock=clock) as window:
+            opened.put(window)
+            window.wait()
+
+    ended = background(use_window)
+    window = opened.get(timeout=20)
     network = relay(window)
     lost = iter([True])
     network.loses_answers = lambda: window._outcome is not None and next(lost, False)
-
-    def use_window() -> None:
-        with window._stack:  # it is open already
-            window.wait()
-            window._linger()
-
-    ended = background(use_window)
-    pair(network.address, window.code, ben.peering(), pause=lambda _: None)
+    pair(network.address, window.code, ben.peering(), clock=clock, pause=clock.pause)
     ended.result(20)
+    assert next(lost, None) is None
     assert (len(ada.friends), len(ben.friends)) == (1, 1)
 
 
