@@ -41,7 +41,7 @@ from degu_rpc.peers.sightings import Sighting
 from degu_rpc.peers.trust import Former, TrustStore
 
 if TYPE_CHECKING:
-    from degu_rpc.peers.agreement import Admission, Joining, Paired, Peering
+    from degu_rpc.peers.agreement import Admission, Agreement, Joining, Paired, Peering
     from degu_rpc.peers.codes import PairingCode, build_code, parse_code
     from degu_rpc.peers.discovery import Announcement, Browser, Discovery
     from degu_rpc.peers.pairing import pair
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     'OWNER',
     'Admission',
+    'Agreement',
     'Announcement',
     'Attempt',
     'Authenticated',
@@ -104,6 +105,7 @@ __all__ = [
 
 _MODULES = {
     'Admission': 'degu_rpc.peers.agreement',
+    'Agreement': 'degu_rpc.peers.agreement',
     'Announcement': 'degu_rpc.peers.discovery',
     'Browser': 'degu_rpc.peers.discovery',
     'Discovery': 'degu_rpc.peers.discovery',

@@ -88,7 +88,7 @@ def _parse_address(text: str) -> Address:
 
 
 def format_qr(code: PairingCode, addresses: Sequence[Address]) -> str:
-    """Return the QR code of `format_invitation`, as lines of half blocks. Raises what that raises."""
+    """Draw what `format_invitation` returns in lines of half blocks. Raises what that raises."""
     import segno
 
     qr = segno.make_qr(format_invitation(code, addresses))
