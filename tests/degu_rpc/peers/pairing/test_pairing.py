@@ -31,9 +31,7 @@ def call(caller, called) -> bytes:
         IPv4_LOOPBACK,
         Authenticated(app, called.trust.read, os.getuid()),
     ) as server:
-        client = MachineClient(
-            caller.trust.client_sslctx(), server.address, called.identity.machine_id
-        )
+        client = MachineClient(caller.trust, server.address, called.identity.machine_id)
         with client.connect() as connection:
             return connection.get('/').body.read()
 
