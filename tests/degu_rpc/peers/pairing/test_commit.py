@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from concurrent.futures import wait
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from queue import SimpleQueue
@@ -139,7 +140,12 @@ def test_the_window_goes_on_answering_after_wait_until_the_joiner_knows(
     network = relay(window)
     lost = iter([True])
     network.loses_answers = lambda: window._outcome is not None and next(lost, False)
-    pair(network.address, window.code, ben.peering(), clock=clock, pause=clock.pause)
+
+    def pause(seconds: float) -> None:
+        wait([ended], timeout=1)  # it must not end; if it does, the next try finds nobody
+        clock.pause(seconds)
+
+    pair(network.address, window.code, ben.peering(), clock=clock, pause=pause)
     ended.result(20)
     assert next(lost, None) is None
     assert (len(ada.friends), len(ben.friends)) == (1, 1)
