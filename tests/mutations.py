@@ -93,6 +93,20 @@ def find_tests(tests: str) -> str:
     return f'tests/{tests}' if tests.startswith('degu_rpc/') else f'tests/degu/{tests}'
 
 
+IDENTITY = 'degu_rpc/peers/test_identity.py'
+TRUST = 'degu_rpc/peers/test_trust.py'
+CALLER = 'degu_rpc/peers/test_caller.py'
+DIAL = 'degu_rpc/peers/test_dial.py'
+DIALER = 'degu_rpc/peers/test_dialer.py'
+RENEWAL = 'degu_rpc/peers/test_renewal.py'
+EXPORT = 'degu_rpc/peers/test_export.py'
+
+_IDENTITY = 'degu_rpc/peers/identity'
+_PRIVATE = 'degu_rpc/peers/private'
+_TRUST = 'degu_rpc/peers/trust'
+_CALLER = 'degu_rpc/peers/caller'
+_DIAL = 'degu_rpc/peers/dial'
+_RENEWAL = 'degu_rpc/peers/renewal'
 _CODES = 'degu_rpc/peers/codes'
 _HANDSHAKE = 'degu_rpc/peers/handshake'
 _WINDOW = 'degu_rpc/peers/window'
@@ -372,6 +386,54 @@ MUTATIONS = [
         ('agreement_already', _AGREEMENT, 'if other.trusts and self._trusts(ids.user_id):', 'if False:', PAIRING),
         ('agreement_name', _AGREEMENT, "    if escape_controls(name) != name:\n        raise PairingError", "    if False:\n        raise PairingError", ATTACKS),
         ('agreement_owner', _AGREEMENT, 'if isinstance(roles, str) or OWNER in roles:', 'if False:', PAIRING),
+        # --- who I am
+        ('private_type', _PRIVATE, 'if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):', 'if False:', IDENTITY),
+        ('private_owner', _PRIVATE, 'if found.st_uid != os.geteuid():', 'if False:', IDENTITY),
+        ('private_mode', _PRIVATE, 'if stat.S_IMODE(found.st_mode) & 0o077:', 'if False:', IDENTITY),
+        ('private_lock', _PRIVATE, '        fcntl.flock(fd, fcntl.LOCK_EX)\n', '', TRUST),
+        ('private_left_over', _PRIVATE, 'if durable.is_temporary(name):', 'if False:', TRUST),
+        ('durable_umask', 'durable', '            os.fchmod(fd, 0o600)  # a umask can only have taken bits away\n', '', IDENTITY),
+        ('durable_mode', 'durable', 'os.O_CLOEXEC, 0o600)', 'os.O_CLOEXEC, 0o666)', 'degu_rpc/peers/test_kills.py'),
+        ('identity_existing', _IDENTITY, 'if os.path.lexists(directory / _MACHINE):\n        raise', 'if False:\n        raise', IDENTITY),
+        ('identity_lost_key', _IDENTITY, 'if os.path.lexists(directory / _USER_CERT):\n            raise', 'if False:\n            raise', IDENTITY),
+        ('identity_join_user', _IDENTITY, "if os.path.lexists(directory / _USER_KEY):\n                raise", "if False:\n                raise", IDENTITY),
+        ('identity_machine_key', _IDENTITY, 'if pki.derive_machine_id(machine_key.public_key()) != ids.machine_id:', 'if False:', IDENTITY),
+        ('identity_user_key', _IDENTITY, 'if pki.derive_user_id(user_key.public_key()) != pki.parse_user_cert(user_cert):', 'if False:', IDENTITY),
+        ('identity_discard', _IDENTITY, '            if self.can_certify:\n', '            if False:\n', IDENTITY),
+        ('identity_import_other', _IDENTITY, 'if found != pki.derive_user_id(user_key.public_key()):', 'if False:', IDENTITY),
+        ('export_length', 'degu_rpc/peers/export', 'if len(passphrase) < MIN_PASSPHRASE_LENGTH:', 'if False:', EXPORT),
+        # --- whom I trust
+        ('trust_epoch', _TRUST, 'return record if record.epoch > self._read_removed_epoch(user_id) else None', 'return record', TRUST),
+        ('trust_revive', _TRUST, 'if record is None and tombstone is not None and not revive:', 'if False:', TRUST),
+        ('trust_users', _TRUST, 'len(self._list_users()) >= MAX_USERS:', 'False:', TRUST),
+        ('trust_owner', _TRUST, 'set(record.roles) - {OWNER}', 'set(record.roles)', TRUST),
+        ('trust_owner_given', _TRUST, 'if isinstance(roles, str) or OWNER in roles:', 'if False:', TRUST),
+        ('trust_myself', _TRUST, "if user_id == self._identity.user_id:\n            raise ValueError('my own user is", "if False:\n            raise ValueError('my own user is", TRUST),
+        ('trust_file_name', _TRUST, 'if record.user_id != user_id:', 'if False:', TRUST),
+        ('trust_certificate', _TRUST, '    if found != record.user_id:\n', '    if False:\n', TRUST),
+        ('trust_broken_own', _TRUST, '                users.pop(user_id, None)\n', '', TRUST),
+        ('trust_settled', _TRUST, 'abs(time.time_ns() - stamp[0]) > _SETTLED_NS', 'True', TRUST),
+        ('trust_same', _TRUST, '            if users == self._state.users:\n                users = self._state.users\n', '', TRUST),
+        ('trust_controls', _TRUST, 'if escape_controls(text) != text:', 'if False:', TRUST),
+        ('trust_fields', _TRUST, 'class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True)', 'class _Record(msgspec.Struct, frozen=True)', TRUST),
+        ('trust_context', _TRUST, 'source = (users, _stamp(path))', 'source = (_stamp(path),)', TRUST),
+        ('trust_renewed', _TRUST, 'source = (users, _stamp(path))', 'source = (users,)', TRUST),
+        # --- who is calling
+        ('caller_denied', _CALLER, 'if ids.machine_id in user.denied:', 'if False:', CALLER),
+        ('caller_issued', _CALLER, '    ids = pki.check_issued_by(cert_der, user.ca_cert)\n', '    ids = claimed\n', CALLER),
+        ('caller_overflow', _CALLER, 'if uid == OVERFLOW_UID:', 'if False:', CALLER),
+        ('caller_uid', _CALLER, 'if uid == own_uid else', 'if True else', CALLER),
+        ('caller_each_request', _CALLER, "if users is not connection['_users']:", 'if False:', CALLER),
+        ('caller_close', _CALLER, "headers = {'connection': 'close', ", 'headers = {', CALLER),
+        ('server_machine', _DIAL, '    if found != machine_id:\n', '    if False:\n', DIAL),
+        ('server_denied', _DIAL, '            derive_machine(connection.peer_certificate, self._trust.read())\n', '', DIALER),
+        # --- renewal
+        ('renewal_user', _RENEWAL, 'if peer.kind is not PeerKind.MACHINE or peer.user_id != self._identity.user_id:', 'if False:', RENEWAL),
+        ('renewal_method', _RENEWAL, "if request['method'] != 'POST':", 'if False:', RENEWAL),
+        ('renewal_size', _RENEWAL, 'if body.content_length > MAX_CERTIFICATE_SIZE:', 'if False:', RENEWAL),
+        ('renewal_clock', _RENEWAL, 'if not validity.not_before <= now <= validity.not_after:', 'if False:', RENEWAL),
+        ('renewal_retire', _RENEWAL, "                self._trust.deny(self._identity.user_id, str(peer.machine_id))\n", '', RENEWAL),
+        ('renewal_csr', 'pki', '    if not csr.is_signature_valid:\n', '    if False:\n', RENEWAL),
     )
 ]  # fmt: skip
 

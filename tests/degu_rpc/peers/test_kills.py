@@ -12,16 +12,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from degu import durable, pki
-from degu_rpc.peers import Identity, TrustStore
+from degu_rpc import PairingError, PairingWindow, Peering, pair
+from degu_rpc.errors import PairingFault
+from degu_rpc.peers import Identity, TrustStore, parse_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 NOW = datetime.now(UTC)
 CHANGING = ','.join(
@@ -141,6 +143,40 @@ CHANGES = {
 }
 
 
+def build_command(home: Path, code: str, *arguments: object) -> list[str]:
+    return [sys.executable, '-B', '-c', PRELUDE + code, str(home), *map(str, arguments)]
+
+
+def build_options(home: Path, kill: str) -> list[str]:
+    """Tell strace to kill where `kill` says, at CALL:COUNT, or to list where that can be."""
+    options = ['-f', '-o', f'{home}.log', '-e', f'trace={CHANGING}']
+    if kill:
+        call, count = kill.split(':')
+        options.append(f'--inject={call}:signal=SIGKILL:when={count}')
+    return options
+
+
+def run(strace: str, home: Path, code: str, *arguments: object, kill: str = '') -> None:
+    done = subprocess.run(
+        [strace, *build_options(home, kill), *build_command(home, code, *arguments)],
+        timeout=60,
+        umask=0,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in ((KILLED, -9) if kill else (0,)), done.stderr
+
+
+def list_kills(home: Path) -> list[str]:
+    """Return where the thread that took the lock can be killed, in order: CALL:COUNT."""
+    lines = re.findall(r'^(\d+) +(\w+)\(', Path(f'{home}.log').read_text(), re.MULTILINE)
+    locking = next(thread for thread, call in lines if call == 'flock')
+    calls = [call for thread, call in lines if thread == locking]
+    assert len(calls) >= 4
+    return [f'{call}:{calls[: i + 1].count(call)}' for i, call in enumerate(calls)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', CHANGES)
 def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(
@@ -148,41 +184,19 @@ def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(
 ) -> None:
     strace = require_program('strace')
     change = CHANGES[name]
-    exported = tmp_path / 'exported'
+    arguments = [bob.directory]
     if name == 'import':
-        exported.write_bytes(bob.export_user('correct horse battery'))
+        arguments.append(tmp_path / 'exported')
+        arguments[1].write_bytes(bob.export_user('correct horse battery'))
 
-    def run(home: Path, *options: str) -> int:
-        command = [sys.executable, '-B', '-c', PRELUDE + change.code, home, bob.directory, exported]
-        done = subprocess.run(
-            [
-                strace,
-                '-f',
-                '-qq',
-                '-o',
-                f'{home}.log',
-                '-e',
-                f'trace={CHANGING}',
-                *options,
-                *command,
-            ],
-            timeout=60,
-            umask=0,
-            check=False,
-            stderr=subprocess.PIPE,
-        )
-        assert done.returncode in (0, KILLED, -9), done.stderr.decode()
-        return done.returncode
-
-    def kill_at(call: str, count: int) -> bool:
-        home = tmp_path / f'{call}-{count}'
+    def kill_at(kill: str) -> bool:
+        home = tmp_path / kill
         change.prepare(home, bob)
-        assert run(home, f'--inject={call}:signal=SIGKILL:when={count}') != 0
+        run(strace, home, change.code, *arguments, kill=kill)
         is_new = change.look(home, bob)
-        if home.exists():
-            assert not [path for path in home.rglob('*') if is_open_to_others(path)]
+        assert not list_open_to_others(home)
         if change.again and not is_new:
-            assert run(home) == 0
+            run(strace, home, change.code, *arguments)
             assert change.look(home, bob)
             assert not [path for path in home.rglob('*') if durable.is_temporary(path.name)]
         return is_new
@@ -191,17 +205,129 @@ def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(
     assert not change.look(tmp_path / 'before', bob)
     home = tmp_path / 'whole'
     change.prepare(home, bob)
-    assert run(home) == 0
+    run(strace, home, change.code, *arguments)
     assert change.look(home, bob)
-    calls = re.findall(r'^\d+ +(\w+)\(', (tmp_path / 'whole.log').read_text(), re.MULTILINE)
-    assert len(calls) >= 4
-    counts = [calls[: i + 1].count(call) for i, call in enumerate(calls)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(kill_at, calls, counts))
+        found = list(pool.map(kill_at, list_kills(home)))
     # It changes once, and what a caller was told to be done was durable by then.
     assert found == sorted(found)
     assert set(found) == {False, True}
 
 
-def is_open_to_others(path: Path) -> bool:
-    return bool(stat.S_IMODE(path.lstat().st_mode) & 0o077)
+def list_open_to_others(home: Path) -> list[Path]:
+    return [path for path in home.rglob('*') if stat.S_IMODE(path.lstat().st_mode) & 0o077]
+
+
+# --- pairing: one side is killed, the other is not -----------------------------------------------
+
+JOINER = (
+    'from degu_rpc import Peering, pair\n'
+    'identity = Identity.open(home)\n'
+    'peering = Peering(identity, TrustStore(identity), "x", now)\n'
+    'pair(("127.0.0.1", int(sys.argv[3])), "4HMA-SW9R", peering)\n'
+)
+WINDOW = (
+    'from degu_rpc import PairingWindow, Peering\n'
+    'from degu_rpc.peers import parse_code\n'
+    'identity = Identity.open(home)\n'
+    'peering = Peering(identity, TrustStore(identity), "x", now)\n'
+    'with PairingWindow(peering, code=parse_code("4HMA-SW9R")) as window:\n'
+    '    print(window.address[1], flush=True)\n'
+    '    window.wait()\n'
+)
+
+
+class Clock:
+    """Seconds that pass only while somebody waits."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def pause(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def build_peering(home: Path) -> Peering:
+    identity = Identity.open(home)
+    return Peering(identity, TrustStore(identity), 'x', NOW)
+
+
+def trusts(home: Path, other: Path) -> bool:
+    return Identity.open(other).user_id in TrustStore(Identity.open(home)).read()
+
+
+def pair_with_killed_joiner(strace: str, joiner: Path, window: Path, kill: str) -> None:
+    clock = Clock()
+    with PairingWindow(build_peering(window), code=parse_code('4HMA-SW9R'), clock=clock) as opened:
+        run(strace, joiner, JOINER, window, opened.address[1], kill=kill)
+        clock.now_s += 1000
+
+
+def pair_with_killed_window(strace: str, joiner: Path, window: Path, kill: str) -> None:
+    # Traced from here on, the thread of the connection is the only one that changes anything.
+    command = build_command(window, WINDOW, joiner)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, umask=0) as process:
+        assert process.stdout is not None
+        address = '127.0.0.1', int(process.stdout.readline())
+        tracer = [strace, *build_options(window, kill), '-p', str(process.pid)]
+        with subprocess.Popen(tracer, stderr=subprocess.PIPE, text=True) as tracing:
+            assert tracing.stderr is not None
+            while 'attached' not in tracing.stderr.readline():
+                assert tracing.poll() is None
+            clock = Clock()
+            try:
+                pair(address, '4HMA-SW9R', build_peering(joiner), clock=clock, pause=clock.pause)
+            except PairingError:
+                # Whatever went wrong, this side has stored nothing then.
+                assert not trusts(joiner, window)
+            tracing.stderr.read()
+    assert process.returncode == (-9 if kill else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'pair_killed', [pair_with_killed_joiner, pair_with_killed_window], ids=['joiner', 'window']
+)
+def test_a_kill_while_pairing_leaves_on_each_side_what_it_was_or_the_other(
+    tmp_path: Path, require_program: Callable[[str], str], pair_killed: Any
+) -> None:
+    strace = require_program('strace')
+    is_joiner = pair_killed is pair_with_killed_joiner
+
+    def prepare(name: str) -> tuple[Path, Path]:
+        joiner, window = tmp_path / f'joiner {name}', tmp_path / f'window {name}'
+        for home in (joiner, window):
+            Identity.create(home, NOW)
+        return joiner, window
+
+    def kill_at(kill: str) -> tuple[bool, bool]:
+        joiner, window = prepare(kill)
+        pair_killed(strace, joiner, window, kill)
+        found = trusts(joiner, window), trusts(window, joiner)
+        for home in (joiner, window):
+            assert not list_open_to_others(home)
+        with PairingWindow(build_peering(window)) as opened:
+            if found == (True, True):
+                with pytest.raises(PairingError) as caught:
+                    pair(opened.address, opened.code, build_peering(joiner))
+                assert caught.value.reason is PairingFault.ALREADY_PAIRED
+            else:
+                pair(opened.address, opened.code, build_peering(joiner))
+        assert trusts(joiner, window)
+        assert trusts(window, joiner)
+        return found
+
+    joiner, window = prepare('whole')
+    pair_killed(strace, joiner, window, '')
+    assert trusts(joiner, window)
+    assert trusts(window, joiner)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(kill_at, list_kills(joiner if is_joiner else window)))
+    assert found[0] == (False, False)
+    # The side that lives never has less than the side that was killed while it changed something.
+    if is_joiner:
+        assert (False, True) not in found
+    else:
+        assert (True, False) not in found
