@@ -317,8 +317,12 @@ def test_unix_socket_of_my_own_uid_is_the_owner(tmp_path: pathlib.Path) -> None:
         assert post(connection, 'whoami', {})[1][0] == f'uid:{os.getuid()}'
 
 
-def test_unix_socket_of_another_uid_is_denied(tmp_path: pathlib.Path) -> None:
-    app = Authenticated(build_app(), own_uid=os.getuid() + 1)
+def test_unix_socket_of_another_uid_is_denied(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = os.geteuid()
+    monkeypatch.setattr(os, 'geteuid', lambda: uid + 1)
+    app = Authenticated(build_app())
     with (
         Server(str(tmp_path / 'socket'), app) as server,
         Client(server.address).connect() as connection,
