@@ -80,7 +80,8 @@ def parse_address(address: object) -> tuple[socket.AddressFamily, Address]:
         size = len(os.fsencode(address))
         if size > _MAX_UNIX_PATH or '\0' in address:
             raise ValueError(
-                f'a socket path is at most {_MAX_UNIX_PATH} bytes, no NUL: {address!r}'
+                f'a socket path is at most {_MAX_UNIX_PATH} bytes, no NUL: {address!r}; '
+                'choose a shorter directory, like $XDG_RUNTIME_DIR'
             )
         return socket.AF_UNIX, address
     if isinstance(address, bytes):

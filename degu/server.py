@@ -186,9 +186,10 @@ class Server:
         if any(successor.poll() is None for successor in self._successors):
             file = None  # a successor's by now
         with contextlib.ExitStack() as stack:
-            stack.callback(net.remove_socket_file, file)
             stack.callback(self._stop.close)
             stack.callback(self._listener.close)
+            # First: where nothing listens any more another server may put its own file.
+            stack.callback(net.remove_socket_file, file)
 
     def shutdown(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Ask the server to stop; serve_forever() returns when it has.

@@ -236,7 +236,7 @@ MUTATIONS = [
         ('first_request_at_shutdown', 'server', 'FIRST_REQUEST_TIMEOUT_S = 0.5', 'FIRST_REQUEST_TIMEOUT_S = 0.0', LIFE),
         ('early_answer', 'client', "self._answered and 'host' in headers", 'False', CLIENT),
         ('early_end', 'client', 'if early is not None:', 'if False:', CLIENT),
-        ('source_of_refused_response', 'exchange', '                _close_source(body)\n            return', '                pass\n            return', SERVER),
+        ('source_of_refused_response', 'exchange', '                close_source(body)\n            return', '                pass\n            return', SERVER),
         ('refused_head_in_pieces', 'exchange', 'preamble or channel.buffered', "preamble or b''", HEAD_IN_PIECES),
         ('worker_replaced', 'workers', 'if len(self._running) < self._count:', 'if not self._running:', WORKERS),
         ('worker_restart_rate', 'workers', 'not_before = max(not_before, worker.started + _MIN_LIFE_S)', 'not_before = 0.0', WORKERS),

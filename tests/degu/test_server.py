@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import ssl
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -108,6 +110,29 @@ def test_the_socket_file_is_removed_at_the_end(tmp_path):
         assert server.address == str(path)
         assert path.is_socket()
     assert not path.exists()
+
+
+CLOSE_WATCHED = """
+import socket, sys
+from degu.server import Server
+
+def look(event, arguments):
+    if event == 'os.remove' and arguments[0] == sys.argv[1]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            print(sock.connect_ex(sys.argv[1]))
+
+sys.addaudithook(look)
+Server(sys.argv[1], print).close()
+"""
+
+
+def test_the_socket_file_is_removed_while_the_socket_still_listens(tmp_path):
+    # A server that starts takes the file of one that does not listen for a dead one's.
+    path = tmp_path / 'socket'
+    done = subprocess.run(
+        [sys.executable, '-c', CLOSE_WATCHED, path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == '0\n'
 
 
 def test_a_socket_file_that_is_another_s_by_now_stays(tmp_path):
