@@ -391,6 +391,7 @@ def check_issued_by(cert_der: bytes, user_cert_der: bytes) -> MachineIds:
     return machine.ids
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _load(cert_der: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
     from cryptography import x509
     from cryptography.x509.oid import SignatureAlgorithmOID
@@ -403,6 +404,7 @@ def _load(cert_der: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
     except (
         ValueError,
         KeyError,  # an unknown string type in a name, before cryptography 43
+        TypeError,  # a known one that does not go with the kind of name
         x509.InvalidVersion,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,

@@ -16,12 +16,15 @@ from __future__ import annotations
 import enum
 import functools
 import logging
+import math
 import os
+import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu import pki
 from degu_rpc.errors import UnknownPeerError
+from degu_rpc.peers.clock import read_clock
 
 if TYPE_CHECKING:
     import socket
@@ -208,9 +211,12 @@ class Authenticated:
         return on_connect is None or on_connect(sock, connection) is True
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
-        """Handle a request with the wrapped app; 403 for whom we trust no longer."""
+        """Handle a request with the wrapped app; 403 for whom we trust no longer.
+
+        A certificate that has run out meanwhile counts as one that is not trusted.
+        """
         users = self._read_users()
-        if users is not connection['_users']:
+        if users is not connection['_users'] or time.time() > connection['_valid_until']:
             refusal = self._find_refusal(connection, users)
             if refusal is not None:
                 headers = {'connection': 'close', 'content-type': 'text/plain; charset=utf-8'}
@@ -224,11 +230,17 @@ class Authenticated:
         self, connection: dict[str, Any], users: Mapping[str, TrustedUser]
     ) -> str | None:
         """Say who calls, as `_peer`; or log and return why nobody does whom we know."""
+        valid_until = math.inf
         try:
             peer = derive_peer(connection, users, os.geteuid())
+            if peer is not None and peer.kind is PeerKind.MACHINE:
+                cert = connection['ssl_peer_cert']
+                pki.check_valid(cert, read_clock(None))
+                valid_until = pki.parse_validity(cert).not_after.timestamp()
         except (pki.CertificateError, UnknownPeerError) as error:
             _log.warning('rejected %r: %s', connection['client'], error)
             return str(error)
         connection['_peer'] = peer
-        connection['_users'] = users  # what this is true of
+        connection['_users'] = users  # what this is true of ...
+        connection['_valid_until'] = valid_until  # ... and for how long, by time.time()
         return None

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
         EllipticCurvePublicKey,
     )
 
+TRUST_DIRECTORY = 'peers'
+"""Where the trust store is, beside these files."""
+
 _USER_KEY = 'user.key'
 _USER_CERT = 'user.crt'
 _MACHINE = 'machine.pem'
@@ -86,7 +89,8 @@ class Identity:
         """Become a machine of the user of *user_cert*, by whom *machine_cert* was issued (DER).
 
         Raises FileExistsError if a complete identity is there, IdentityError if a user of our own
-        is there, pki.CertificateError for what does not fit together, and any other OSError.
+        or a store of trust is there, pki.CertificateError for what does not fit together, and any
+        other OSError.
         """
         directory = Path(directory).resolve()
         _check_machine(machine_key, machine_cert, user_cert)
@@ -99,6 +103,7 @@ class Identity:
                     'is the key of a user, and a machine that joins another has none',
                     'move it away, or give another directory',
                 )
+            _refuse_trust(directory)
             durable.replace(directory / _USER_CERT, pki.format_cert_pem(user_cert))
             durable.write_new(directory / _MACHINE, _format_machine(machine_key, machine_cert))
         return cls.open(directory)
@@ -191,13 +196,15 @@ class Identity:
     def discard(self) -> None:
         """Take back a `join`: this machine is nobody's again.
 
-        Raises IdentityError if the key of the user is here (it would be lost for ever), OSError.
+        Raises IdentityError if the key of the user is here (it would be lost for ever) or somebody
+        is trusted (whom the next user would trust as well), OSError.
         """
         with locked(self.directory):
             if self.can_certify:
                 raise IdentityError(
                     self.directory / _USER_KEY, 'would be lost', 'remove the directory by hand'
                 )
+            _refuse_trust(self.directory)
             self.machine_file.unlink()
             self.user_cert_file.unlink()
             durable.sync_directory(self.directory)
@@ -245,8 +252,11 @@ class Identity:
                     raise IdentityError(
                         user_cert_file, f'is of another user, {found}', 'give another directory'
                     )
-            if not os.path.lexists(directory / _USER_KEY):
-                durable.write_new(directory / _USER_KEY, pki.format_key_pem(user_key))
+            key_file = directory / _USER_KEY
+            if not os.path.lexists(key_file):
+                durable.write_new(key_file, pki.format_key_pem(user_key))
+            elif pki.format_key_pem(_read_key(key_file)) != pki.format_key_pem(user_key):
+                raise IdentityError(key_file, 'is of another user', 'give another directory')
             if not os.path.lexists(directory / _MACHINE):
                 _complete(directory, user_cert, now)
         return cls.open(directory)
@@ -255,6 +265,12 @@ class Identity:
 def _refuse_existing(directory: Path) -> None:
     if os.path.lexists(directory / _MACHINE):
         raise FileExistsError(f'{directory} holds an identity already; it was left alone')
+
+
+def _refuse_trust(directory: Path) -> None:
+    trust = directory / TRUST_DIRECTORY
+    if trust.exists() and any(trust.iterdir()):
+        raise IdentityError(trust, 'says whom somebody else trusts', 'move it away')
 
 
 def _read_key(path: Path) -> EllipticCurvePrivateKey:

@@ -10,10 +10,12 @@ MAX_NAME_LENGTH = 64
 """Characters of the name that we give a user."""
 MAX_ROLES = 32
 """Roles of one user."""
-MAX_RECORD_SIZE = 256 * 1024
+MAX_RECORD_SIZE = 512 * 1024
 """Bytes of the file about one user."""
 MIN_PASSPHRASE_LENGTH = 12
 """Characters of the passphrase of an exported user."""
+ROTATION_PERIOD_S = 86400.0
+"""How soon a machine may change its key again."""
 MAX_CERTIFICATE_SIZE = 8192
 """Bytes of a certificate or of the request for one."""
 

@@ -69,7 +69,10 @@ def read_private(path: Path) -> bytes:
 
     Raises IdentityError with the remedy, FileNotFoundError and any other OSError.
     """
-    check_private(path, path.lstat())
+    found = path.lstat()
+    check_private(path, found)
+    if not stat.S_ISREG(found.st_mode):
+        raise IdentityError(path, 'is not a regular file', 'put the file itself there')
     # The directory is ours alone, so nobody else can have swapped the file since.
     return path.read_bytes()
 

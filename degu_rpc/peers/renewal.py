@@ -4,7 +4,8 @@
    `Authenticated` has told apart; who is denied does not come this far.
 2. `POST renew` gives the caller a new certificate for the key it called with: the id stays.
 3. `POST rotate`, with a certificate request (PKCS #10) as its body, certifies a new key: whoever
-   has it is another machine, by id. `POST retire` denies the caller here from then on.
+   has it is another machine, by id, which is remembered first. `POST retire` denies the caller here
+   from then on.
 4. `renew_over` and `rotate_over` are the other side. What they get is checked as if it came from
    anybody, and kept by `Identity.install`: at any moment the old state is on disk, or the new one.
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from degu import pki
 from degu.bodies import Input
 from degu.errors import DeguError
-from degu_rpc.errors import RenewalError, UnknownPeerError, escape_controls
+from degu_rpc.errors import RenewalError, TrustError, UnknownPeerError, escape_controls
 from degu_rpc.peers.caller import PeerKind, find_caller
 from degu_rpc.peers.clock import read_clock
 from degu_rpc.peers.limits import MAX_CERTIFICATE_SIZE
@@ -72,7 +73,7 @@ class Certifier:
             case ['rotate']:
                 return self._rotate(peer, request)
             case ['retire']:
-                self._trust.deny(self._identity.user_id, str(peer.machine_id))
+                self._trust.retire(str(peer.machine_id))
                 _log.info('machine %s retired', peer.machine_id)
                 return 204, 'No Content', {}, None
         return _refuse(404, 'Not Found', 'there are renew, rotate and retire')
@@ -84,9 +85,15 @@ class Certifier:
         if body.content_length > MAX_CERTIFICATE_SIZE:
             return _refuse(413, 'Content Too Large', f'at most {MAX_CERTIFICATE_SIZE} bytes')
         try:
-            return self._certify(peer, pki.parse_csr(body.read()))
+            public_key = pki.parse_csr(body.read())
         except pki.CertificateError as error:
             return _refuse(400, 'Bad Request', str(error))
+        try:
+            # First: whoever denies this machine must hit what it becomes, too.
+            self._trust.succeed(str(peer.machine_id), pki.derive_machine_id(public_key))
+        except TrustError as error:
+            return _refuse(429, 'Too Many Requests', str(error))
+        return self._certify(peer, public_key)
 
     def _certify(self, peer: Peer, public_key: EllipticCurvePublicKey) -> Response:
         cert = self._identity.certify(public_key)

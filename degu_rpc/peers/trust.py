@@ -4,7 +4,8 @@ A directory `peers` of mode 0700 beside the identity, with files of mode 0600:
 
     <user id>.json           the CA certificate, our name and roles for the user, the machines that
                              we know of and those that are denied, when and how the user came here
-    <user id>.removed.json   the user was removed; it outweighs each record that is not newer
+    <user id>.removed.<epoch>.json
+                             the user was removed; it outweighs each record that is not newer
 
 1. Each change is made under a lock that all processes respect, and is one file that appears whole
    or not at all. Removal writes the tombstone first.
@@ -23,12 +24,15 @@ lock on the directory guards the files. What this does not do: tell other machin
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import ssl
 import threading
 import time
+from datetime import datetime, timedelta
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -44,7 +48,8 @@ from degu_rpc.errors import (
     escape_controls,
 )
 from degu_rpc.peers.caller import OWNER, PEER, TrustedUser, check_given_roles
-from degu_rpc.peers.clock import format_time
+from degu_rpc.peers.clock import format_time, read_clock
+from degu_rpc.peers.identity import TRUST_DIRECTORY, Identity
 from degu_rpc.peers.limits import (
     MAX_DENIED,
     MAX_MACHINES,
@@ -52,32 +57,39 @@ from degu_rpc.peers.limits import (
     MAX_RECORD_SIZE,
     MAX_ROLES,
     MAX_USERS,
+    ROTATION_PERIOD_S,
 )
-from degu_rpc.peers.private import locked, make_directory, read_private
+from degu_rpc.peers.private import check_private, locked, make_directory, read_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
-    from datetime import datetime
-    from pathlib import Path
 
-    from degu_rpc.peers.identity import Identity
-
-DIRECTORY = 'peers'
 OWN_NAME = 'me'
 """What my own user is called."""
 _RECORD = '.json'
 _RECORD_NAME = re.compile(r'[a-z2-7]{48}\.json')
-_TOMBSTONE = '.removed.json'
+_TOMBSTONE_NAME = re.compile(r'([a-z2-7]{48})\.removed\.([0-9]{1,15})\.json')
 _REMEDY = 'restore it from a backup, or remove the file and pair again'
 
 # A second change right after one that was read may leave the directory's time as it was: file
 # systems count in ticks of up to 10 ms.
 _SETTLED_NS = 50_000_000
+# A file that is written in place leaves it as it was, too.
+_LOOK_S = 1.0
+
+_ROTATION_PERIOD = timedelta(seconds=ROTATION_PERIOD_S)
 
 _log = logging.getLogger('degu_rpc.peers')
 
 _Id = Annotated[str, msgspec.Meta(pattern=r'\A[a-z2-7]{48}\Z')]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
+
+
+class _Successor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The id that a machine of mine has after a change of its key, and when it got it."""
+
+    machine_id: _Id
+    since: datetime
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,13 +102,14 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roles: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=MAX_ROLES)]
     machines: Annotated[dict[_Id, _Name], msgspec.Meta(max_length=MAX_MACHINES)]
     denied: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_DENIED)]
+    successors: Annotated[dict[_Id, _Successor], msgspec.Meta(max_length=MAX_MACHINES)]
     added_at: str
     added_how: str
     epoch: int
 
 
 class _Tombstone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of <user id>.removed.json."""
+    """The content of <user id>.removed.<epoch>.json."""
 
     version: Literal[1]
     user_id: _Id
@@ -120,6 +133,9 @@ class _State(NamedTuple):
 
     stamp: tuple[int, ...]
     is_settled: bool
+    look_at: float
+    """When the files are to be looked at, whatever the stamp says: time.monotonic()."""
+    files: object
     users: Mapping[str, TrustedUser]
 
 
@@ -133,39 +149,49 @@ class TrustStore:
 
         Raises IdentityError where others could get at it, OSError.
         """
-        self.directory = identity.directory / DIRECTORY
+        self.directory = identity.directory / TRUST_DIRECTORY
         make_directory(self.directory)
         self.identity = identity
         self._lock = threading.Lock()
-        self._state = _State((), False, MappingProxyType({}))
+        self._state = _State((), False, 0.0, None, MappingProxyType({}))
         self._contexts: dict[object, ssl.SSLContext] = {}
         self._contexts_of: tuple[object, ...] = ()
 
     def users(self) -> Mapping[str, TrustedUser]:
         """Return whom we trust, by user id: my own user always, unless its file is broken.
 
-        It is the same mapping as before if nothing has changed. Raises OSError.
+        It is the same mapping as before if nothing has changed. Raises OSError, and IdentityError
+        where others could get at the store.
         """
         state = self._state
-        if state.is_settled and state.stamp == _stamp(self.directory):
+        if (
+            state.is_settled
+            and time.monotonic() < state.look_at
+            and state.stamp == _stamp(self.directory)
+        ):
             return state.users
         with self._lock:
             # Before the files: a change meanwhile is one more reason to read them again.
             stamp = _stamp(self.directory)
+            check_private(self.directory, os.stat(self.directory))
             is_settled = abs(time.time_ns() - stamp[0]) > _SETTLED_NS
-            users: Mapping[str, TrustedUser] = MappingProxyType(self._load())
-            if users == self._state.users:
-                users = self._state.users
-            self._state = _State(stamp, is_settled, users)
+            look_at = time.monotonic() + _LOOK_S
+            files = _look_at_files(self.directory)
+            users = self._state.users
+            if not is_settled or files != self._state.files:
+                loaded: Mapping[str, TrustedUser] = MappingProxyType(self._load())
+                users = users if loaded == users else loaded
+            self._state = _State(stamp, is_settled, look_at, files, users)
             return users
 
     def _load(self) -> dict[str, TrustedUser]:
         own = self.identity
         me = TrustedUser(own.user_id, own.user_cert, OWN_NAME, frozenset({OWNER}))
         users = {own.user_id: me}
+        epochs = self._read_removed_epochs()
         for user_id in self._list_users():
             try:
-                record = self._read_record(user_id)
+                record = self._read_record(user_id, epochs)
                 if record is None:
                     continue
                 users[user_id] = _build_user(record, own.user_id)
@@ -179,21 +205,31 @@ class TrustStore:
         names = sorted(os.listdir(self.directory))
         return [name[: -len(_RECORD)] for name in names if _RECORD_NAME.fullmatch(name)]
 
-    def _path(self, user_id: str, suffix: str = _RECORD) -> Path:
-        return self.directory / f'{user_id}{suffix}'
+    def _path(self, user_id: str) -> Path:
+        return self.directory / f'{user_id}{_RECORD}'
 
-    def _read_record(self, user_id: str) -> _Record | None:
+    def _tombstone_path(self, user_id: str, epoch: int) -> Path:
+        return self.directory / f'{user_id}.removed.{epoch}{_RECORD}'
+
+    def _read_record(self, user_id: str, epochs: Mapping[str, int]) -> _Record | None:
         """Return the record of a user, None if there is none that counts."""
         record = _read(self._path(user_id), _Record)
         if record is None:
             return None
         if record.user_id != user_id:
             raise TrustError(user_id, f'its file is about {record.user_id}', _REMEDY)
-        return record if record.epoch > self._read_removed_epoch(user_id) else None
+        return record if record.epoch > epochs.get(user_id, 0) else None
 
-    def _read_removed_epoch(self, user_id: str) -> int:
-        tombstone = _read(self._path(user_id, _TOMBSTONE), _Tombstone)
-        return 0 if tombstone is None else tombstone.epoch
+    def _read_removed_epochs(self) -> dict[str, int]:
+        """Return the epoch of each removed user's last tombstone.
+
+        It stands in the name, so that no older tombstone of a backup can take its place.
+        """
+        epochs: dict[str, int] = {}
+        for match in map(_TOMBSTONE_NAME.fullmatch, os.listdir(self.directory)):
+            if match:
+                epochs[match[1]] = max(epochs.get(match[1], 0), int(match[2]))
+        return epochs
 
     def add(
         self,
@@ -221,9 +257,12 @@ class TrustStore:
             raise ValueError('my own user is trusted by itself; add_machine() names a machine')
         given = check_given_roles(roles)
         with locked(self.directory):
-            tombstone = _read(self._path(user_id, _TOMBSTONE), _Tombstone)
-            record = self._read_record(user_id)
-            if record is None and tombstone is not None and not revive:
+            epochs = self._read_removed_epochs()
+            removed = epochs.get(user_id, 0)
+            record = self._read_record(user_id, epochs)
+            if record is None and removed and not revive:
+                tombstone = _read(self._tombstone_path(user_id, removed), _Tombstone)
+                assert tombstone is not None  # nobody else changes anything now
                 raise RemovedUserError(user_id, tombstone.name, tombstone.removed_at)
             if record is None and len(self._list_users()) >= MAX_USERS:
                 raise TrustError(user_id, f'is one more than {MAX_USERS} users', 'remove one first')
@@ -236,9 +275,10 @@ class TrustStore:
                     roles=tuple(sorted(given)),
                     machines={**(record.machines if record else {}), **machines},
                     denied=record.denied if record else (),
+                    successors={},
                     added_at=format_time(now),
                     added_how=how,
-                    epoch=1 + (tombstone.epoch if tombstone else 0),
+                    epoch=1 + removed,
                 )
             )
 
@@ -250,7 +290,7 @@ class TrustStore:
         if user_id == self.identity.user_id:
             raise ValueError('my own user cannot be removed; deny() keeps a machine out')
         with locked(self.directory):
-            record = self._read_record(user_id)
+            record = self._read_record(user_id, self._read_removed_epochs())
             if record is None:
                 raise UnknownUserError(user_id)
             tombstone = _Tombstone(
@@ -260,13 +300,13 @@ class TrustStore:
                 removed_at=format_time(now),
                 epoch=record.epoch,
             )
-            durable.replace(self._path(user_id, _TOMBSTONE), _format(tombstone))
+            durable.replace(self._tombstone_path(user_id, record.epoch), _format(tombstone))
             self._path(user_id).unlink()
             durable.sync_directory(self.directory)
 
     def remember(self, user_id: str) -> Former:
         """Return what is kept about a user, for `put_back`. Raises as `deny` does."""
-        return Former(user_id, self._read_record(user_id))
+        return Former(user_id, self._read_record(user_id, self._read_removed_epochs()))
 
     def put_back(self, former: Former) -> None:
         """Take a change back, however far it came: what was remembered is there again.
@@ -279,7 +319,7 @@ class TrustStore:
                 self._path(user_id).unlink(missing_ok=True)
                 durable.sync_directory(self.directory)
                 return
-            current = self._read_record(user_id)
+            current = self._read_record(user_id, self._read_removed_epochs())
             if current is not None:
                 self._write(msgspec.structs.replace(record, denied=current.denied))
 
@@ -291,12 +331,64 @@ class TrustStore:
         self._change(user_id, lambda old: {'machines': {**old.machines, machine_id: name}})
 
     def deny(self, user_id: str, machine_id: str) -> None:
-        """Keep one machine of a trusted user out, mine included.
+        """Keep one machine of a trusted user out, mine included, and what it became by `succeed`.
 
         Raises UnknownUserError, ValueError for the id, TrustError for too many or a file that
         cannot be used, IdentityError for one that is not private, OSError.
         """
+
+        def change(old: _Record) -> dict[str, Any]:
+            denied = {*old.denied, machine_id}
+            successor = old.successors.get(machine_id)
+            while successor is not None and successor.machine_id not in denied:
+                denied.add(successor.machine_id)
+                successor = old.successors.get(successor.machine_id)
+            return {'denied': tuple(sorted(denied))}
+
+        self._change(user_id, change)
+
+    def retire(self, machine_id: str) -> None:
+        """Keep a former id of a machine of mine out, and not what it became.
+
+        Raises as `deny` does.
+        """
+        user_id = self.identity.user_id
         self._change(user_id, lambda old: {'denied': tuple(sorted({*old.denied, machine_id}))})
+
+    def succeed(self, former_id: str, machine_id: str, now: datetime | None = None) -> None:
+        """Remember that a machine of mine has another id from now on.
+
+        Whoever denies the former one then denies both. A machine changes its id once in
+        ROTATION_PERIOD_S, so that nobody has ids to spare.
+
+        Raises TrustError where that is too soon, and as `deny` does.
+        """
+        at = read_clock(now)
+
+        def change(old: _Record) -> dict[str, Any]:
+            kept = {
+                each: successor
+                for each, successor in old.successors.items()
+                if at - successor.since < pki.MACHINE_LIFETIME
+            }
+            since = [
+                successor.since
+                for each, successor in kept.items()
+                if former_id in (each, successor.machine_id)
+            ]
+            if since and at - max(since) < _ROTATION_PERIOD:
+                raise TrustError(
+                    old.user_id,
+                    f'machine {former_id} changed its key at {format_time(max(since))}',
+                    f'wait until {ROTATION_PERIOD_S / 3600:.0f} hours have passed',
+                )
+            successor = _Successor(machine_id, at)
+            machines = dict(old.machines)
+            if former_id in machines:
+                machines[machine_id] = machines[former_id]
+            return {'successors': {**kept, former_id: successor}, 'machines': machines}
+
+        self._change(self.identity.user_id, change)
 
     def allow(self, user_id: str, machine_id: str) -> None:
         """Let a machine in again that was denied. Raises as `deny` does."""
@@ -306,7 +398,7 @@ class TrustStore:
 
     def _change(self, user_id: str, change: Callable[[_Record], dict[str, Any]]) -> None:
         with locked(self.directory):
-            record = self._read_record(user_id)
+            record = self._read_record(user_id, self._read_removed_epochs())
             if record is None:
                 if user_id != self.identity.user_id:
                     raise UnknownUserError(user_id)
@@ -323,6 +415,7 @@ class TrustStore:
             roles=(),
             machines={},
             denied=(),
+            successors={},
             added_at='',
             added_how='self',
             epoch=1,
@@ -429,6 +522,15 @@ def _format(content: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content)) + b'\n'
 
 
+def _look_at_files(directory: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Return what tells of a file that was written in place, which the directory does not."""
+    found = []
+    for name in sorted(os.listdir(directory)):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((name, _stamp(directory / name)))
+    return found
+
+
 def _stamp(path: Path) -> tuple[int, ...]:
-    found = os.stat(path)
-    return (found.st_mtime_ns, found.st_ino, found.st_dev)
+    found = os.lstat(path)
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev, found.st_size)

@@ -648,6 +648,17 @@ def test_importing_pki_does_not_import_cryptography() -> None:
     subprocess.run([sys.executable, '-c', code], timeout=60, check=True)
 
 
+def test_a_name_of_a_type_that_does_not_go_with_it_is_malformed() -> None:
+    """cryptography raises a TypeError for it."""
+    cert = ALICE.machine_cert
+    at = cert.index(b'\x0c\x30', cert.index(b'\x0c\x30') + 1)
+    odd = cert[:at] + b'\x03\x30\x00' + cert[at + 3 :]
+    for parse in (pki.parse_machine_cert, pki.parse_user_cert, pki.parse_validity):
+        with pytest.raises(pki.CertificateError) as caught:
+            parse(odd)
+        assert caught.value.fault is pki.CertificateFault.MALFORMED
+
+
 # --- OpenSSL, in real handshakes ----------------------------------------------------------------
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +28,7 @@ from degu_rpc.peers import (
     TrustedUser,
     UnknownPeerError,
     build_roles,
+    caller,
     derive_peer,
     find_caller,
 )
@@ -178,6 +180,23 @@ def test_trust_is_looked_at_before_each_request_of_an_open_connection(
                 conn.get('/', {})
 
 
+def test_a_connection_does_not_outlive_its_certificate(
+    bob: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = users(trust(bob, 'Bob', 'peer'))
+    app = Authenticated(answer, Fake(lambda: trusted))
+    connection = {'client': ('127.0.0.1', 1), 'ssl_peer_cert': bob.machine_cert}
+    with socket.socket() as sock:
+        assert app.on_connect(sock, connection) is True
+    assert app(connection, {})[0] == 200
+    not_after = pki.parse_validity(bob.machine_cert).not_after
+    monkeypatch.setattr(time, 'time', lambda: not_after.timestamp() + 1)
+    monkeypatch.setattr(caller, 'read_clock', lambda now: not_after + timedelta(seconds=1))
+    status, _, headers, body = app(connection, {})
+    assert (status, headers['connection']) == (403, 'close')
+    assert b'has expired' in body
+
+
 def test_plain_tcp_and_anonymous_tls_are_nobody() -> None:
     assert derive_peer({}, {}, OWN_UID) is None
     assert derive_peer({'ssl_peer_cert': None}, {}, OWN_UID) is None
@@ -260,11 +279,11 @@ def test_a_machine_calls_over_tls(
     trusted = users(trust(alice, 'me', OWNER), trust(bob, 'Bob', 'peer'))
     app = Validator(Authenticated(answer, Fake(lambda: trusted)))
     server = serve(app, IPv4_LOOPBACK, build_server_sslctx(config(alice, both)))
-    for caller in (alice, bob):
-        sslctx = build_client_sslctx({**config(caller, both), 'check_hostname': False})
+    for calling in (alice, bob):
+        sslctx = build_client_sslctx({**config(calling, both), 'check_hostname': False})
         with SSLClient(sslctx, server.address).connect() as conn:
             body = conn.get('/', {}).body.read()
-        peer = derive_peer({'ssl_peer_cert': caller.machine_cert}, trusted, OWN_UID)
+        peer = derive_peer({'ssl_peer_cert': calling.machine_cert}, trusted, OWN_UID)
         assert body == repr(peer).encode()
 
 

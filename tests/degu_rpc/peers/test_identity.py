@@ -15,7 +15,7 @@ import pytest
 
 from degu import pki
 from degu.tls import build_server_sslctx
-from degu_rpc.peers import Identity, IdentityError
+from degu_rpc.peers import Identity, IdentityError, TrustStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -333,6 +333,21 @@ def test_a_join_can_be_taken_back_and_a_user_cannot(tmp_path: Path, alice: Ident
     assert Identity.open(tmp_path / 'home') == identity
 
 
+def test_a_store_of_trust_goes_neither_away_nor_to_the_next_user(
+    tmp_path: Path, alice: Identity, bob: Identity
+) -> None:
+    joined = join(tmp_path / 'home', alice)
+    TrustStore(joined).add(bob.user_cert, 'Bob')
+    with pytest.raises(IdentityError, match='says whom somebody else trusts; move it away'):
+        joined.discard()
+    assert Identity.open(tmp_path / 'home') == joined
+    joined.machine_file.unlink()
+    with pytest.raises(IdentityError, match='says whom somebody else trusts; move it away'):
+        join(tmp_path / 'home', bob)
+    (tmp_path / 'home' / 'peers').rename(tmp_path / 'peers')
+    assert join(tmp_path / 'home', bob).user_id == bob.user_id
+
+
 # --- a new certificate, a new key ----------------------------------------------------------------
 
 
@@ -405,4 +420,16 @@ def test_an_import_does_not_replace_another_user(tmp_path: Path, exported: bytes
     before = read_files(tmp_path / 'home')
     with pytest.raises(IdentityError, match=f'is of another user, {identity.user_id}'):
         Identity.import_user(tmp_path / 'home', exported, PASSPHRASE, NOW)
+    assert read_files(tmp_path / 'home') == before
+
+
+def test_an_import_does_not_go_with_the_key_of_another_user(
+    tmp_path: Path, exported: bytes
+) -> None:
+    Identity.create(tmp_path / 'home', NOW)
+    for name in ('user.crt', 'machine.pem'):
+        (tmp_path / 'home' / name).unlink()
+    before = read_files(tmp_path / 'home')
+    with pytest.raises(IdentityError, match='is of another user'):
+        Identity.import_user(tmp_path / 'home', exported, PASSPHRASE)
     assert read_files(tmp_path / 'home') == before

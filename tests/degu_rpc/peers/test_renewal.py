@@ -72,6 +72,23 @@ def test_a_rotated_key_is_another_machine_and_the_former_is_denied(
     assert renew_over(client, '', rotated).machine_id == rotated.machine_id
 
 
+def test_a_machine_has_no_ids_to_spare(
+    connect: Callable[[Identity], MachineClient], issuer: Identity, joined: Identity
+) -> None:
+    """A stolen machine that gets another id, and keeps it for later, is denied with the first."""
+    client = connect(joined)
+    spare = pki.build_key()
+    with client.connect() as connection:
+        cert = connection.post('/rotate', {}, pki.build_csr(spare)).body.read()
+        response = connection.post('/rotate', {}, pki.build_csr(pki.build_key()))
+        assert response.status == 429
+        assert b'wait until 24 hours have passed' in response.body.read()
+    TrustStore(issuer).deny(issuer.user_id, joined.machine_id)
+    changed = joined.install(spare, cert)
+    with connect(changed).connect() as connection, pytest.raises(ConnectionError):
+        connection.post('/renew')
+
+
 def test_only_a_machine_of_the_same_user_is_certified(
     connect: Callable[[Identity], MachineClient], issuer: Identity, bob: Identity
 ) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -149,7 +149,7 @@ def test_a_settled_store_is_not_read_again(
     os.utime(store.directory, ns=(old, old))
     users = store.users()
     monkeypatch.setattr(os, 'listdir', None)
-    assert store.users() is users
+    assert store.users() is users  # within _LOOK_S
 
 
 def test_a_change_keeps_what_it_does_not_name(store: TrustStore, bob: Identity) -> None:
@@ -287,6 +287,77 @@ def test_my_own_user_is_neither_added_nor_removed(me: Identity, store: TrustStor
         store.remove(me.user_id, NOW)
 
 
+def test_a_backup_with_an_older_removal_does_not_undo_a_newer_one(
+    store: TrustStore, bob: Identity
+) -> None:
+    add(store, bob)
+    store.remove(bob.user_id)
+    add(store, bob, revive=True)
+    backup = snapshot(store)
+    store.remove(bob.user_id)
+    for name, content in backup.items():
+        (store.directory / name).write_bytes(content)
+        (store.directory / name).chmod(0o600)
+    assert bob.user_id not in store.users()
+
+
+def test_what_is_written_in_place_is_seen_within_a_second(
+    store: TrustStore, bob: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, bob)
+    kept = path_of(store, bob).read_bytes()
+    store.deny(bob.user_id, IDS[0])
+    denying = path_of(store, bob).read_bytes()
+    path_of(store, bob).write_bytes(kept)
+    os.utime(store.directory, ns=(10**18, 10**18))
+    assert not store.users()[bob.user_id].denied
+    path_of(store, bob).write_bytes(denying)
+    assert not store.users()[bob.user_id].denied
+    later = time.monotonic() + 1
+    monkeypatch.setattr(time, 'monotonic', lambda: later)
+    assert store.users()[bob.user_id].denied == {IDS[0]}
+
+
+def test_a_store_that_was_opened_up_while_it_is_used_trusts_nobody(store: TrustStore) -> None:
+    store.users()
+    store.directory.chmod(0o777)
+    with pytest.raises(IdentityError, match='chmod 700'):
+        store.users()
+
+
+# --- a machine of mine with another id -----------------------------------------------------------
+
+
+def test_who_denies_a_machine_denies_what_it_became(me: Identity, store: TrustStore) -> None:
+    first, second, third = (letter * 48 for letter in 'abc')
+    store.add_machine(me.user_id, first, 'phone')
+    store.succeed(first, second, NOW)
+    store.retire(first)
+    store.succeed(second, third, NOW + timedelta(days=2))
+    assert store.users()[me.user_id].machines[third] == 'phone'
+    assert store.users()[me.user_id].denied == {first}
+    store.deny(me.user_id, first)
+    assert store.users()[me.user_id].denied == {first, second, third}
+
+
+def test_a_machine_has_one_other_id_a_day(me: Identity, store: TrustStore) -> None:
+    first, second, third, other = (letter * 48 for letter in 'abcd')
+    store.succeed(first, second, NOW)
+    for former in (first, second):
+        with pytest.raises(TrustError, match=r'changed its key at .*wait until 24 hours'):
+            store.succeed(former, third, NOW + timedelta(hours=23))
+    store.succeed(other, third, NOW)
+    store.succeed(second, other, NOW + timedelta(hours=25))
+
+
+def test_what_a_machine_was_is_forgotten_once_no_certificate_can_be_left(
+    me: Identity, store: TrustStore
+) -> None:
+    store.succeed('a' * 48, 'b' * 48, NOW)
+    store.succeed('c' * 48, 'd' * 48, NOW + timedelta(days=366))
+    assert list(json.loads(path_of(store, me).read_bytes())['successors']) == ['c' * 48]
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -296,6 +367,8 @@ def test_my_own_user_is_neither_added_nor_removed(me: Identity, store: TrustStor
         ('', {'peer'}, {}, 'name'),
         ('x' * (MAX_NAME_LENGTH + 1), {'peer'}, {}, 'name'),
         ('Bob\x1b[2J', {'peer'}, {}, 'control characters'),
+        ('\u202eboB', {'peer'}, {}, 'control characters'),
+        ('Bob\u200b', {'peer'}, {}, 'control characters'),
         ('Bob', {''}, {}, 'roles'),
         ('Bob', {'a\n'}, {}, 'control characters'),
         ('Bob', {f'{number}' for number in range(MAX_ROLES + 1)}, {}, 'roles'),
@@ -305,7 +378,7 @@ def test_my_own_user_is_neither_added_nor_removed(me: Identity, store: TrustStor
         ('Bob', {'peer'}, {'a' * 48 + '\n': 'laptop'}, 'machines'),
         ('Bob', {'peer'}, {'a' * 48: 'lap\ttop'}, 'control characters'),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_what_cannot_be_kept_is_refused(
     store: TrustStore, bob: Identity, name: str, roles: Any, machines: Any, reason: str
@@ -389,15 +462,18 @@ def test_a_broken_file_trusts_nobody_and_is_logged(
     assert bob.user_id in store.users()
 
 
-def test_a_broken_tombstone_trusts_nobody(
-    store: TrustStore, bob: Identity, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_tombstone_counts_as_one(store: TrustStore, bob: Identity) -> None:
     add(store, bob)
-    store.remove(bob.user_id, NOW)
-    add(store, bob, revive=True)
-    (store.directory / f'{bob.user_id}.removed.json').write_bytes(b'')
+    record = path_of(store, bob).read_bytes()
+    store.remove(bob.user_id)
+    (store.directory / f'{bob.user_id}.removed.1.json').write_bytes(b'')
+    path_of(store, bob).write_bytes(record)
+    path_of(store, bob).chmod(0o600)
     assert bob.user_id not in store.users()
-    assert 'removed.json cannot be read' in caplog.text
+    with pytest.raises(TrustError, match=r'removed\.1\.json cannot be read'):
+        add(store, bob)
+    add(store, bob, revive=True)
+    assert bob.user_id in store.users()
 
 
 def test_a_broken_file_about_me_lets_none_of_my_other_machines_in(
@@ -440,6 +516,15 @@ def test_a_directory_others_could_enter_is_refused(me: Identity, store: TrustSto
     store.directory.chmod(0o755)
     with pytest.raises(IdentityError, match='chmod 700'):
         TrustStore(me)
+
+
+def test_a_directory_in_place_of_a_file_is_that_user_s_alone(
+    store: TrustStore, bob: Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(store, bob)
+    (store.directory / f'{"a" * 48}.json').mkdir(mode=0o700)
+    assert bob.user_id in store.users()
+    assert 'is not a regular file' in caplog.text
 
 
 def test_other_files_in_the_directory_are_nothing(store: TrustStore) -> None:
