@@ -103,10 +103,23 @@ class StaticAddresses:
         self._urls = [parse_url(url) for url in urls]
 
     def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
-        """Give the addresses of a machine. Raises OSError for an interface that is not there."""
+        """Give the addresses of a machine whose interfaces are there.
+
+        Raises OSError, for the last of those that are not, where there is no other address.
+        """
+        found, missing = False, None
         for url in self._urls:
-            if url.machine_id == machine_id:
-                yield url.find_address()
+            if url.machine_id != machine_id:
+                continue
+            try:
+                address = url.find_address()
+            except OSError as error:
+                missing = error
+            else:
+                found = True
+                yield address
+        if missing is not None and not found:
+            raise missing
 
     def forget(self, machine_id: str, address: Address) -> None:
         """Keep it: whoever gave it may know better."""

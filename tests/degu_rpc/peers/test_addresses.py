@@ -98,3 +98,10 @@ def test_an_interface_that_is_not_there_is_named() -> None:
     source = StaticAddresses([f'degu://{ID}@[fe80::1%nowhere]:1'])
     with pytest.raises(OSError, match="there is no interface 'nowhere'"):
         list(source.find(ID, 1))
+
+
+def test_an_interface_that_is_not_there_hides_no_other_address() -> None:
+    source = StaticAddresses(
+        [f'degu://{ID}@[fe80::1%nowhere]:1', f'degu://{ID}@one:1', f'degu://{ID}@[fe80::1%gone]:1']
+    )
+    assert list(source.find(ID, 1)) == [('one', 1)]
