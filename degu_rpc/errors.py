@@ -249,6 +249,13 @@ class Attempt(NamedTuple):
         return f'{self.address!r} ({self.source}): {self.reason}'
 
 
+class DiscoveryClosedError(DeguRpcError):
+    """The Discovery was closed, by this thread or another."""
+
+    def __init__(self) -> None:
+        super().__init__('discovery is closed')
+
+
 class UnreachableError(DeguRpcError, ConnectionError):
     """A machine could not be reached; `.attempts` say what was tried and why each failed."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from degu_rpc.errors import (
     Attempt,
     CodeError,
+    DiscoveryClosedError,
     IdentityError,
     PairingError,
     PairingFault,
@@ -60,6 +61,7 @@ __all__ = [
     'CodeError',
     'Dialer',
     'Discovery',
+    'DiscoveryClosedError',
     'DnsSd',
     'Former',
     'Identity',

@@ -17,7 +17,8 @@
 
 Threads: a Discovery has one thread of its own, which runs an event loop and owns the sockets, the
 records and the announcements. Methods may be called from any other thread: they run in that one
-and are waited for. What was seen is on a `Board`. `close()` says goodbye and ends the thread.
+and are waited for; `_lock` guards whether they still may. What was seen is on a `Board`. `close()`
+lets no further call in, waits for those that run, says goodbye and ends the thread.
 
 This is the one module that imports zeroconf, and nothing imports this one before it is used.
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import contextlib
 import enum
 import logging
@@ -53,6 +55,7 @@ from zeroconf import (  # type: ignore[attr-defined]  # its __all__ has fewer na
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from degu.net import Deadline, parse_address
+from degu_rpc.errors import DiscoveryClosedError
 from degu_rpc.peers.board import Board
 from degu_rpc.peers.diagnosis import collect_facts, explain_nothing_found
 from degu_rpc.peers.interfaces import Interface, choose_interfaces, read_interfaces
@@ -100,7 +103,8 @@ class Service(enum.Enum):
 class Discovery:
     """The mDNS side of this machine; a context manager."""
 
-    # Set once: _names, _loop, _thread. Everything else belongs to the thread.
+    # Set once: _names, _loop, _thread. Guarded by _lock: _closed, _calls. Everything else belongs to
+    # the thread; _announcing is held there while the announcements and what is said of them change.
 
     def __init__(self, interface_names: Collection[str] | None = None) -> None:
         """Open the sockets on the local interfaces, or on those of these names.
@@ -113,13 +117,18 @@ class Discovery:
         self._browsers: list[Browser] = []
         self._tasks: set[asyncio.Future[Any]] = set()
         self._changed = asyncio.Event()
+        self._announcing = asyncio.Lock()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._calls: set[concurrent.futures.Future[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name='degu-discovery', daemon=True)
         self._thread.start()
         try:
             self._call(self._open())
         except BaseException:
-            self._end()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
             raise
 
     def __enter__(self) -> Self:
@@ -140,7 +149,8 @@ class Discovery:
         and link-local IPv6, which is all that a neighbour needs.
 
         Raises ValueError for another form of id, for an address that no other machine could
-        connect to, for two ports (a DNS-SD name has one), and for an id that is announced already.
+        connect to, for two ports (a DNS-SD name has one), and for an id that is announced already;
+        DiscoveryClosedError.
         """
         return self._announce(Service.MACHINE, machine_id, addresses)
 
@@ -153,22 +163,32 @@ class Discovery:
         return self._announce(Service.PAIRING, name, addresses)
 
     def browse(self, known: Iterable[str] = ()) -> Browser:
-        """Begin to look for machines; those whose ids are *known* always have a place."""
+        """Begin to look for machines; those whose ids are *known* always have a place.
+
+        Raises DiscoveryClosedError.
+        """
         return self._browse(Service.MACHINE, known)
 
     def browse_pairing(self) -> Browser:
-        """Begin to look for pairing windows; a sighting's `machine_id` is the window's name."""
+        """Begin to look for pairing windows; a sighting's `machine_id` is the window's name.
+
+        Raises DiscoveryClosedError.
+        """
         return self._browse(Service.PAIRING, ())
 
     def close(self) -> None:
-        """Say goodbye for what is announced and end the thread; a second time does nothing."""
-        if self._thread.is_alive():
-            for browser in list(self._browsers):
-                browser.close()
+        """Say goodbye for what is announced and end the thread; a second time only waits for it."""
+        with self._lock:
+            is_first = not self._closed
+            self._closed = True
+            calls = tuple(self._calls)
+        if is_first:
             try:
-                self._call(self._shut())
+                concurrent.futures.wait(calls)
+                asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
             finally:
-                self._end()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
 
     # --- from other threads ------------------------------------------------------------------
 
@@ -183,14 +203,19 @@ class Discovery:
         return browser
 
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        if self._loop.is_closed():
-            coroutine.close()
-            raise ValueError('discovery is closed')
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        """Run *coroutine* in the thread. Raises what it raises, and DiscoveryClosedError."""
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise DiscoveryClosedError
+            call = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._calls.add(call)
+        call.add_done_callback(self._forget_call)
+        call.result()
 
-    def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+    def _forget_call(self, call: concurrent.futures.Future[None]) -> None:
+        with self._lock:
+            self._calls.discard(call)
 
     # --- in the thread -----------------------------------------------------------------------
 
@@ -217,6 +242,8 @@ class Discovery:
         self._keep(self._follow_interfaces())
 
     async def _shut(self) -> None:
+        for browser in self._browsers:
+            browser._board.close()
         self._loop.remove_reader(self._notices)
         self._notices.close()
         for task in self._tasks:
@@ -257,9 +284,11 @@ class Discovery:
 
     async def _adopt_interfaces(self) -> None:
         try:
-            self._interfaces = choose_interfaces(read_interfaces(), self._names)
-            for announcement in self._announcements:
-                await self._update(announcement)
+            async with self._announcing:
+                self._interfaces = choose_interfaces(read_interfaces(), self._names)
+                for announcement in self._announcements:
+                    await self._update(announcement)
+            # Here zeroconf itself lets one in after the other, and then announces beside the next.
             # What is as before it leaves alone, and what failed (an address that was not usable
             # yet) it tries again.
             choice, _, ip_version = self._sockets()
@@ -270,14 +299,15 @@ class Discovery:
             self._ask(browser._question)
 
     async def _register(self, announcement: Announcement) -> None:
-        if any(announcement.name == other.name for other in self._announcements):
-            raise ValueError(f'{announcement.name} is announced already')
-        info = announcement._build_info(self._interfaces)
-        # Without probing whether the name is taken: it is the hash of our key, so whoever else has
-        # it lies, and must not be able to silence us.
-        sent = await self._zeroconf.async_register_service(info, cooperating_responders=True)
-        self._keep(_finish(sent))
-        self._announcements.append(announcement)
+        async with self._announcing:
+            if any(announcement.name == other.name for other in self._announcements):
+                raise ValueError(f'{announcement.name} is announced already')
+            info = announcement._build_info(self._interfaces)
+            # Without probing whether the name is taken: it is the hash of our key, so whoever else
+            # has it lies, and must not be able to silence us.
+            sent = await self._zeroconf.async_register_service(info, cooperating_responders=True)
+            self._keep(_finish(sent))
+            self._announcements.append(announcement)
 
     async def _update(self, announcement: Announcement) -> None:
         before, info = announcement._info, announcement._build_info(self._interfaces)
@@ -285,9 +315,12 @@ class Discovery:
             self._keep(_finish(await self._zeroconf.async_update_service(info)))
 
     async def _unregister(self, announcement: Announcement) -> None:
-        if announcement in self._announcements:
+        async with self._announcing:
+            if announcement not in self._announcements:
+                return
             self._announcements.remove(announcement)
-            await (await self._zeroconf.async_unregister_service(announcement._info))
+            sent = await self._zeroconf.async_unregister_service(announcement._info)
+        await sent
 
     async def _start(self, browser: Browser) -> None:
         browser._listener = _Listener(browser)
@@ -374,7 +407,7 @@ class Announcement:
 
     def close(self) -> None:
         """Take the announcement back and say goodbye; a second time does nothing."""
-        with contextlib.suppress(ValueError):  # discovery is closed, and said goodbye then
+        with contextlib.suppress(DiscoveryClosedError):  # which said goodbye
             self._discovery._call(self._discovery._unregister(self))
 
     def _build_info(self, interfaces: Collection[Interface]) -> AsyncServiceInfo:
@@ -438,7 +471,7 @@ class Browser:
     def close(self) -> None:
         """Stop looking; whoever waits for an address is told that there are no more."""
         self._board.close()
-        with contextlib.suppress(ValueError):  # discovery is closed
+        with contextlib.suppress(DiscoveryClosedError):  # which stopped looking
             self._discovery._call(self._discovery._stop(self))
 
     def sightings(self) -> list[Sighting]:
@@ -463,7 +496,7 @@ class Browser:
         while True:
             address = self._board.wait_for_address(machine_id, given, 0)
             if address is None and deadline.remaining():
-                with contextlib.suppress(ValueError):  # discovery is closed, and so are we
+                with contextlib.suppress(DiscoveryClosedError):  # which closes the board, too
                     self._discovery._call(self._discovery._ask_for(question, to_us))
                 to_us = False
                 pause_s = min(deadline.remaining(), _QUESTION_PAUSE_S)

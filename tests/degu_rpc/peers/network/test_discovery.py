@@ -505,6 +505,78 @@ def test_nothing_is_left_open(cable: Cable, order: str) -> None:
     cable[0].python(CLOSE, order)
 
 
+# Sixty threads that use a Discovery in every way, until it is closed in four others.
+CROWDED = """
+import threading
+from degu_rpc.peers import Discovery, DiscoveryClosedError
+discovery = Discovery()
+used = threading.Semaphore(0)
+def use(number):
+    try:
+        while True:
+            with discovery.browse() as browser:
+                next(browser.find('a' * 48, 0), None)
+            if number < 5:
+                discovery.announce(chr(ord('b') + number) * 48, [('0.0.0.0', 1)]).close()
+            used.release()
+    except DiscoveryClosedError:
+        pass
+users = [threading.Thread(target=use, args=(number,), daemon=True) for number in range(60)]
+closers = [threading.Thread(target=discovery.close, daemon=True) for _ in range(4)]
+for user in users:
+    user.start()
+for _ in users:
+    used.acquire()
+for closer in closers:
+    closer.start()
+for thread in closers + users:
+    thread.join(10)
+    if thread.is_alive():
+        break
+print(sum(thread.is_alive() for thread in closers + users))
+"""
+
+
+def test_whoever_uses_a_discovery_that_is_closed_is_told_and_never_hangs(cable: Cable) -> None:
+    assert cable[0].python(CROWDED) == '0\n'
+
+
+# Two announcements: the first is closed while it is told of a new address; which have it in the end.
+MOVED = """
+import asyncio, subprocess, threading
+from zeroconf.asyncio import AsyncZeroconf
+from degu_rpc.peers import Discovery
+updates, asked, go, both = [], threading.Event(), threading.Event(), threading.Event()
+update = AsyncZeroconf.async_update_service
+async def update_slowly(self, info):
+    asked.set()
+    while not go.is_set():
+        await asyncio.sleep(0.01)
+    updates.append(info.name[0])
+    if len(set(updates)) == 2:
+        both.set()
+    return await update(self, info)
+AsyncZeroconf.async_update_service = update_slowly
+with Discovery() as discovery:
+    first = discovery.announce('a' * 48, [('0.0.0.0', 1)])
+    second = discovery.announce('b' * 48, [('0.0.0.0', 2)])
+    subprocess.run(['ip', 'address', 'add', '10.9.0.77/24', 'dev', 'near'], check=True)
+    assert asked.wait(20)
+    closer = threading.Thread(target=first.close)
+    closer.start()
+    closer.join(0.5)
+    go.set()
+    print(both.wait(10))
+    closer.join(20)
+"""
+
+
+def test_an_announcement_that_ends_while_the_network_changes_keeps_no_other_back(
+    cable: Cable,
+) -> None:
+    assert cable[0].python(MOVED) == 'True\n'
+
+
 KEPT = """
 import errno, os, socket, threading
 from degu_rpc.peers import Discovery
