@@ -236,12 +236,13 @@ class UnknownPeerError(DeguRpcError):
 class Attempt(NamedTuple):
     """What was tried to reach a machine: by whose hint, which address, why it failed.
 
-    `address` is None where the source had none to try.
+    `address` is None where the source had none to try, `error` where nothing was raised.
     """
 
     source: str
     address: Address | None
     reason: str
+    error: Exception | None = None
 
     def __str__(self) -> str:
         if self.address is None:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from degu.client import Client
+    from degu_rpc.peers import DialedClient
 
 
 class Progress(NamedTuple):
@@ -85,7 +86,7 @@ class Fetched(NamedTuple):
 
 
 def fetch(
-    client: Client,
+    client: Client | DialedClient,
     prefix: str,
     path: str | bytes | os.PathLike[str],
     destination: str | os.PathLike[str],
@@ -128,7 +129,7 @@ class _Transfer:
 
     def __init__(
         self,
-        client: Client,
+        client: Client | DialedClient,
         prefix: str,
         root: Root,
         workspace: Workspace,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from degu.client import Client, Connection, Response
+    from degu_rpc.peers import DialedClient
 
 
 _MTIME = re.compile(r'-?[0-9]{1,19}').fullmatch
@@ -54,7 +55,9 @@ class SmallFile(NamedTuple):
 class Remote:
     """One connection to a share, made when it is needed. Close it, or use it with `with`."""
 
-    def __init__(self, client: Client, prefix: str, check: Callable[[], None]) -> None:
+    def __init__(
+        self, client: Client | DialedClient, prefix: str, check: Callable[[], None]
+    ) -> None:
         """Remember where the share is: `prefix` is the path it is mounted at, '' for the top.
 
         `check` is called for each piece of a listing; what it raises ends the question.

@@ -34,7 +34,13 @@ from degu_rpc.peers.caller import (
     derive_peer,
     find_caller,
 )
-from degu_rpc.peers.dial import Dialer, MachineClient, Source, check_server
+from degu_rpc.peers.dial import (
+    AddressSource,
+    DialedClient,
+    Dialer,
+    MachineClient,
+    check_server,
+)
 from degu_rpc.peers.dns_sd import DnsSd
 from degu_rpc.peers.identity import Identity
 from degu_rpc.peers.renewal import Certifier, renew_over, rotate_over
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'OWNER',
+    'AddressSource',
     'Admission',
     'Agreement',
     'Announcement',
@@ -59,6 +66,7 @@ __all__ = [
     'Browser',
     'Certifier',
     'CodeError',
+    'DialedClient',
     'Dialer',
     'Discovery',
     'DiscoveryClosedError',
@@ -81,7 +89,6 @@ __all__ = [
     'RemovedUserError',
     'RenewalError',
     'Sighting',
-    'Source',
     'StaticAddresses',
     'TrustError',
     'TrustStore',

@@ -3,6 +3,7 @@
     dialer = Dialer(trust, [StaticAddresses(urls), browser])
     with dialer.connect(machine_id) as connection:
         ...
+    calls = RpcClient(dialer.client(machine_id), '/rpc')
 
 1. `check_server` is the check: the certificate that the handshake verified names the machine.
 2. `MachineClient` makes it after each connect, at an address that is given.
@@ -10,9 +11,11 @@
    in their order and one at a time. An address is a hint: where another machine is, it is dropped
    and its source forgets it. One that failed is not tried again for RETRY_ADDRESS_S, so that
    nobody can have us hammer at an address by announcing it; what a person gave is always tried.
+4. A `DialedClient` is what an RpcClient or `fetch` takes to call a machine by its id: it looks for
+   the machine at each connect.
 
 Threads: a Dialer serves any number of them; `_lock` guards what it remembers and is never held
-during I/O. A MachineClient changes nothing.
+during I/O. The clients change nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +33,10 @@ from degu_rpc.peers.limits import CONNECT_S, DIAL_S, MAX_PAUSES, RETRY_ADDRESS_S
 from degu_rpc.peers.sightings import Pauses, check_machine_id
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from degu.net import Address
-    from degu_rpc.peers.caller import TrustedUser
+    from degu_rpc.peers.trust import TrustStore
 
 
 def check_server(cert_der: bytes | None, machine_id: str) -> None:
@@ -45,28 +47,23 @@ def check_server(cert_der: bytes | None, machine_id: str) -> None:
 
     Raises pki.CertificateError (MACHINE_ID for another machine, with both ids).
     """
-    found = pki.parse_machine_cert(cert_der).machine_id
-    if found != machine_id:
+    _check_id(pki.parse_machine_cert(cert_der).machine_id, machine_id)
+
+
+def _check_id(found: str | None, expected: str) -> None:
+    if found != expected:
         raise pki.CertificateError(
-            pki.CertificateFault.MACHINE_ID, f'expected {machine_id}, found {found}'
+            pki.CertificateFault.MACHINE_ID, f'expected {expected}, found {found}'
         )
-
-
-class Trust(Protocol):
-    """What is asked of a TrustStore here."""
-
-    def client_sslctx(self) -> ssl.SSLContext:
-        """Return the context that trusts whom we trust now."""
-
-    def users(self) -> Mapping[str, TrustedUser]:
-        """Return whom we trust now, by user id."""
 
 
 class MachineClient(SSLClient):
     """A client of one machine, wherever it is: each connection proves the machine's id."""
 
-    def __init__(self, trust: Trust, address: Address, machine_id: str, **options: Any) -> None:
-        """Remember where and whom to connect to, and whose word counts: a TrustStore.
+    def __init__(
+        self, trust: TrustStore, address: Address, machine_id: str, **options: Any
+    ) -> None:
+        """Remember where and whom to connect to, and whose word counts.
 
         Other arguments are those of `degu.client.SSLClient`.
         """
@@ -82,15 +79,15 @@ class MachineClient(SSLClient):
         """
         connection = super().connect()
         try:
-            check_server(connection.peer_certificate, self.machine_id)
-            derive_machine(connection.peer_certificate, self._trust.users())
+            peer = derive_machine(connection.peer_certificate, self._trust.users())
+            _check_id(peer.machine_id, self.machine_id)
         except BaseException:
             connection.close()
             raise
         return connection
 
 
-class Source(Protocol):
+class AddressSource(Protocol):
     """Where addresses of machines come from: StaticAddresses, a discovery.Browser, a DnsSd."""
 
     @property
@@ -116,8 +113,8 @@ class Dialer:
 
     # Set once: _trust, _sources, _options. Guarded by _lock: _worked, _pauses.
 
-    def __init__(self, trust: Trust, sources: Iterable[Source], **options: Any) -> None:
-        """Remember whose word counts, a TrustStore, and where to look.
+    def __init__(self, trust: TrustStore, sources: Iterable[AddressSource], **options: Any) -> None:
+        """Remember whose word counts, and where to look.
 
         The quickest of the *sources* should come first. *options* are those of SSLClient.
         """
@@ -127,6 +124,13 @@ class Dialer:
         self._lock = threading.Lock()
         self._worked: dict[str, Address] = {}
         self._pauses = Pauses(RETRY_ADDRESS_S, MAX_PAUSES)
+
+    def client(self, machine_id: str, timeout_s: float = DIAL_S) -> DialedClient:
+        """Return a client of a machine, which `connect` finds anew for each of its connections.
+
+        Raises ValueError for another form of id.
+        """
+        return DialedClient(self, check_machine_id(machine_id), timeout_s)
 
     def connect(self, machine_id: str, timeout_s: float = DIAL_S) -> Connection:
         """Find a machine, connect, and check that it is the one.
@@ -153,13 +157,14 @@ class Dialer:
             try:
                 connection = self._connect(machine_id, address, deadline)
             except UnknownPeerError as error:
-                attempts.append(Attempt(name, address, str(error)))
+                attempts.append(Attempt(name, address, str(error), error))
             except pki.CertificateError as error:
                 for source in self._sources:
                     source.forget(machine_id, address)
-                attempts.append(Attempt(name, address, f'whoever is there was refused: {error}'))
+                reason = f'whoever is there was refused: {error}'
+                attempts.append(Attempt(name, address, reason, error))
             except OSError as error:
-                attempts.append(Attempt(name, address, _describe(error)))
+                attempts.append(Attempt(name, address, _describe(error), error))
             else:
                 with self._lock:
                     self._worked[machine_id] = address
@@ -184,7 +189,7 @@ class Dialer:
                 if not found:
                     attempts.append(Attempt(source.name, None, source.explain(machine_id)))
             except OSError as error:
-                attempts.append(Attempt(source.name, None, _describe(error)))
+                attempts.append(Attempt(source.name, None, _describe(error), error))
 
     def _connect(self, machine_id: str, address: Address, deadline: Deadline) -> Connection:
         timeout_s = min(CONNECT_S, max(deadline.remaining(), 0.001))
@@ -201,6 +206,24 @@ class Dialer:
             self._pauses.begin((machine_id, address), monotonic())
             if self._worked.get(machine_id) == address:
                 del self._worked[machine_id]
+
+
+class DialedClient:
+    """A client of one machine by its id alone; RpcClient and `fetch` take it. Thread-safe."""
+
+    def __init__(self, dialer: Dialer, machine_id: str, timeout_s: float) -> None:
+        self.machine_id = machine_id
+        self.address = f'degu://{machine_id}'
+        """What errors call it."""
+        self._dialer = dialer
+        self._timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.address!r})'
+
+    def connect(self) -> Connection:
+        """Find the machine, connect, and check that it is the one. Raises as Dialer.connect()."""
+        return self._dialer.connect(self.machine_id, self._timeout_s)
 
 
 def _describe(error: OSError) -> str:

@@ -103,8 +103,8 @@ class Service(enum.Enum):
 class Discovery:
     """The mDNS side of this machine; a context manager."""
 
-    # Set once: _names, _loop, _thread. Guarded by _lock: _closed, _calls. Everything else belongs to
-    # the thread; _announcing is held there while the announcements and what is said of them change.
+    # Set once: _names, _loop, _thread. Guarded by _lock: _closed, _calls. Everything else belongs
+    # to the thread, where _announcing guards the announcements and what is said of them.
 
     def __init__(self, interface_names: Collection[str] | None = None) -> None:
         """Open the sockets on the local interfaces, or on those of these names.

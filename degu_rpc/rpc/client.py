@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from degu.errors import DeguError, PeerRejectedError, ProtocolError
 from degu.pki import CertificateError
 from degu.wire import closes_connection
-from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError, UnreachableError
 from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.connect import PROTOCOL_VERSION, find_codec, parse_error, read_message
 from degu_rpc.rpc.limits import IDLE_TIMEOUT_S, MAX_CONNECTIONS, MAX_MESSAGE_SIZE
@@ -308,7 +308,11 @@ def _merge(
 
 def _explain_connect(error: OSError | DeguError, address: Address) -> RpcError:
     """Build the error that says what it means that there is no connection."""
-    if isinstance(error, CertificateError):
+    # A machine that was looked for in several places may still come up at another one of them.
+    causes: list[Exception | None] = [error]
+    if isinstance(error, UnreachableError):
+        causes = [attempt.error for attempt in error.attempts if attempt.address is not None]
+    if causes and all(isinstance(cause, CertificateError | UnknownPeerError) for cause in causes):
         return RpcError(
             Code.UNAUTHENTICATED, f'what answers at {address!r} is not who was meant: {error}'
         )

@@ -11,8 +11,19 @@ import pytest
 
 from degu import pki
 from degu.tls import build_server_sslctx
+from degu_rpc import (
+    Code,
+    FileShare,
+    Router,
+    RpcApp,
+    RpcClient,
+    RpcError,
+    Service,
+    fetch,
+)
 from degu_rpc.errors import UnknownPeerError, UnreachableError
 from degu_rpc.peers import (
+    Authenticated,
     Dialer,
     Identity,
     MachineClient,
@@ -24,6 +35,7 @@ from degu_rpc.peers.limits import CONNECT_S, RETRY_ADDRESS_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from degu.net import Address
 
@@ -145,9 +157,12 @@ def test_an_error_lists_what_was_tried_and_why_it_failed(
     wrong, refused, none, broken = info.value.attempts
     assert (wrong.source, wrong.address) == ('hints', friend)
     assert f'expected {laptop.machine_id}, found {alice.machine_id}' in wrong.reason
-    assert refused == ('static address', dead, 'Connection refused')
-    assert none == ('static address', None, 'none was given for it')
-    assert broken == ('broken', None, 'cannot look')
+    assert refused[:3] == ('static address', dead, 'Connection refused')
+    assert none == ('static address', None, 'none was given for it', None)
+    assert broken[:3] == ('broken', None, 'cannot look')
+    assert isinstance(wrong.error, pki.CertificateError)
+    assert isinstance(refused.error, ConnectionRefusedError)
+    assert type(broken.error) is OSError
     for attempt in info.value.attempts:
         assert str(attempt) in str(info.value)
     assert isinstance(info.value, ConnectionError)
@@ -239,7 +254,7 @@ def test_a_silent_address_cannot_hold_us_longer_than_we_wait(
         assert time.monotonic() - started < CONNECT_S
     first, second = info.value.attempts
     assert (first.address, 'timed out' in first.reason) == (address, True)
-    assert second == ('static address', dead, 'not tried within 0.3 s')
+    assert second == ('static address', dead, 'not tried within 0.3 s', None)
 
 
 @pytest.mark.slow
@@ -281,3 +296,69 @@ def test_a_machine_that_is_denied_is_not_called_either(
         MachineClient(trust, address, bob.machine_id).connect()
     with pytest.raises(UnreachableError, match='is denied here'):
         Dialer(trust, [static(bob, address)]).connect(bob.machine_id)
+
+
+# --- calls and files by machine id ---------------------------------------------------------------
+
+
+def test_a_machine_is_called_and_its_files_are_fetched_by_its_id_alone(
+    serve: Callable[..., Any], alice: Identity, laptop: Identity, tmp_path: Path
+) -> None:
+    service = Service('echo.v1.Echo')
+
+    @service.method(allow='peer')
+    def echo(text: str) -> str:
+        return text
+
+    (tmp_path / 'share').mkdir()
+    (tmp_path / 'share' / 'note').write_text('from the laptop')
+    trust = TrustStore(laptop)
+    with FileShare(tmp_path / 'share', allow='peer') as share:
+        router = Router()
+        router.mount('/rpc', RpcApp([service]))
+        router.mount('/files', share)
+        server = serve(Authenticated(router, trust), sslctx=trust.server_sslctx)
+        dialer = Dialer(TrustStore(alice), [static(laptop, server.address)])
+        client = dialer.client(laptop.machine_id)
+        with RpcClient(client) as rpc:
+            assert rpc['echo.v1.Echo'].echo(text='hello') == 'hello'
+        fetch(client, '/files', 'note', tmp_path / 'here')
+    assert (tmp_path / 'here' / 'note').read_text() == 'from the laptop'
+    assert laptop.machine_id in repr(client)
+    with pytest.raises(ValueError, match='is 48 base32 characters'):
+        Dialer(TrustStore(alice), []).client('laptop')
+
+
+@pytest.mark.parametrize(
+    ('where', 'code'),
+    [
+        (['friend'], Code.UNAUTHENTICATED),
+        (['dead'], Code.UNAVAILABLE),
+        (['friend', 'dead'], Code.UNAVAILABLE),
+        ([], Code.UNAVAILABLE),
+    ],
+    ids=['another machine', 'nobody', 'another machine and nobody', 'nowhere'],
+)
+def test_a_call_says_whether_to_try_again_may_help(
+    house: House, alice: Identity, laptop: Identity, dead: Address, where: list[str], code: Code
+) -> None:
+    addresses = {'friend': house.open(alice, alice), 'dead': dead}
+    source = static(laptop, *(addresses[name] for name in where))
+    client = Dialer(TrustStore(alice), [source]).client(laptop.machine_id)
+    with RpcClient(client) as rpc, pytest.raises(RpcError, match=laptop.machine_id) as info:
+        rpc['echo.v1.Echo'].echo()
+    assert info.value.code is code
+
+
+def test_a_machine_that_is_denied_is_unauthenticated_for_a_call(
+    house: House, bob: Identity, tmp_path: Path
+) -> None:
+    carol = Identity.create(tmp_path / 'carol', NOW)
+    trust = TrustStore(carol)
+    trust.add(bob.user_cert, "Bob", [])
+    trust.deny(bob.user_id, bob.machine_id)
+    source = static(bob, house.open(bob, carol))
+    client = Dialer(trust, [source]).client(bob.machine_id)
+    with RpcClient(client) as rpc, pytest.raises(RpcError, match='is denied here') as info:
+        rpc['echo.v1.Echo'].echo()
+    assert info.value.code is Code.UNAUTHENTICATED

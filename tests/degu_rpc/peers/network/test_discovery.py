@@ -541,7 +541,7 @@ def test_whoever_uses_a_discovery_that_is_closed_is_told_and_never_hangs(cable: 
     assert cable[0].python(CROWDED) == '0\n'
 
 
-# Two announcements: the first is closed while it is told of a new address; which have it in the end.
+# Two announcements: the first is closed while it learns a new address. Do both learn it?
 MOVED = """
 import asyncio, subprocess, threading
 from zeroconf.asyncio import AsyncZeroconf
