@@ -54,8 +54,10 @@ NO_EXPIRY = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # Source: RFC 5280 Â
 
 # 30 bytes are exactly 48 base32 characters: no padding, so each id has one spelling. Stricter than
 # RFC 4648 and RFC 3986: no upper case, no percent-encoding.
-_ID = '[a-z2-7]{48}'
-_URI = re.compile(f'degu:user/({_ID})/machine/({_ID})')
+ID_PATTERN = '[a-z2-7]{48}'
+"""What a user id and a machine id look like, as a regular expression."""
+_id = re.compile(ID_PATTERN)
+_URI = re.compile(f'degu:user/({ID_PATTERN})/machine/({ID_PATTERN})')
 
 # Certificates whose check is remembered, because it is pure and asked for again: that of a machine
 # a second time for the same connection, that of a user at each connection of his machines.
@@ -166,6 +168,22 @@ def derive_user_id(public_key: EllipticCurvePublicKey) -> str:
 def derive_machine_id(public_key: EllipticCurvePublicKey) -> str:
     """Return the id of the machine that holds the private half of *public_key*: 48 characters."""
     return _derive_id(public_key, b'degu-mach-1')
+
+
+def is_id(text: str) -> bool:
+    """Tell whether *text* has the form of an id: exactly 48 base32 characters, lower case.
+
+    >>> is_id('a' * 48), is_id('a' * 47 + '1'), is_id('A' * 48)
+    (True, False, False)
+    """
+    return _id.fullmatch(text) is not None
+
+
+def check_id(text: str) -> str:
+    """Return *text* if it has the form of an id of a user or a machine. Raises ValueError."""
+    if not is_id(text):
+        raise ValueError(f'an id is 48 base32 characters, not {text!r}')
+    return text
 
 
 def _derive_id(public_key: EllipticCurvePublicKey, person: bytes) -> str:

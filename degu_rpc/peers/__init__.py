@@ -23,7 +23,6 @@ from degu_rpc.errors import (
     UnknownUserError,
     UnreachableError,
 )
-from degu_rpc.peers.addresses import MachineUrl, StaticAddresses, format_url, parse_url
 from degu_rpc.peers.caller import (
     OWNER,
     Authenticated,
@@ -41,10 +40,16 @@ from degu_rpc.peers.dial import (
     MachineClient,
     check_server,
 )
-from degu_rpc.peers.dns_sd import DnsSd
+from degu_rpc.peers.discovery import (
+    DnsSd,
+    MachineUrl,
+    Sighting,
+    StaticAddresses,
+    format_url,
+    parse_url,
+)
 from degu_rpc.peers.identity import Identity
 from degu_rpc.peers.renewal import Certifier, renew_over, rotate_over
-from degu_rpc.peers.sightings import Sighting
 from degu_rpc.peers.trust import Former, TrustStore
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from degu.net import Deadline
 from degu_rpc.errors import Attempt, UnknownPeerError, UnreachableError
 from degu_rpc.peers.caller import derive_machine
 from degu_rpc.peers.limits import CONNECT_S, DIAL_S, MAX_PAUSES, RETRY_ADDRESS_S
-from degu_rpc.peers.sightings import Pauses, check_machine_id
+from degu_rpc.peers.pauses import Pauses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -88,7 +88,7 @@ class MachineClient(SSLClient):
 
 
 class AddressSource(Protocol):
-    """Where addresses of machines come from: StaticAddresses, a discovery.Browser, a DnsSd."""
+    """Where addresses of machines come from: StaticAddresses, a Browser, a DnsSd."""
 
     @property
     def name(self) -> str:
@@ -130,7 +130,7 @@ class Dialer:
 
         Raises ValueError for another form of id.
         """
-        return DialedClient(self, check_machine_id(machine_id), timeout_s)
+        return DialedClient(self, pki.check_id(machine_id), timeout_s)
 
     def connect(self, machine_id: str, timeout_s: float = DIAL_S) -> Connection:
         """Find a machine, connect, and check that it is the one.
@@ -138,7 +138,7 @@ class Dialer:
         Raises UnreachableError, which lists what was tried and why each failed, ValueError for
         another form of id, and what the trust store raises.
         """
-        check_machine_id(machine_id)
+        pki.check_id(machine_id)
         deadline = Deadline(timeout_s)
         attempts: list[Attempt] = []
         tried: set[Address] = set()

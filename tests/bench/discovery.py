@@ -29,7 +29,8 @@ from degu_rpc.peers import Identity
 if TYPE_CHECKING:
     from types import ModuleType
 
-NETWORK = Path(__file__).resolve().parents[1] / 'degu_rpc' / 'peers' / 'network' / 'conftest.py'
+TESTS = Path(__file__).resolve().parents[1]
+NETWORK = TESTS / 'degu_rpc' / 'peers' / 'discovery' / 'network' / 'conftest.py'
 PORT = 8443
 
 SERVE = f"""

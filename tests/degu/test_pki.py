@@ -105,6 +105,23 @@ def test_ids_never_change() -> None:
     assert pki.derive_machine_id(public_key) == 'wmn7hveudd3nl45y3o57iwma3kunhts6ibwmppitjtmbchdo'
 
 
+@given(st.binary(min_size=30, max_size=30))
+def test_every_hash_of_thirty_bytes_is_an_id(digest: bytes) -> None:
+    text = base64.b32encode(digest).decode().lower()
+    assert pki.check_id(text) == text
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['', 'a' * 47, 'a' * 49, 'A' * 48, 'a' * 47 + '1', 'a' * 47 + '=', 'a' * 48 + '\n', 'ä' * 48],
+    ids=['empty', 'short', 'long', 'upper case', 'no base32', 'padding', 'line end', 'no ASCII'],
+)
+def test_anything_else_is_no_id(text: str) -> None:
+    assert not pki.is_id(text)
+    with pytest.raises(ValueError, match='an id is 48 base32 characters'):
+        pki.check_id(text)
+
+
 @given(IDS, IDS)
 def test_parsing_a_formatted_uri_gives_its_ids(user_id: str, machine_id: str) -> None:
     ids = MachineIds(user_id, machine_id)

@@ -17,7 +17,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu.net import Deadline
-from degu_rpc.peers.interfaces import Interface, choose_interfaces, read_interfaces
+from degu_rpc.peers.discovery.interfaces import Interface, choose_interfaces, read_interfaces
 from degu_rpc.peers.limits import PROBE_S
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""degu_rpc.peers.discovery: real mDNS between network namespaces, beside the real avahi-daemon.
+"""Real mDNS between network namespaces, beside the real avahi-daemon.
 
 Nothing here reaches a network of this machine: all programs run inside the namespaces.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from degu_rpc.peers.diagnosis import Reason
+from degu_rpc.peers.discovery.diagnosis import Reason
 from degu_rpc.peers.limits import MAX_UNKNOWN_SIGHTINGS
 
 if TYPE_CHECKING:

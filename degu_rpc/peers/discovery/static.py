@@ -12,7 +12,7 @@ import socket
 from ipaddress import AddressValueError, IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc.peers.sightings import check_machine_id
+from degu import pki
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -66,7 +66,7 @@ def parse_url(url: str) -> MachineUrl:
             f'degu://<machine id>@[fe80::1%eth0]:8443, not {url!r}'
         )
     machine_id, name, ipv6, scope, port = match.groups()
-    check_machine_id(machine_id)
+    pki.check_id(machine_id)
     if not 0 < int(port) < 2**16:
         raise ValueError(f'the port must be 1 to 65535, not {port}, in {url!r}')
     if name is not None:

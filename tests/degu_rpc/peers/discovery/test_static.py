@@ -1,4 +1,4 @@
-"""degu_rpc.peers.addresses: `degu://<machine id>@host:port`."""
+"""degu_rpc.peers.discovery.static: `degu://<machine id>@host:port`."""
 
 from __future__ import annotations
 

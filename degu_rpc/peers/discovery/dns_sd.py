@@ -22,9 +22,9 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from degu import pki
 from degu.net import Deadline
 from degu_rpc.peers.limits import FIND_S, MAX_ADDRESSES, MAX_UNKNOWN_SIGHTINGS
-from degu_rpc.peers.sightings import check_machine_id, is_machine_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ class DnsSd:
             for target in targets
             if len(target.labels) > 1 and target.parent() == self._type
         ]
-        return [name for name in names if is_machine_id(name)][:MAX_UNKNOWN_SIGHTINGS]
+        return [name for name in names if pki.is_id(name)][:MAX_UNKNOWN_SIGHTINGS]
 
     def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
         """Give the addresses of a machine, at most MAX_ADDRESSES, in at most FIND_S.
@@ -88,7 +88,7 @@ class DnsSd:
         import dns.name
 
         deadline = Deadline(min(timeout_s, FIND_S))
-        name = dns.name.Name([check_machine_id(machine_id).encode(), *self._type.labels])
+        name = dns.name.Name([pki.check_id(machine_id).encode(), *self._type.labels])
         services = sorted(self._resolve(name, 'SRV', deadline), key=lambda record: record.priority)
         found: dict[Address, None] = {}
         for service in services[:MAX_ADDRESSES]:

@@ -1,4 +1,4 @@
-"""degu_rpc.peers.dns_sd: against dnsmasq, a real DNS server, on the loopback."""
+"""degu_rpc.peers.discovery.dns_sd: against dnsmasq, a real DNS server, on the loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""degu_rpc.peers.diagnosis: why nothing was found, from facts."""
+"""degu_rpc.peers.discovery.diagnosis: why nothing was found, from facts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from degu_rpc.peers.diagnosis import Facts, Probe, Reason, explain_nothing_found
-from degu_rpc.peers.interfaces import Interface, choose_interfaces, read_interfaces
+from degu_rpc.peers.discovery.diagnosis import Facts, Probe, Reason, explain_nothing_found
+from degu_rpc.peers.discovery.interfaces import Interface, choose_interfaces, read_interfaces
 
 NETWORK = (IPv4Interface('192.168.1.5/24'),)
 LOOPBACK = Interface('lo', 1, (IPv4Interface('127.0.0.1/8'),), is_loopback=True)

@@ -1,0 +1,211 @@
+"""Who is seen on the local network: the records of each packet, read into `Sightings`.
+
+A `Listener` sees the records, in the thread of the link. All records of a name are noted, not the
+last one alone, so that somebody who announces another's id adds addresses and takes none away. A
+`Browser` is what a caller has of it; any thread may use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from time import monotonic
+from typing import TYPE_CHECKING, Self
+
+from zeroconf import (  # type: ignore[attr-defined]  # its __all__ has fewer names than its manual
+    DNSAddress,
+    DNSPointer,
+    DNSService,
+    RecordUpdate,
+    RecordUpdateListener,
+    Zeroconf,
+)
+
+from degu import pki
+from degu.net import Deadline
+from degu_rpc.errors import DiscoveryClosedError
+from degu_rpc.peers.discovery.diagnosis import collect_facts, explain_nothing_found
+from degu_rpc.peers.discovery.link import IN, QUESTION_PAUSE_S, Link, Question
+from degu_rpc.peers.discovery.sightings import Sighting, Sightings, find_on_link
+from degu_rpc.peers.limits import FIND_S, MAX_ADDRESSES, MAX_QUESTIONS
+from degu_rpc.peers.pauses import Pauses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from degu.net import Address
+    from degu_rpc.peers.discovery.announcement import ServiceType
+
+# Source: RFC 1035 §3.2, RFC 3596 §2.1, RFC 2782.
+_A, _PTR, _AAAA, _SRV = 1, 12, 28, 33
+
+
+class Listener(RecordUpdateListener):
+    """What zeroconf calls with the records of each packet, in the link's thread."""
+
+    def __init__(self, link: Link, kind: ServiceType, sightings: Sightings) -> None:
+        self.question: Question = (kind.value, _PTR)
+        self.sightings = sightings
+        self._link = link
+        self._kind = kind
+        self._asked = Pauses(QUESTION_PAUSE_S, MAX_QUESTIONS)
+        self._zeroconf: Zeroconf | None = None
+        self._names: set[str] = set()
+
+    def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
+        """Collect the names that a packet is about; the cache has its records only later."""
+        self._zeroconf = zc
+        for update in records:
+            record = update.new
+            if isinstance(record, DNSPointer) and record.name == self._kind.value:
+                name = record.alias
+            elif isinstance(record, DNSService):
+                name = record.name
+            elif isinstance(record, DNSAddress):
+                services = zc.cache.async_entries_with_server(record.name)
+                self._names.update(service.name for service in services)
+                continue
+            else:
+                continue
+            if record.ttl == 0:  # RFC 6762 §10.1
+                self._drop(name)
+            else:
+                self._names.add(name)
+
+    def async_update_records_complete(self) -> None:
+        """Look at those names again."""
+        names, self._names = self._names, set()
+        if self._zeroconf is not None:
+            for name in names:
+                self._take(self._zeroconf, name)
+
+    def _find_instance(self, name: str) -> str | None:
+        """Return the instance of a full name of our service, None for any other name."""
+        instance = name.removesuffix(f'.{self._kind.value}')
+        return instance if instance != name and pki.is_id(instance) else None
+
+    def _drop(self, name: str) -> None:
+        """Take out what said goodbye."""
+        instance = self._find_instance(name)
+        if instance is not None:
+            self.sightings.remove(instance)
+
+    def _take(self, zeroconf: Zeroconf, name: str) -> None:
+        """Note what the records say of a name, and ask for those that are missing."""
+        instance = self._find_instance(name)
+        if instance is None or self._link.announces(instance):
+            return
+        if not self.sightings.takes(instance):
+            return
+        services = zeroconf.cache.get_all_by_details(name, _SRV, IN)
+        if not services:
+            self._ask_once((name, _SRV))
+        # The newest: whoever fills the cache with older ones hides nobody.
+        for service in sorted(services, key=lambda record: record.created)[-MAX_ADDRESSES:]:
+            assert isinstance(service, DNSService)
+            self.sightings.add(instance, self._find_addresses(zeroconf, service), service.ttl)
+
+    def _find_addresses(self, zeroconf: Zeroconf, service: DNSService) -> list[Address]:
+        records = [
+            record
+            for kind in (_A, _AAAA)
+            for record in zeroconf.cache.get_all_by_details(service.server, kind, IN)
+            if isinstance(record, DNSAddress)
+        ]
+        if not records:
+            self._ask_once((service.server, _A), (service.server, _AAAA))
+        records.sort(key=lambda record: record.created)
+        return [
+            address
+            for record in records[-MAX_ADDRESSES:]
+            for address in find_on_link(
+                record.address, record.scope_id or None, service.port, self._link.interfaces
+            )
+        ]
+
+    def _ask_once(self, *questions: Question) -> None:
+        now = monotonic()
+        if not self._asked.remaining(questions[0], now):
+            self._asked.begin(questions[0], now)
+            self._link.ask(*questions)
+
+
+class Browser:
+    """Who is seen on the local network; a source of addresses for a Dialer.
+
+    A context manager. A machine that this Discovery itself announces is not among them.
+    """
+
+    name = 'mDNS'
+    is_hint = True
+
+    # Set once: all.
+
+    def __init__(self, link: Link, kind: ServiceType, sightings: Sightings) -> None:
+        self._link = link
+        self._kind = kind
+        self._sightings = sightings
+        self._listener = Listener(link, kind, sightings)
+        link.call(link.start(self._listener))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop looking; whoever waits for an address is told that there are no more."""
+        self._sightings.close()
+        with contextlib.suppress(DiscoveryClosedError):  # which stopped looking
+            self._link.call(self._link.stop(self._listener))
+
+    def sightings(self) -> list[Sighting]:
+        """Return who is seen now; times are those of `time.monotonic()`."""
+        return self._sightings.list_all()
+
+    def watch(self, timeout_s: float) -> Iterator[Sighting]:
+        """Give each machine once, as soon as it is seen, until the time is over."""
+        return self._sightings.watch(timeout_s)
+
+    def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
+        """Give the addresses where a machine was seen, the newest first, waiting for more.
+
+        It ends after *timeout_s* or FIND_S. From now on the machine has a place in the table.
+        Raises ValueError for another form of id.
+        """
+        deadline = Deadline(min(timeout_s, FIND_S))
+        question = (f'{pki.check_id(machine_id)}.{self._kind.value}', _SRV)
+        given: set[Address] = set()
+        to_us = True
+        self._sightings.know(machine_id)
+        while True:
+            address = self._sightings.wait_for_address(machine_id, given, 0)
+            if address is None and deadline.remaining():
+                with contextlib.suppress(DiscoveryClosedError):  # which closes the sightings, too
+                    self._link.call(self._ask(question, to_us))
+                to_us = False
+                pause_s = min(deadline.remaining(), QUESTION_PAUSE_S)
+                address = self._sightings.wait_for_address(machine_id, given, pause_s)
+            if address is not None:
+                given.add(address)
+                yield address
+            elif not deadline.remaining() or self._sightings.closed:
+                return
+
+    def forget(self, machine_id: str, address: Address) -> None:
+        """Drop an address where another machine is."""
+        self._sightings.forget(machine_id, address)
+
+    def explain(self, machine_id: str) -> str:
+        """Say why a machine was not found; sends a question on each interface to find out."""
+        others = sum(sighting.machine_id != machine_id for sighting in self.sightings())
+        return str(explain_nothing_found(collect_facts(others, self._link.interface_names)))
+
+    async def _ask(self, question: Question, to_us: bool) -> None:
+        self._link.ask(question, to_us=to_us)

@@ -1,0 +1,223 @@
+"""What was seen of other machines: hints with an end, bounded, and never trusted.
+
+1. `find_on_link` turns an address that somebody announced into what can be connected to, or into
+   nothing if it does not lie in one of our own networks. It is pure.
+2. `Sightings` is the table. A record counts until its time to live is over or its goodbye comes.
+   Who is known is always taken; of strangers only so many, and whoever was there first stays.
+3. `watch` and `wait_for_address` wait for what is not in it yet.
+
+Threads: any number may share a table, one that writes what was seen and others that wait for it.
+`_changed` (a Condition) guards it and is notified of everything new; no method holds it while a
+caller works with what it was given.
+"""
+
+from __future__ import annotations
+
+import threading
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from degu import pki
+from degu.net import Deadline
+from degu_rpc.peers.limits import MAX_ADDRESSES, MAX_UNKNOWN_SIGHTINGS, SIGHTING_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from degu.net import Address
+    from degu_rpc.peers.discovery.interfaces import Interface
+
+
+class Sighting(NamedTuple):
+    """Where a machine was seen: its addresses, the newest first, and when (by the table's clock).
+
+    Of a pairing window `machine_id` is the random name that it goes by.
+    """
+
+    machine_id: str
+    addresses: tuple[Address, ...]
+    last_seen: float
+
+
+def find_on_link(
+    ip: bytes, scope_id: int | None, port: int, interfaces: Collection[Interface]
+) -> list[Address]:
+    """Return the addresses to connect to for an *ip* that somebody announced.
+
+    *ip* is packed; *scope_id* is the number of the interface where it was heard, None if
+    nobody knows. There is none if it lies in no network of *interfaces*. For link-local IPv6
+    without a scope there is one for each interface that speaks it.
+    """
+    try:
+        found = ip_address(ip)
+    except ValueError:
+        return []
+    if not 0 < port < 2**16 or found.is_multicast or found.is_unspecified:
+        return []
+    if isinstance(found, IPv6Address) and found.is_link_local:
+        return [
+            (str(found), port, 0, interface.number)
+            for interface in interfaces
+            if scope_id in (None, interface.number)
+            and any(n.version == 6 and n.ip.is_link_local for n in interface.networks)
+        ]
+    if not any(_holds(interface, found) for interface in interfaces):
+        return []
+    return [(str(found), port) if found.version == 4 else (str(found), port, 0, 0)]
+
+
+def _holds(interface: Interface, ip: IPv4Address | IPv6Address) -> bool:
+    for own in interface.networks:
+        if ip.version == own.version and ip in own.network:
+            # The first and the last address of an IPv4 network are nobody's, but for /31 and /32.
+            edges = (own.network.network_address, own.network.broadcast_address)
+            return ip.version == 6 or own.network.prefixlen > 30 or ip not in edges
+    return False
+
+
+class _Seen(NamedTuple):
+    last_seen: float
+    end: float
+
+
+class Sightings:
+    """The table of what was seen, by machine id, for any number of threads."""
+
+    # Set once: _clock. Guarded by _changed: _known, _seen, _closed.
+
+    def __init__(self, known: Iterable[str] = (), clock: Callable[[], float] = monotonic) -> None:
+        """Begin with nothing seen; the machine ids in *known* are never pushed out by strangers."""
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._known = set(known)
+        self._seen: dict[str, dict[Address, _Seen]] = {}
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody waits any more."""
+        with self._changed:
+            return self._closed
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def know(self, machine_id: str) -> None:
+        """Keep a place for this machine from now on."""
+        with self._changed:
+            self._known.add(machine_id)
+
+    def takes(self, machine_id: str) -> bool:
+        """Tell whether the table has a place for this machine."""
+        with self._changed:
+            return self._takes(machine_id, self._clock())
+
+    def add(self, machine_id: str, addresses: Iterable[Address], ttl_s: float) -> None:
+        """Note that a machine was seen.
+
+        Of more than MAX_ADDRESSES the oldest go. *ttl_s* counts up to SIGHTING_S. Nothing is noted
+        of a stranger for whom there is no place.
+        """
+        addresses = list(addresses)
+        with self._changed:
+            now = self._clock()
+            if not addresses or not self._takes(machine_id, now):
+                return
+            seen = self._seen.setdefault(machine_id, {})
+            end = now + min(ttl_s, SIGHTING_S)
+            for address in addresses:
+                before = seen.pop(address, None)
+                seen[address] = _Seen(now, end if before is None else max(end, before.end))
+            while len(seen) > MAX_ADDRESSES:
+                del seen[next(iter(seen))]
+            self._changed.notify_all()
+
+    def remove(self, machine_id: str) -> None:
+        """Take a machine out: it said goodbye."""
+        with self._changed:
+            self._seen.pop(machine_id, None)
+
+    def forget(self, machine_id: str, address: Address) -> None:
+        """Take one address of a machine out: somebody else is there."""
+        with self._changed:
+            seen = self._seen.get(machine_id, {})
+            seen.pop(address, None)
+            if not seen:
+                self._seen.pop(machine_id, None)
+
+    def find(self, machine_id: str) -> Sighting | None:
+        """Return where a machine was seen, None if nowhere."""
+        with self._changed:
+            return self._find(machine_id, self._clock())
+
+    def list_all(self) -> list[Sighting]:
+        """Return all machines that are seen now, in the order in which they were seen first."""
+        with self._changed:
+            return self._list_new(frozenset())
+
+    def watch(self, timeout_s: float) -> Iterator[Sighting]:
+        """Give each machine once, as soon as it is seen, until the time is over."""
+        deadline = Deadline(timeout_s)
+        given: set[str] = set()
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed or self._list_new(given), deadline.remaining()
+                )
+                new = [] if self._closed else self._list_new(given)
+            if not new:
+                return
+            for sighting in new:
+                given.add(sighting.machine_id)
+                yield sighting
+
+    def wait_for_address(
+        self, machine_id: str, given: set[Address], timeout_s: float
+    ) -> Address | None:
+        """Return the newest address of a machine that is not among the *given*, None for none."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._find_new(machine_id, given), timeout_s
+            )
+            return None if self._closed else self._find_new(machine_id, given)
+
+    # --- with _changed held ------------------------------------------------------------------
+
+    def _takes(self, machine_id: str, now: float) -> bool:
+        if not pki.is_id(machine_id):
+            return False
+        if machine_id in self._known or machine_id in self._seen:
+            return True
+        self._expire(now)
+        strangers = sum(other not in self._known for other in self._seen)
+        return strangers < MAX_UNKNOWN_SIGHTINGS
+
+    def _find(self, machine_id: str, now: float) -> Sighting | None:
+        seen = self._seen.get(machine_id, {})
+        live = {address: when for address, when in seen.items() if when.end > now}
+        if not live:
+            return None
+        last_seen = max(when.last_seen for when in live.values())
+        return Sighting(machine_id, tuple(reversed(live)), last_seen)
+
+    def _list_new(self, given: Collection[str]) -> list[Sighting]:
+        now = self._clock()
+        self._expire(now)
+        found = (
+            self._find(machine_id, now) for machine_id in self._seen if machine_id not in given
+        )
+        return [sighting for sighting in found if sighting is not None]
+
+    def _find_new(self, machine_id: str, given: set[Address]) -> Address | None:
+        sighting = self._find(machine_id, self._clock())
+        addresses = () if sighting is None else sighting.addresses
+        return next((address for address in addresses if address not in given), None)
+
+    def _expire(self, now: float) -> None:
+        for machine_id, seen in list(self._seen.items()):
+            if all(when.end <= now for when in seen.values()):
+                del self._seen[machine_id]
