@@ -355,7 +355,7 @@ def test_a_machine_that_is_denied_is_unauthenticated_for_a_call(
 ) -> None:
     carol = Identity.create(tmp_path / 'carol', NOW)
     trust = TrustStore(carol)
-    trust.add(bob.user_cert, "Bob", [])
+    trust.add(bob.user_cert, 'Bob', [])
     trust.deny(bob.user_id, bob.machine_id)
     source = static(bob, house.open(bob, carol))
     client = Dialer(trust, [source]).client(bob.machine_id)
