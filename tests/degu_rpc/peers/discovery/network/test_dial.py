@@ -69,7 +69,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
         cert = found['desk'].certify(key.public_key(), NOW)
         found[name] = Identity.join(home / name, key, cert, found['desk'].user_cert)
     found['stranger'] = Identity.create(home / 'stranger', NOW)
-    TrustStore(found['stranger']).add(found['desk'].user_cert, 'victim', [], 'a lie', NOW)
+    TrustStore(found['stranger']).add(found['desk'].user_cert, 'victim', [], how='a lie')
     return found
 
 
