@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
     from degu.net import Address
 
-NOW = datetime.now(UTC)
-
 
 class Hints:
     """Addresses as somebody on the network says them, and which of them were dropped."""
@@ -70,11 +67,11 @@ class Broken(Hints):
 
 
 @pytest.fixture(scope='module')
-def laptop(alice: Identity, tmp_path_factory: pytest.TempPathFactory) -> Identity:
+def laptop(
+    alice: Identity, join: Callable[..., Identity], tmp_path_factory: pytest.TempPathFactory
+) -> Identity:
     """Give another machine of the same user."""
-    key = pki.build_key()
-    directory = tmp_path_factory.mktemp('laptop') / 'home'
-    return Identity.join(directory, key, alice.certify(key.public_key(), NOW), alice.user_cert)
+    return join(tmp_path_factory.mktemp('laptop') / 'home', alice)
 
 
 class House:
@@ -272,13 +269,13 @@ def test_a_silent_address_does_not_keep_us_from_the_next(
 def test_a_change_of_trust_counts_at_the_next_connect(
     house: House, bob: Identity, tmp_path: Any
 ) -> None:
-    carol = Identity.create(tmp_path / 'carol', NOW)
+    carol = Identity.create(tmp_path / 'carol')
     trust = TrustStore(carol)
     address = house.open(bob, carol)
     dialer = Dialer(trust, [static(bob, address)])
     with pytest.raises(UnreachableError, match='issued by nobody who is trusted here'):
         dialer.connect(bob.machine_id)
-    trust.add(bob.user_cert, 'Bob', [], how='by hand', now=NOW)
+    trust.add(bob.user_cert, 'Bob', [])
     with dialer.connect(bob.machine_id) as connection:
         assert connection.get('/').status == 200
 
@@ -286,9 +283,9 @@ def test_a_change_of_trust_counts_at_the_next_connect(
 def test_a_machine_that_is_denied_is_not_called_either(
     house: House, bob: Identity, tmp_path: Any
 ) -> None:
-    carol = Identity.create(tmp_path / 'carol', NOW)
+    carol = Identity.create(tmp_path / 'carol')
     trust = TrustStore(carol)
-    trust.add(bob.user_cert, 'Bob', [], how='by hand', now=NOW)
+    trust.add(bob.user_cert, 'Bob', [])
     address = house.open(bob, carol)
     MachineClient(trust, address, bob.machine_id).connect().close()
     trust.deny(bob.user_id, bob.machine_id)
@@ -353,7 +350,7 @@ def test_a_call_says_whether_to_try_again_may_help(
 def test_a_machine_that_is_denied_is_unauthenticated_for_a_call(
     house: House, bob: Identity, tmp_path: Path
 ) -> None:
-    carol = Identity.create(tmp_path / 'carol', NOW)
+    carol = Identity.create(tmp_path / 'carol')
     trust = TrustStore(carol)
     trust.add(bob.user_cert, 'Bob', [])
     trust.deny(bob.user_id, bob.machine_id)

@@ -21,6 +21,7 @@ KNOWN = 'k' * 48
 OTHER = 'o' * 48
 HERE = ('192.168.1.1', 8443)
 THERE = ('192.168.1.2', 8443)
+ELSEWHERE = ('192.168.1.3', 8443)
 LONG_S = 30.0
 HOME = Interface(
     'eth0',
@@ -300,7 +301,7 @@ def test_who_waits_for_an_address_is_woken_by_it_and_by_no_other() -> None:
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(table.wait_for_address, OTHER, {HERE}, LONG_S)
         waiter.wait_for_looks(1)
-        for machine_id, seen in ((KNOWN, THERE), (OTHER, HERE)):
+        for machine_id, seen in ((KNOWN, ELSEWHERE), (OTHER, HERE)):
             table.add(machine_id, [seen], 60)
             waiter.wait_for_looks(1)  # it was woken, and looks in vain
         table.add(OTHER, [THERE], 60)

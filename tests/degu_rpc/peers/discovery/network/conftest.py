@@ -35,6 +35,27 @@ publish-workstation=no
 """
 
 
+class Program(subprocess.Popen[str]):
+    """A program that says what it has done, a line each, and goes on when it is told."""
+
+    def read_line(self) -> str:
+        """Return the next line that it prints, without its end."""
+        assert self.stdout is not None
+        line = self.stdout.readline()
+        assert line.endswith('\n'), f'it ended after {line!r}'
+        return line[:-1]
+
+    def expect(self, line: str) -> None:
+        """Read a line, which must be this one."""
+        assert self.read_line() == line
+
+    def tell(self) -> None:
+        """Let it go on."""
+        assert self.stdin is not None
+        self.stdin.write('\n')
+        self.stdin.flush()
+
+
 class Namespace(NamedTuple):
     """A network and mount namespace, with one end of the cable: `interface`."""
 
@@ -66,9 +87,9 @@ class Namespace(NamedTuple):
         return self.run(sys.executable, '-W', 'error', '-c', source, *arguments)
 
     @contextlib.contextmanager
-    def start(self, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
+    def start(self, *command: str | Path) -> Iterator[Program]:
         """Run a command beside the test; it is ended with SIGTERM."""
-        with subprocess.Popen(
+        with Program(
             self.command(*command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -84,7 +105,7 @@ class Namespace(NamedTuple):
                 process.wait(TIMEOUT_S)
 
     @contextlib.contextmanager
-    def start_python(self, source: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    def start_python(self, source: str, *arguments: str | Path) -> Iterator[Program]:
         """Run Python source beside the test, with warnings as errors."""
         with self.start(sys.executable, '-W', 'error', '-c', source, *arguments) as process:
             yield process
@@ -98,8 +119,7 @@ class Namespace(NamedTuple):
         bus = ['dbus-daemon', '--session', '--nofork', '--nosyslog', '--address', address]
         avahi = ['avahi-daemon', '--no-drop-root', '--no-chroot', '--no-rlimits', '-f', config]
         with self.start(*bus, '--print-address') as process:
-            assert process.stdout is not None
-            assert process.stdout.readline()
+            process.read_line()
             with self.start(*avahi):
                 self.wait_until_it_prints('', 'avahi-daemon', '--check')
                 yield

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from degu import pki
 from degu_rpc.peers import Identity, TrustStore
 
 if TYPE_CHECKING:
-    Cable = tuple[Any, Any]
+    from collections.abc import Callable
 
-NOW = datetime.now(UTC)
+    Cable = tuple[Any, Any]
 
 # Serves as the machine in the directory argv[1], at the port argv[2], and announces the id argv[3]
 # at the addresses of the families argv[4] when it is told to.
@@ -60,28 +57,17 @@ with Discovery() as discovery, discovery.browse() as browser:
 
 
 @pytest.fixture(scope='module')
-def machines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
+def machines(
+    join: Callable[..., Identity], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Identity]:
     """Give three machines of one user, and a stranger's who trusts that user."""
     home = tmp_path_factory.mktemp('homes')
-    found = {'desk': Identity.create(home / 'desk', NOW)}
+    found = {'desk': Identity.create(home / 'desk')}
     for name in ('laptop', 'phone'):
-        key = pki.build_key()
-        cert = found['desk'].certify(key.public_key(), NOW)
-        found[name] = Identity.join(home / name, key, cert, found['desk'].user_cert)
-    found['stranger'] = Identity.create(home / 'stranger', NOW)
+        found[name] = join(home / name, found['desk'])
+    found['stranger'] = Identity.create(home / 'stranger')
     TrustStore(found['stranger']).add(found['desk'].user_cert, 'victim', [], how='a lie')
     return found
-
-
-def read_line(process: subprocess.Popen[str], expected: str) -> None:
-    assert process.stdout is not None
-    assert process.stdout.readline() == f'{expected}\n'
-
-
-def tell(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write('\n')
-    process.stdin.flush()
 
 
 @pytest.mark.parametrize('families', ['4', '6'], ids=['IPv4', 'link-local IPv6'])
@@ -92,14 +78,13 @@ def test_a_machine_is_reached_by_its_id(
     desk, laptop = machines['desk'], machines['laptop']
     serve = (SERVE, laptop.directory, '8443', laptop.machine_id, families)
     with far.start_python(*serve) as server:
-        read_line(server, 'ready')
-        tell(server)
-        read_line(server, 'announced')
+        server.expect('ready')
+        server.tell()
+        server.expect('announced')
         with near.start_python(DIAL, desk.directory, laptop.machine_id) as client:
-            read_line(client, 'dials')
-            read_line(client, laptop.machine_id)
-            assert client.stdout is not None
-            assert float(client.stdout.readline()) < 3
+            client.expect('dials')
+            client.expect(laptop.machine_id)
+            assert float(client.read_line()) < 3
 
 
 @pytest.mark.parametrize('liar', ['phone', 'stranger'], ids=['another machine', 'a stranger'])
@@ -111,12 +96,12 @@ def test_who_announces_our_peers_id_is_dropped_and_the_true_one_reached(
     lies = (SERVE, machines[liar].directory, '6666', laptop.machine_id, '4')
     true = (SERVE, laptop.directory, '8443', laptop.machine_id, '4')
     with far.start_python(*lies) as false_server, far.start_python(*true) as true_server:
-        read_line(true_server, 'ready')
-        read_line(false_server, 'ready')
-        tell(false_server)
-        read_line(false_server, 'announced')
+        true_server.expect('ready')
+        false_server.expect('ready')
+        false_server.tell()
+        false_server.expect('announced')
         with near.start_python(DIAL, desk.directory, laptop.machine_id) as client:
-            read_line(client, 'dials')
-            read_line(false_server, 'called')
-            tell(true_server)
-            read_line(client, laptop.machine_id)
+            client.expect('dials')
+            false_server.expect('called')
+            true_server.tell()
+            client.expect(laptop.machine_id)

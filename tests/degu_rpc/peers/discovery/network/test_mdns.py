@@ -93,17 +93,6 @@ def find(
     return took_s, addresses, explanation
 
 
-def read_line(process: subprocess.Popen[str], expected: str) -> None:
-    assert process.stdout is not None
-    assert process.stdout.readline() == f'{expected}\n'
-
-
-def tell(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write('\n')
-    process.stdin.flush()
-
-
 def link_local(end: Namespace) -> str:
     """Return the link-local address, as soon as the cable's other end is seen."""
     deadline = time.monotonic() + 20
@@ -134,7 +123,7 @@ def test_a_machine_is_found_over_ipv4_and_link_local_ipv6(
 ) -> None:
     near, far = cable
     with far.start_python(ANNOUNCE, ID, '46') as announcer:
-        read_line(announcer, 'announced')
+        announcer.expect('announced')
         took_s, addresses, _ = find(near, ID, 2)
     assert addresses == far_addresses
     assert took_s < FOUND_WITHIN_S
@@ -151,7 +140,7 @@ def test_a_machine_is_found_where_only_one_family_is_spoken(
         else:
             end.run('ip', '-4', 'address', 'flush', 'dev', end.interface)
     with far.start_python(ANNOUNCE, ID, '46') as announcer:
-        read_line(announcer, 'announced')
+        announcer.expect('announced')
         took_s, addresses, _ = find(near, ID, 1)
     assert addresses == [far_addresses['46'.index(family)]]
     assert took_s < FOUND_WITHIN_S
@@ -163,7 +152,7 @@ def test_only_the_families_that_a_server_listens_on_are_announced(
 ) -> None:
     near, far = cable
     with far.start_python(ANNOUNCE, ID, family) as announcer:
-        read_line(announcer, 'announced')
+        announcer.expect('announced')
         _, addresses, _ = find(near, ID, 2, timeout_s=1.5)
     assert addresses == [far_addresses['46'.index(family)]]
 
@@ -177,10 +166,9 @@ def test_a_link_local_address_that_came_over_ipv4_gets_the_scope_of_our_interfac
         'found = []', 'found = []\ndef tell(): print("looking", flush=True)'
     )
     with near.start_python(watch, ID, '1', '3') as finder:
-        read_line(finder, 'looking')
+        finder.expect('looking')
         far.python(FORGE, ip, ID)
-        assert finder.stdout is not None
-        _, addresses, _ = json.loads(finder.stdout.readline())
+        _, addresses, _ = json.loads(finder.read_line())
     assert addresses == [[ip, 666, 0, far_addresses[1][3]]]
 
 
@@ -190,7 +178,7 @@ def test_an_interface_that_comes_up_later_is_used(
     near, far = cable
     far.run('ip', 'link', 'set', 'far', 'down')
     with far.start_python(ANNOUNCE, ID, '46') as announcer:
-        read_line(announcer, 'announced')
+        announcer.expect('announced')
         far.run('ip', 'link', 'set', 'far', 'up')
         _, addresses, _ = find(near, ID, 2)
         assert addresses == [far_addresses[0], [link_local(far), *far_addresses[1][1:]]]
@@ -207,10 +195,10 @@ def test_an_interface_that_comes_up_later_is_used(
 def test_a_machine_that_somebody_else_claims_to_be_still_announces_itself(cable: Cable) -> None:
     near, far = cable
     with far.start_python(ANNOUNCE, ID, '4') as liar:
-        read_line(liar, 'announced')
+        liar.expect('announced')
         assert find(near, ID, 1)[1]
         with near.start_python(ANNOUNCE, ID, '4') as true:
-            read_line(true, 'announced')
+            true.expect('announced')
             assert find(far, ID, 2)[1] == [['10.9.0.1', 8443], ['10.9.0.2', 8443]]
 
 
@@ -230,7 +218,7 @@ def test_avahi_sees_us_and_the_txt_record_is_the_version_alone(
 ) -> None:
     near, far = cable
     with far.start_python(ANNOUNCE, ID, '46') as announcer, near.start_avahi():
-        read_line(announcer, 'announced')
+        announcer.expect('announced')
         started = time.monotonic()
         output = near.run('avahi-browse', '--resolve', '--parsable', '--terminate', '_degu._tcp')
         took_s = time.monotonic() - started
@@ -263,7 +251,7 @@ def test_we_work_beside_avahi_on_one_machine(cable: Cable, far_addresses: list[l
         near.start_avahi(),
         far.start_python(ANNOUNCE, ID, '46') as announcer,
     ):
-        read_line(announcer, 'announced')
+        announcer.expect('announced')
         took_s, addresses, _ = find(near, ID, 2)
     assert addresses == far_addresses
     assert took_s < FOUND_WITHIN_S
@@ -288,11 +276,11 @@ with Discovery() as discovery, discovery.browse() as browser:
 def test_a_goodbye_takes_a_machine_out(cable: Cable) -> None:
     near, far = cable
     with far.start_python(ANNOUNCE, ID, '4') as announcer, near.start_python(WATCH, ID) as watcher:
-        read_line(announcer, 'announced')
-        read_line(watcher, 'seen')
-        tell(announcer)
-        read_line(announcer, 'taken back')
-        read_line(watcher, 'gone')
+        announcer.expect('announced')
+        watcher.expect('seen')
+        announcer.tell()
+        announcer.expect('taken back')
+        watcher.expect('gone')
 
 
 CROWD = """
@@ -328,17 +316,17 @@ def test_a_thousand_false_machines_leave_the_table_bounded_and_a_place_for_the_t
         str.maketrans('01', 'xy')
     )
     with near.start_python(CROWD, ID, str(MAX_UNKNOWN_SIGHTINGS), known) as watcher:
-        read_line(watcher, 'looking')
+        watcher.expect('looking')
         far.python(FORGE, 'pointers', crowd)
         far.python(FORGE, 'all', crowd)
-        read_line(watcher, 'full')
+        watcher.expect('full')
         with far.start_python(ANNOUNCE, ID, '4') as announcer:
-            read_line(announcer, 'announced')
+            announcer.expect('announced')
             far.python(FORGE, 'all', crowd)
-            tell(watcher)
+            watcher.tell()
             if known == 'asked for':
-                read_line(watcher, str(('10.9.0.2', 8443)))
-            read_line(watcher, f'{MAX_UNKNOWN_SIGHTINGS + 1}')
+                watcher.expect(str(('10.9.0.2', 8443)))
+            watcher.expect(f'{MAX_UNKNOWN_SIGHTINGS + 1}')
 
 
 SEEK = """
@@ -356,13 +344,13 @@ with Discovery() as discovery, discovery.browse() as browser:
 def test_a_liar_with_many_addresses_does_not_hide_the_true_one(cable: Cable) -> None:
     near, far = cable
     with near.start_python(SEEK, ID) as seeker:
-        read_line(seeker, 'looking')
+        seeker.expect('looking')
         far.python(FORGE, 'many ports', ID)
-        read_line(seeker, 'lied to')
+        seeker.expect('lied to')
         with far.start_python(ANNOUNCE, ID, '4') as announcer:
-            read_line(announcer, 'announced')
-            tell(seeker)
-            read_line(seeker, 'True')
+            announcer.expect('announced')
+            seeker.tell()
+            seeker.expect('True')
 
 
 # Counts the questions for single machines that are heard until one comes for argv[1].
@@ -388,14 +376,13 @@ def test_a_thousand_names_without_an_address_cannot_have_us_ask_for_each(cable: 
     near, far = cable
     crowd = ' '.join(f'{n:048b}' for n in range(1000)).translate(str.maketrans('01', 'xy'))
     with far.start_python(COUNT, ID) as counter, near.start_python(SEEK, ID) as seeker:
-        read_line(counter, 'listens')
-        read_line(seeker, 'looking')
+        counter.expect('listens')
+        seeker.expect('looking')
         far.python(FORGE, 'pointers', crowd)
         far.python(FORGE, 'all', OTHER)
-        read_line(seeker, 'lied to')
-        tell(seeker)
-        assert counter.stdout is not None
-        assert 1 < int(counter.stdout.readline()) < 500
+        seeker.expect('lied to')
+        seeker.tell()
+        assert 1 < int(counter.read_line()) < 500
 
 
 # --- nothing found -------------------------------------------------------------------------------
@@ -421,7 +408,7 @@ def test_behind_a_firewall_it_says_so(cable: Cable, require_program: Callable[[s
     near.run(nft, 'add table inet t; add chain inet t in { type filter hook input priority 0; }')
     near.run(nft, 'add rule inet t in udp dport 5353 drop')
     with far.start_python(ANNOUNCE, ID, '46') as announcer:
-        read_line(announcer, 'announced')
+        announcer.expect('announced')
         _, addresses, explanation = find(near, ID, 1, timeout_s=1.5)
     assert (addresses, explanation) == ([], f'{Reason.FIREWALL.value} (near)')
 
@@ -435,7 +422,7 @@ def test_where_nobody_else_is_it_says_so(cable: Cable) -> None:
 def test_where_only_others_are_it_says_so(cable: Cable) -> None:
     near, far = cable
     with far.start_python(ANNOUNCE, OTHER, '4') as announcer:
-        read_line(announcer, 'announced')
+        announcer.expect('announced')
         _, addresses, explanation = find(near, ID, 1, timeout_s=1.5)
     assert (addresses, explanation) == ([], f'{Reason.NOT_ANNOUNCED.value} (1 seen)')
 
@@ -464,10 +451,9 @@ def test_a_pairing_window_is_found_by_a_name_that_tells_nothing(cable: Cable) ->
     names = []
     for _ in range(2):
         with far.start_python(WINDOW) as window:
-            assert window.stdout is not None
-            names.append(window.stdout.readline().strip())
+            names.append(window.read_line())
             assert near.python(WINDOWS) == f"{names[-1]} (('10.9.0.2', 999),) []\n"
-            tell(window)
+            window.tell()
             assert window.wait(20) == 0
     assert names[0] != names[1]
 

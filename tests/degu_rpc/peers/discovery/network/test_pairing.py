@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Cable = tuple[Any, Any]
-
-NOW = datetime.now(UTC)
 
 # As the machine in the directory argv[1], shows a code, pairs, and then serves and is announced.
 SHOW = """
@@ -63,11 +60,11 @@ with Discovery() as discovery:
 @pytest.mark.slow
 def test_two_machines_that_never_met_pair_and_call_each_other(cable: Cable, tmp_path: Path) -> None:
     near, far = cable
-    ours, theirs = (Identity.create(tmp_path / name, NOW) for name in ('ours', 'theirs'))
+    ours, theirs = (Identity.create(tmp_path / name) for name in ('ours', 'theirs'))
     with near.start_python(SHOW, ours.directory) as shown:
-        code = shown.stdout.readline().strip()
+        code = shown.read_line()
         assert far.python(TYPE, theirs.directory, code).split() == ['near', 'far']
-        assert shown.stdout.readline() == 'far\n'
+        shown.expect('far')
         shown.communicate('\n', timeout=20)
         assert shown.returncode == 0
     assert TrustStore(ours).users()[theirs.user_id].machines == {theirs.machine_id: 'far'}
