@@ -461,7 +461,7 @@ def test_a_pairing_window_is_found_by_a_name_that_tells_nothing(cable: Cable) ->
 # --- life ----------------------------------------------------------------------------------------
 
 CLOSE = """
-import os, sys, threading
+import os, sys, threading, time
 from degu_rpc.peers import Discovery
 def count():
     return len(os.listdir('/proc/self/fd')), threading.active_count()
@@ -470,7 +470,7 @@ before = count()
 for _ in range(3):
     discovery = Discovery()
     announcement = discovery.announce('a' * 48, [('0.0.0.0', 1)])
-    browser = discovery.browse()
+    browser, left_open = discovery.browse(), discovery.browse()
     window = discovery.announce_pairing([('0.0.0.0', 2)])
     if sys.argv[1] == 'each':
         for part in (announcement, browser, window):
@@ -482,6 +482,9 @@ for _ in range(3):
     browser.close()
     assert list(browser.find('a' * 48, 5)) == []
     assert list(browser.watch(5)) == []
+    started = time.monotonic()
+    assert list(left_open.watch(60)) == []
+    assert time.monotonic() - started < 30
 assert count() == before, (count(), before)
 """
 
@@ -493,8 +496,10 @@ def test_nothing_is_left_open(cable: Cable, order: str) -> None:
 
 # Sixty threads that use a Discovery in every way, until it is closed in four others.
 CROWDED = """
-import threading
+import logging, sys, threading
 from degu_rpc.peers import Discovery, DiscoveryClosedError
+logging.basicConfig(stream=sys.stdout)
+threading.excepthook = lambda failure: print(failure.exc_value)
 discovery = Discovery()
 used = threading.Semaphore(0)
 def use(number):
