@@ -93,7 +93,7 @@ def main() -> None:
         laptop = Identity.join(home / 'laptop', key, cert, desk.user_cert)
         near, far = stack.enter_context(load(NETWORK).open_cable(home))
         server = stack.enter_context(far.start_python(SERVE, laptop.directory))
-        assert server.stdout.readline() == 'announced\n'
+        server.expect('announced')
         url = f'degu://{laptop.machine_id}@{far.ipv4}:{PORT}'
         results = {
             name: measure(near, [desk.directory, laptop.machine_id, where], rounds)
