@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from degu_rpc.files.fetch import Fetched, Progress, fetch
     from degu_rpc.files.share import FileShare
     from degu_rpc.node import Node
-    from degu_rpc.peers.agreement import Admission, Joining, Peering
     from degu_rpc.peers.caller import Peer
-    from degu_rpc.peers.pairing import pair
-    from degu_rpc.peers.window import PairingWindow
+    from degu_rpc.peers.pairing import Admission, Joining, PairingWindow, Peering, pair
     from degu_rpc.router import Router
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.connect import RpcApp
@@ -46,17 +44,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    'Admission': 'degu_rpc.peers.agreement',
+    'Admission': 'degu_rpc.peers.pairing',
     'Code': 'degu_rpc.errors',
     'Context': 'degu_rpc.rpc.service',
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
-    'Joining': 'degu_rpc.peers.agreement',
+    'Joining': 'degu_rpc.peers.pairing',
     'Node': 'degu_rpc.node',
     'PairingError': 'degu_rpc.errors',
-    'PairingWindow': 'degu_rpc.peers.window',
+    'PairingWindow': 'degu_rpc.peers.pairing',
     'Peer': 'degu_rpc.peers.caller',
-    'Peering': 'degu_rpc.peers.agreement',
+    'Peering': 'degu_rpc.peers.pairing',
     'Progress': 'degu_rpc.files.fetch',
     'Router': 'degu_rpc.router',
     'RpcApp': 'degu_rpc.rpc.connect',

@@ -65,8 +65,8 @@ RESPONSE_CHUNKS = (
 )
 
 
-HANDSHAKE = 'degu_rpc/peers/test_handshake.py'
-CODES = 'degu_rpc/peers/test_codes.py'
+PAKE = 'degu_rpc/peers/pairing/test_pake.py'
+CODES = 'degu_rpc/peers/pairing/test_codes.py'
 PAIRING = 'degu_rpc/peers/pairing/test_pairing.py'
 COMMIT = 'degu_rpc/peers/pairing/test_commit.py'
 WINDOW = 'degu_rpc/peers/pairing/test_window.py'
@@ -107,11 +107,11 @@ _TRUST = 'degu_rpc/peers/trust'
 _CALLER = 'degu_rpc/peers/caller'
 _DIAL = 'degu_rpc/peers/dial'
 _RENEWAL = 'degu_rpc/peers/renewal'
-_CODES = 'degu_rpc/peers/codes'
-_HANDSHAKE = 'degu_rpc/peers/handshake'
-_WINDOW = 'degu_rpc/peers/window'
-_PAIRING = 'degu_rpc/peers/pairing'
-_AGREEMENT = 'degu_rpc/peers/agreement'
+_CODES = 'degu_rpc/peers/pairing/codes'
+_PAKE = 'degu_rpc/peers/pairing/pake'
+_WINDOW = 'degu_rpc/peers/pairing/window'
+_JOINER = 'degu_rpc/peers/pairing/joiner'
+_SIDES = 'degu_rpc/peers/pairing/sides'
 
 MUTATIONS = [
     Mutation(*fields)
@@ -331,26 +331,26 @@ MUTATIONS = [
         ('code_check', _CODES, 'if _syndrome(value) != 0:', 'if False:', CODES),
         ('code_root', _CODES, '_ROOT = 5', '_ROOT = 2', CODES),
         ('code_digits', _CODES, "or not set(number) <= set('01234567')", 'or not number.isdigit()', CODES),
-        ('spake_identities', _HANDSHAKE, 'return _frame(role.value.encode(), machine_id.encode())', "return b''", ATTACKS),
-        ('spake_window_id', _HANDSHAKE, '_identify(Role.WINDOW, terms.window_id)', "b''", HANDSHAKE),
-        ('spake_joiner_id', _HANDSHAKE, '_identify(Role.JOINER, terms.joiner_id)', "b''", HANDSHAKE),
-        ('spake_code', _HANDSHAKE, 'self._spake_class(code.secret,', "self._spake_class(b'',", ATTACKS),
-        ('transcript_intent', _HANDSHAKE, '            self._intent.value.encode(),\n', '', HANDSHAKE),
-        ('swapped_roles', _HANDSHAKE, '''            _identify(Role.JOINER, terms.joiner_id),\n            _identify(Role.WINDOW, terms.window_id),\n''', '''            *sorted([terms.joiner_id.encode(), terms.window_id.encode()]),\n''', HANDSHAKE),
-        ('spake_message_size', _HANDSHAKE, 'if len(message) != MESSAGE_SIZE:', 'if False:', HANDSHAKE),
-        ('spake_spelling', _HANDSHAKE, 'if point.to_bytes() != message[1:]:', 'if False:', HANDSHAKE),
-        ('spake_refusal', _HANDSHAKE, 'except (SPAKEError, NotOnCurve, ValueError)', 'except (NotOnCurve, ValueError)', HANDSHAKE),
-        ('spake_not_on_curve', _HANDSHAKE, 'except (SPAKEError, NotOnCurve, ValueError)', 'except (SPAKEError, ValueError)', HANDSHAKE),
-        ('spake_randomness', _HANDSHAKE, 'self._spake_class(code.secret, *self._identities)', 'self._spake_class(code.secret, *self._identities, entropy_f=bytes)', HANDSHAKE),
-        ('confirmation_joiner', _HANDSHAKE, "        self._leave(Stage.KEYED)\n        self._check(confirmation)\n        self.stage = Stage.CONFIRMED\n\n\nclass", "        self._leave(Stage.KEYED)\n        self.stage = Stage.CONFIRMED\n\n\nclass", ATTACKS),
-        ('confirmation_window', _HANDSHAKE, "        self._check(confirmation)\n        self.stage = Stage.CONFIRMED\n        return", "        self.stage = Stage.CONFIRMED\n        return", ATTACKS),
-        ('confirmation_reflected', _HANDSHAKE, "_derive_keys(shared_key, self._transcript, self._other_role)", "self._own", HANDSHAKE),
-        ('confirmation_missing', _HANDSHAKE, '        self._require(Stage.CONFIRMED)\n', '', ATTACKS),
-        ('handshake_order', _HANDSHAKE, '        self._require(stage)\n        self.stage = Stage.FAILED', '        self.stage = Stage.FAILED', HANDSHAKE),
-        ('handshake_failed', _HANDSHAKE, '        self.stage = Stage.FAILED\n', '', HANDSHAKE),
-        ('session_kind', _HANDSHAKE, '_mac(self._own_key, _frame(kind.encode(), *parts))', '_mac(self._own_key, _frame(*parts))', HANDSHAKE),
-        ('session_frame', _HANDSHAKE, "len(part).to_bytes(4, 'big') + part", 'part', HANDSHAKE),
-        ('session_proof', _HANDSHAKE, 'if not hmac.compare_digest(_mac(self._other_key, _frame(kind.encode(), *parts)), proof):', 'if False:', ATTACKS),
+        ('spake_identities', _PAKE, 'return _frame(role.value.encode(), machine_id.encode())', "return b''", ATTACKS),
+        ('spake_window_id', _PAKE, '_identify(Role.WINDOW, terms.window_id)', "b''", PAKE),
+        ('spake_joiner_id', _PAKE, '_identify(Role.JOINER, terms.joiner_id)', "b''", PAKE),
+        ('spake_code', _PAKE, 'self._spake_class(code.secret,', "self._spake_class(b'',", ATTACKS),
+        ('transcript_intent', _PAKE, '            self._intent.value.encode(),\n', '', PAKE),
+        ('swapped_roles', _PAKE, '''            _identify(Role.JOINER, terms.joiner_id),\n            _identify(Role.WINDOW, terms.window_id),\n''', '''            *sorted([terms.joiner_id.encode(), terms.window_id.encode()]),\n''', PAKE),
+        ('spake_message_size', _PAKE, 'if len(message) != MESSAGE_SIZE:', 'if False:', PAKE),
+        ('spake_spelling', _PAKE, 'if point.to_bytes() != message[1:]:', 'if False:', PAKE),
+        ('spake_refusal', _PAKE, 'except (SPAKEError, NotOnCurve, ValueError)', 'except (NotOnCurve, ValueError)', PAKE),
+        ('spake_not_on_curve', _PAKE, 'except (SPAKEError, NotOnCurve, ValueError)', 'except (SPAKEError, ValueError)', PAKE),
+        ('spake_randomness', _PAKE, 'self._spake_class(code.secret, *self._identities)', 'self._spake_class(code.secret, *self._identities, entropy_f=bytes)', PAKE),
+        ('confirmation_joiner', _PAKE, "        self._leave(Stage.KEYED)\n        self._check(confirmation)\n        self.stage = Stage.CONFIRMED\n\n\nclass", "        self._leave(Stage.KEYED)\n        self.stage = Stage.CONFIRMED\n\n\nclass", ATTACKS),
+        ('confirmation_window', _PAKE, "        self._check(confirmation)\n        self.stage = Stage.CONFIRMED\n        return", "        self.stage = Stage.CONFIRMED\n        return", ATTACKS),
+        ('confirmation_reflected', _PAKE, "_derive_keys(shared_key, self._transcript, self._other_role)", "self._own", PAKE),
+        ('confirmation_missing', _PAKE, '        self._require(Stage.CONFIRMED)\n', '', ATTACKS),
+        ('handshake_order', _PAKE, '        self._require(stage)\n        self.stage = Stage.FAILED', '        self.stage = Stage.FAILED', PAKE),
+        ('handshake_failed', _PAKE, '        self.stage = Stage.FAILED\n', '', PAKE),
+        ('session_kind', _PAKE, '_mac(self._own_key, _frame(kind.encode(), *parts))', '_mac(self._own_key, _frame(*parts))', PAKE),
+        ('session_frame', _PAKE, "len(part).to_bytes(4, 'big') + part", 'part', PAKE),
+        ('session_proof', _PAKE, 'if not hmac.compare_digest(_mac(self._other_key, _frame(kind.encode(), *parts)), proof):', 'if False:', ATTACKS),
         # --- pairing: the window
         ('window_attempt', _WINDOW, "        if self._attempt is not None:\n            raise PairingError(PairingFault.USED)\n", '', WINDOW),
         ('window_connection', _WINDOW, 'attempt: _Attempt | None = connection.get(_ATTEMPT)', 'attempt = self._attempt', WINDOW),
@@ -370,22 +370,22 @@ MUTATIONS = [
         ('window_says_why', _WINDOW, 'format_message(Refusal(error.reason))', 'str(error).encode()', ATTACKS),
         ('window_count', _WINDOW, 'if len(recent) >= MAX_PAIRING_WINDOWS:', 'if False:', WINDOW),
         ('window_count_clock', _WINDOW, 'if abs(now.timestamp() - at) < PAIRING_WINDOWS_PERIOD_S]', 'if now.timestamp() - at < PAIRING_WINDOWS_PERIOD_S]', WINDOW),
-        ('message_fields', 'degu_rpc/peers/messages', 'class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True)', 'class Message(msgspec.Struct, frozen=True)', WINDOW),
-        ('message_remaining', 'degu_rpc/peers/messages', 'Annotated[float, msgspec.Meta(ge=0, le=PAIRING_WINDOW_S)]', 'float', ATTACKS),
+        ('message_fields', 'degu_rpc/peers/pairing/messages', 'class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True)', 'class Message(msgspec.Struct, frozen=True)', WINDOW),
+        ('message_remaining', 'degu_rpc/peers/pairing/messages', 'Annotated[float, msgspec.Meta(ge=0, le=PAIRING_WINDOW_S)]', 'float', ATTACKS),
         # --- pairing: the other side, and what they agree on
-        ('joiner_take_back', _PAIRING, '        except BaseException:\n            agreement.take_back()\n            raise\n', '        except BaseException:\n            raise\n', COMMIT),
-        ('joiner_not_stored', _PAIRING, 'if not is_stored:', 'if False:', COMMIT),
-        ('joiner_repeats', _PAIRING, 'if clock() >= deadline:', 'if True:', COMMIT),
-        ('joiner_abort', _PAIRING, '            _ask(connection, \'abort\', Abort(reason, proof), Done)\n', '            pass\n', COMMIT),
-        ('agreement_key', _AGREEMENT, 'if pki.derive_machine_id(public_key) != machine_id:', 'if False:', ATTACKS),
-        ('agreement_session', _AGREEMENT, 'public_key = pki.parse_csr(csr, binding)', 'public_key = pki.parse_csr(csr)', ATTACKS),
-        ('agreement_machine', _AGREEMENT, 'if ids.machine_id != machine_id:', 'if False:', ATTACKS),
-        ('agreement_own_machine', _AGREEMENT, 'if ids.machine_id != self.own_id:', 'if False:', ATTACKS),
-        ('agreement_clock', _AGREEMENT, '            pki.check_valid(admitted.machine_cert, read_clock(self._now))\n', '', PAIRING),
-        ('agreement_same_user', _AGREEMENT, 'if user_id == self.identity.user_id:', 'if False:', PAIRING),
-        ('agreement_already', _AGREEMENT, 'if other.trusts and self._trusts(ids.user_id):', 'if False:', PAIRING),
-        ('agreement_name', _AGREEMENT, "    if escape_controls(name) != name:\n        raise PairingError", "    if False:\n        raise PairingError", ATTACKS),
-        ('agreement_owner', _CALLER, 'if isinstance(roles, str) or OWNER in roles:', 'if False:', PAIRING),
+        ('joiner_take_back', _JOINER, '        except BaseException:\n            agreement.take_back()\n            raise\n', '        except BaseException:\n            raise\n', COMMIT),
+        ('joiner_not_stored', _JOINER, 'if not is_stored:', 'if False:', COMMIT),
+        ('joiner_repeats', _JOINER, 'if clock() >= deadline:', 'if True:', COMMIT),
+        ('joiner_abort', _JOINER, '            _ask(connection, \'abort\', Abort(reason, proof), Done)\n', '            pass\n', COMMIT),
+        ('side_key', _SIDES, 'if pki.derive_machine_id(public_key) != machine_id:', 'if False:', ATTACKS),
+        ('side_session', _SIDES, 'public_key = pki.parse_csr(csr, binding)', 'public_key = pki.parse_csr(csr)', ATTACKS),
+        ('side_machine', _SIDES, 'if ids.machine_id != machine_id:', 'if False:', ATTACKS),
+        ('side_own_machine', _SIDES, 'if ids.machine_id != self.own_id:', 'if False:', ATTACKS),
+        ('side_clock', _SIDES, '            pki.check_valid(admitted.machine_cert, read_clock(self._now))\n', '', PAIRING),
+        ('side_same_user', _SIDES, 'if user_id == self.identity.user_id:', 'if False:', PAIRING),
+        ('side_already', _SIDES, 'if other.trusts and self._trusts(ids.user_id):', 'if False:', PAIRING),
+        ('side_name', _SIDES, "    if escape_controls(name) != name:\n        raise PairingError", "    if False:\n        raise PairingError", ATTACKS),
+        ('side_owner', _CALLER, 'if isinstance(roles, str) or OWNER in roles:', 'if False:', PAIRING),
         # --- who I am
         ('private_type', _PRIVATE, 'if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):', 'if False:', IDENTITY),
         ('private_owner', _PRIVATE, 'if found.st_uid != os.geteuid():', 'if False:', IDENTITY),

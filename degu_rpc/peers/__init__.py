@@ -53,12 +53,23 @@ from degu_rpc.peers.renewal import Certifier, renew_over, rotate_over
 from degu_rpc.peers.trust import Former, TrustStore
 
 if TYPE_CHECKING:
-    from degu_rpc.peers.agreement import Admission, Agreement, Joining, Paired, Peering
-    from degu_rpc.peers.codes import PairingCode, build_code, parse_code
     from degu_rpc.peers.discovery import Announcement, Browser, Discovery
-    from degu_rpc.peers.pairing import pair
-    from degu_rpc.peers.qr import Invitation, format_invitation, format_qr, parse_invitation
-    from degu_rpc.peers.window import PairingWindow
+    from degu_rpc.peers.pairing import (
+        Admission,
+        Agreement,
+        Invitation,
+        Joining,
+        Paired,
+        PairingCode,
+        PairingWindow,
+        Peering,
+        build_code,
+        format_invitation,
+        format_qr,
+        pair,
+        parse_code,
+        parse_invitation,
+    )
 
 __all__ = [
     'OWNER',
@@ -118,23 +129,23 @@ __all__ = [
 ]
 
 _MODULES = {
-    'Admission': 'degu_rpc.peers.agreement',
-    'Agreement': 'degu_rpc.peers.agreement',
+    'Admission': 'degu_rpc.peers.pairing',
+    'Agreement': 'degu_rpc.peers.pairing',
     'Announcement': 'degu_rpc.peers.discovery',
     'Browser': 'degu_rpc.peers.discovery',
     'Discovery': 'degu_rpc.peers.discovery',
-    'Invitation': 'degu_rpc.peers.qr',
-    'Joining': 'degu_rpc.peers.agreement',
-    'Paired': 'degu_rpc.peers.agreement',
-    'PairingCode': 'degu_rpc.peers.codes',
-    'PairingWindow': 'degu_rpc.peers.window',
-    'Peering': 'degu_rpc.peers.agreement',
-    'build_code': 'degu_rpc.peers.codes',
-    'format_qr': 'degu_rpc.peers.qr',
-    'format_invitation': 'degu_rpc.peers.qr',
+    'Invitation': 'degu_rpc.peers.pairing',
+    'Joining': 'degu_rpc.peers.pairing',
+    'Paired': 'degu_rpc.peers.pairing',
+    'PairingCode': 'degu_rpc.peers.pairing',
+    'PairingWindow': 'degu_rpc.peers.pairing',
+    'Peering': 'degu_rpc.peers.pairing',
+    'build_code': 'degu_rpc.peers.pairing',
+    'format_qr': 'degu_rpc.peers.pairing',
+    'format_invitation': 'degu_rpc.peers.pairing',
     'pair': 'degu_rpc.peers.pairing',
-    'parse_code': 'degu_rpc.peers.codes',
-    'parse_invitation': 'degu_rpc.peers.qr',
+    'parse_code': 'degu_rpc.peers.pairing',
+    'parse_invitation': 'degu_rpc.peers.pairing',
 }
 
 # A type checker must not see it: with it, every name would be there.

@@ -38,10 +38,9 @@ from degu.errors import DeguError
 from degu.server import SSLServer, build_server_sslctx
 from degu_rpc import PairingError, PairingWindow, Peering, pair
 from degu_rpc.peers import Identity, TrustStore
-from degu_rpc.peers.codes import RANDOM_BITS, PairingCode, build_code
-from degu_rpc.peers.handshake import Intent, JoinerHandshake, Terms, WindowHandshake
 from degu_rpc.peers.limits import PAIRING_WINDOWS_PERIOD_S
-from degu_rpc.peers.messages import (
+from degu_rpc.peers.pairing.codes import RANDOM_BITS, PairingCode, build_code
+from degu_rpc.peers.pairing.messages import (
     Answer,
     Confirmation,
     Offer,
@@ -50,6 +49,7 @@ from degu_rpc.peers.messages import (
     format_message,
     parse_message,
 )
+from degu_rpc.peers.pairing.pake import Intent, JoinerHandshake, Terms, WindowHandshake
 
 if TYPE_CHECKING:
     from collections.abc import Callable

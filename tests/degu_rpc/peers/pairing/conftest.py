@@ -17,9 +17,8 @@ from degu import IPv4_LOOPBACK, net, pki
 from degu.client import SSLClient, build_client_sslctx
 from degu_rpc import Admission, PairingError, PairingWindow, Peering
 from degu_rpc.peers import Identity, TrustStore
-from degu_rpc.peers.codes import PairingCode, build_code
-from degu_rpc.peers.handshake import Intent, JoinerHandshake, Terms
-from degu_rpc.peers.messages import (
+from degu_rpc.peers.pairing.codes import PairingCode, build_code
+from degu_rpc.peers.pairing.messages import (
     Answer,
     Confirmation,
     Message,
@@ -28,6 +27,7 @@ from degu_rpc.peers.messages import (
     format_message,
     parse_message,
 )
+from degu_rpc.peers.pairing.pake import Intent, JoinerHandshake, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from degu.client import Connection
     from degu.net import Address
     from degu_rpc.errors import PairingFault
-    from degu_rpc.peers.handshake import Session
+    from degu_rpc.peers.pairing.pake import Session
 
 NOW = datetime.now(UTC)
 TIMEOUT_S = 20.0

@@ -14,15 +14,8 @@ from degu import pki
 from degu.server import SSLServer, build_server_sslctx
 from degu_rpc import Joining, PairingError, pair
 from degu_rpc.errors import PairingFault
-from degu_rpc.peers.handshake import (
-    Intent,
-    JoinerHandshake,
-    Session,
-    Terms,
-    WindowHandshake,
-)
 from degu_rpc.peers.limits import MAX_PAIRING_BODY
-from degu_rpc.peers.messages import (
+from degu_rpc.peers.pairing.messages import (
     Answer,
     Confirmation,
     Offer,
@@ -31,6 +24,13 @@ from degu_rpc.peers.messages import (
     Start,
     format_message,
     parse_message,
+)
+from degu_rpc.peers.pairing.pake import (
+    Intent,
+    JoinerHandshake,
+    Session,
+    Terms,
+    WindowHandshake,
 )
 
 if TYPE_CHECKING:
@@ -118,10 +118,8 @@ def test_a_window_with_another_key_is_noticed_even_if_it_knows_what_was_sent(
     def app(path: str, data: bytes) -> Any:
         if path == 'start':
             start = parse_message(data, Start)
-            terms = (start.intent, mallory.identity.machine_id, start.machine_id)
-            held['handshake'] = WindowHandshake(
-                wrong_code, __import__('degu_rpc.peers.handshake', fromlist=['Terms']).Terms(*terms)
-            )
+            terms = Terms(start.intent, mallory.identity.machine_id, start.machine_id)
+            held['handshake'] = WindowHandshake(wrong_code, terms)
             return Answer(held['handshake'].answer(start.message), 100.0)
         return Confirmation(held['handshake']._confirm())
 

@@ -14,7 +14,7 @@ import pytest
 from degu_rpc import Joining, PairingError, PairingWindow, pair
 from degu_rpc.errors import PairingFault
 from degu_rpc.peers import Identity
-from degu_rpc.peers.messages import Abort, Done, Outcome, Proof, format_message
+from degu_rpc.peers.pairing.messages import Abort, Done, Outcome, Proof, format_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

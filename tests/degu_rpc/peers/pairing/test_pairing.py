@@ -1,4 +1,4 @@
-"""degu_rpc.peers.pairing with a real window: what two machines that pair get of each other."""
+"""degu_rpc.peers.pairing with real windows: what two machines that pair get of each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from degu.server import Server, SSLServer
 from degu_rpc import Joining, PairingWindow, Peering, pair
 from degu_rpc.errors import CodeError, PairingFault
 from degu_rpc.peers import Authenticated, Identity, IdentityError, MachineClient, TrustStore
-from degu_rpc.peers.agreement import Paired
+from degu_rpc.peers.pairing.sides import Paired
 
 NOW = datetime.now(UTC)
 

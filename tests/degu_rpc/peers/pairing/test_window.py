@@ -1,4 +1,4 @@
-"""degu_rpc.peers.window: one attempt, for 120 seconds, and nothing that is no message."""
+"""degu_rpc.peers.pairing.window: one attempt, for 120 seconds, and nothing that is no message."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from degu.bodies import ChunkedOutput
 from degu.errors import DeguError
 from degu_rpc import PairingWindow, pair
 from degu_rpc.errors import IdentityError, PairingFault
-from degu_rpc.peers.handshake import (
-    Intent,
-)
 from degu_rpc.peers.limits import MAX_PAIRING_BODY, MAX_PAIRING_CONNECTIONS
-from degu_rpc.peers.messages import (
+from degu_rpc.peers.pairing.messages import (
     Confirmation,
     Offer,
     Start,
     format_message,
 )
-from degu_rpc.peers.window import COUNT_FILE, count_window
+from degu_rpc.peers.pairing.pake import (
+    Intent,
+)
+from degu_rpc.peers.pairing.window import COUNT_FILE, count_window
 
 if TYPE_CHECKING:
     pass
@@ -169,7 +169,7 @@ def test_windows_are_counted_for_ten_minutes_only(ada, refused, later: timedelta
 def test_windows_are_counted_for_all_processes_together(ada, refused) -> None:
     program = (
         'import sys; from datetime import datetime, UTC; from pathlib import Path\n'
-        'from degu_rpc.peers.window import count_window\n'
+        'from degu_rpc.peers.pairing.window import count_window\n'
         'count_window(Path(sys.argv[1]), datetime.now(UTC))\n'
     )
     for _ in range(3):

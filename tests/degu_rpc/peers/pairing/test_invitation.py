@@ -1,4 +1,4 @@
-"""degu_rpc.peers.qr: what a camera reads is what the window is."""
+"""degu_rpc.peers.pairing.invitation: what a camera reads is what the window is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from degu_rpc.errors import CodeError
-from degu_rpc.peers.codes import RANDOM_BITS, build_code
-from degu_rpc.peers.qr import Invitation, format_invitation, format_qr, parse_invitation
+from degu_rpc.peers.pairing.codes import RANDOM_BITS, build_code
+from degu_rpc.peers.pairing.invitation import (
+    Invitation,
+    format_invitation,
+    format_qr,
+    parse_invitation,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,10 +26,9 @@ from degu.bodies import Input
 from degu.client import SSLClient, build_client_sslctx
 from degu.errors import DeguError
 from degu_rpc.errors import DeguRpcError, PairingError, PairingFault
-from degu_rpc.peers.codes import PairingCode, parse_code
-from degu_rpc.peers.handshake import VERSION, JoinerHandshake, Terms
 from degu_rpc.peers.limits import MAX_PAIRING_BODY, PAIRING_REPEAT_S, PAIRING_STEP_TIMEOUT_S
-from degu_rpc.peers.messages import (
+from degu_rpc.peers.pairing.codes import PairingCode, parse_code
+from degu_rpc.peers.pairing.messages import (
     COMMITTED,
     JSON,
     NOT_COMMITTED,
@@ -45,15 +44,16 @@ from degu_rpc.peers.messages import (
     format_message,
     parse_message,
 )
+from degu_rpc.peers.pairing.pake import VERSION, JoinerHandshake, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from degu.client import Connection
     from degu.net import Address
-    from degu_rpc.peers.agreement import Joining, Paired, Peering
-    from degu_rpc.peers.handshake import Session
-    from degu_rpc.peers.messages import Message
+    from degu_rpc.peers.pairing.messages import Message
+    from degu_rpc.peers.pairing.pake import Session
+    from degu_rpc.peers.pairing.sides import Joining, Paired, Peering
 
 
 _T = TypeVar('_T')

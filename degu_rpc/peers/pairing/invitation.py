@@ -18,8 +18,8 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import CodeError
-from degu_rpc.peers.codes import PairingCode, parse_code
 from degu_rpc.peers.limits import MAX_ADDRESSES
+from degu_rpc.peers.pairing.codes import PairingCode, parse_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,7 +2,8 @@
 
 1. A window is counted: only so many are opened in some time, by all processes with this identity.
 2. It listens with the machine's certificate and takes anonymous clients, few and with small
-   messages (`degu_rpc.peers.messages`). What is malformed, or for another intent, burns nothing.
+   messages (`degu_rpc.peers.pairing.messages`). What is malformed, or for another intent, burns
+   nothing.
 3. `start` is the one attempt. Whatever fails in the cryptography from there on ends the window.
    `confirm` and `exchange` must come on the connection that started, so nobody else can spoil it.
 4. `exchange` stores nothing. `commit` does, may come on any connection, and has the same answer
@@ -30,9 +31,6 @@ from degu import IPv4_LOOPBACK, durable
 from degu.bodies import Input
 from degu.server import SSLServer, build_server_sslctx
 from degu_rpc.errors import DeguRpcError, IdentityError, PairingError, PairingFault
-from degu_rpc.peers.agreement import Paired
-from degu_rpc.peers.codes import RANDOM_BITS, PairingCode, build_code
-from degu_rpc.peers.handshake import VERSION, Terms, WindowHandshake
 from degu_rpc.peers.limits import (
     MAX_PAIRING_BODY,
     MAX_PAIRING_CONNECTIONS,
@@ -41,7 +39,8 @@ from degu_rpc.peers.limits import (
     PAIRING_WINDOW_S,
     PAIRING_WINDOWS_PERIOD_S,
 )
-from degu_rpc.peers.messages import (
+from degu_rpc.peers.pairing.codes import RANDOM_BITS, PairingCode, build_code
+from degu_rpc.peers.pairing.messages import (
     COMMITTED,
     JSON,
     NOT_COMMITTED,
@@ -57,6 +56,8 @@ from degu_rpc.peers.messages import (
     format_message,
     parse_message,
 )
+from degu_rpc.peers.pairing.pake import VERSION, Terms, WindowHandshake
+from degu_rpc.peers.pairing.sides import Paired
 from degu_rpc.peers.private import locked, read_private
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
 
     from degu.net import Address
     from degu.rgi import Response
-    from degu_rpc.peers.agreement import Admission, Peering
+    from degu_rpc.peers.pairing.sides import Admission, Peering
 
 COUNT_FILE = 'pairing-windows.json'
 _ATTEMPT = '__pairing'  # of a connection, if it is the one that started

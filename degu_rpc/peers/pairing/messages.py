@@ -20,8 +20,8 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from degu_rpc.errors import PairingError, PairingFault
-from degu_rpc.peers.handshake import MAC_SIZE, MESSAGE_SIZE, Intent
 from degu_rpc.peers.limits import PAIRING_WINDOW_S
+from degu_rpc.peers.pairing.pake import MAC_SIZE, MESSAGE_SIZE, Intent
 
 JSON = 'application/json'
 COMMITTED = 'committed'
@@ -62,7 +62,7 @@ class Confirmation(Message, frozen=True):
 
 
 class Offer(Message, frozen=True):
-    """What one side says of itself: see `degu_rpc.peers.agreement`."""
+    """What one side says of itself: see `degu_rpc.peers.pairing.sides`."""
 
     offer: bytes
     proof: _Mac

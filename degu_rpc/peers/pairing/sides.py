@@ -9,7 +9,7 @@
 3. `store` makes it last, `take_back` undoes that.
 
 Each object is for one pairing and one thread. When each is called, and what becomes of a lost
-message, is `degu_rpc.peers.window`'s and `degu_rpc.peers.pairing`'s.
+message, is `degu_rpc.peers.pairing.window`'s and `degu_rpc.peers.pairing.joiner`'s.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from degu import pki
 from degu_rpc.errors import PairingError, PairingFault, escape_controls
 from degu_rpc.peers.caller import PEER, check_given_roles
 from degu_rpc.peers.clock import read_clock
-from degu_rpc.peers.handshake import Intent
 from degu_rpc.peers.identity import Identity
 from degu_rpc.peers.limits import MAX_NAME_LENGTH
+from degu_rpc.peers.pairing.pake import Intent
 from degu_rpc.peers.trust import Former, TrustStore
 
 if TYPE_CHECKING:

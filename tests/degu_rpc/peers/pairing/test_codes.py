@@ -1,4 +1,4 @@
-"""degu_rpc.peers.codes: a code has two spellings, and a slip of the finger is no other code."""
+"""degu_rpc.peers.pairing.codes: two spellings of a code, and a slip is no other code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from degu_rpc.errors import CodeError, PairingError, PairingFault
-from degu_rpc.peers.codes import RANDOM_BITS, PairingCode, build_code, parse_code, read_words
+from degu_rpc.peers.pairing.codes import (
+    RANDOM_BITS,
+    PairingCode,
+    build_code,
+    parse_code,
+    read_words,
+)
 
 BASE32 = '0123456789ABCDEFGHJKMNPQRSTVWXYZ'
 CODES = st.integers(0, 2**RANDOM_BITS - 1).map(build_code)

@@ -1,4 +1,4 @@
-"""degu_rpc.peers.handshake: who does not know the code, or shows another key, gets nowhere."""
+"""degu_rpc.peers.pairing.pake: who does not know the code, or shows another key, gets nowhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from degu_rpc.errors import PairingError, PairingFault
-from degu_rpc.peers.codes import PairingCode, build_code
-from degu_rpc.peers.handshake import (
+from degu_rpc.peers.pairing.codes import PairingCode, build_code
+from degu_rpc.peers.pairing.pake import (
     MESSAGE_SIZE,
     Intent,
     JoinerHandshake,

@@ -36,7 +36,7 @@ from spake2.ed25519_basic import NotOnCurve
 from degu_rpc.errors import PairingError, PairingFault
 
 if TYPE_CHECKING:
-    from degu_rpc.peers.codes import PairingCode
+    from degu_rpc.peers.pairing.codes import PairingCode
 
 VERSION = 1
 MESSAGE_SIZE = 33
