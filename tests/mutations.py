@@ -423,7 +423,7 @@ MUTATIONS = [
         ('private_regular', _PRIVATE, '    if not stat.S_ISREG(found.st_mode):\n', '    if False:\n', TRUST),
         ('certificate_odd_name', 'pki', '        TypeError,  # a known one that does not go with the kind of name\n', '', PKI),
         ('caller_expired', _CALLER, " or time.time() > connection['_valid_until']:", ':', CALLER),
-        ('trust_controls', _TRUST, 'if escape_controls(text) != text:', 'if False:', TRUST),
+        ('trust_controls', _TRUST, '            check_name(text)\n', '            pass\n', TRUST),
         ('trust_fields', _TRUST, 'class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True)', 'class _Record(msgspec.Struct, frozen=True)', TRUST),
         ('trust_context', _TRUST, 'source = (users, _stamp(path))', 'source = (_stamp(path),)', TRUST),
         ('trust_renewed', _TRUST, 'source = (users, _stamp(path))', 'source = (users,)', TRUST),

@@ -45,7 +45,6 @@ from degu_rpc.errors import (
     RemovedUserError,
     TrustError,
     UnknownUserError,
-    escape_controls,
 )
 from degu_rpc.peers.caller import OWNER, PEER, TrustedUser, check_given_roles
 from degu_rpc.peers.clock import format_time, read_clock
@@ -59,6 +58,7 @@ from degu_rpc.peers.limits import (
     MAX_USERS,
     ROTATION_PERIOD_S,
 )
+from degu_rpc.peers.names import check_name
 from degu_rpc.peers.private import check_private, locked, make_directory, read_private
 
 if TYPE_CHECKING:
@@ -442,8 +442,7 @@ class TrustStore:
         except msgspec.ValidationError as error:
             raise ValueError(f'this cannot be kept about a user: {error}') from None
         for text in (record.name, *record.roles, *record.machines.values()):
-            if escape_controls(text) != text:
-                raise ValueError(f'a name must not have control characters: {text!r}')
+            check_name(text)
         if len(content) > MAX_RECORD_SIZE:
             raise ValueError(f'the file about a user would have {len(content)} bytes')
         durable.replace(self._path(record.user_id), content)
