@@ -15,24 +15,22 @@ if TYPE_CHECKING:
     from degu_rpc.files.share import FileShare
     from degu_rpc.node import Node
     from degu_rpc.peers.caller import Peer
-    from degu_rpc.peers.pairing import Admission, Joining, PairingWindow, Peering, pair
+    from degu_rpc.peers.pairing import Intent, PairingWindow, join, pair
     from degu_rpc.router import Router
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.connect import RpcApp
     from degu_rpc.rpc.service import Context, Service
 
 __all__ = [
-    'Admission',
     'Code',
     'Context',
     'Fetched',
     'FileShare',
-    'Joining',
+    'Intent',
     'Node',
     'PairingError',
     'PairingWindow',
     'Peer',
-    'Peering',
     'Progress',
     'Router',
     'RpcApp',
@@ -40,21 +38,20 @@ __all__ = [
     'RpcError',
     'Service',
     'fetch',
+    'join',
     'pair',
 ]
 
 _MODULES = {
-    'Admission': 'degu_rpc.peers.pairing',
     'Code': 'degu_rpc.errors',
     'Context': 'degu_rpc.rpc.service',
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
-    'Joining': 'degu_rpc.peers.pairing',
+    'Intent': 'degu_rpc.peers.pairing',
     'Node': 'degu_rpc.node',
     'PairingError': 'degu_rpc.errors',
     'PairingWindow': 'degu_rpc.peers.pairing',
     'Peer': 'degu_rpc.peers.caller',
-    'Peering': 'degu_rpc.peers.pairing',
     'Progress': 'degu_rpc.files.fetch',
     'Router': 'degu_rpc.router',
     'RpcApp': 'degu_rpc.rpc.connect',
@@ -62,6 +59,7 @@ _MODULES = {
     'RpcError': 'degu_rpc.errors',
     'Service': 'degu_rpc.rpc.service',
     'fetch': 'degu_rpc.files.fetch',
+    'join': 'degu_rpc.peers.pairing',
     'pair': 'degu_rpc.peers.pairing',
 }
 

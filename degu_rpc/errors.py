@@ -6,7 +6,7 @@ DeguRpcError
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── UnknownPeerError            somebody whom we do not know
 ├── UnreachableError            a machine that no address led to         .machine_id .attempts
-├── PairingError                two machines did not pair                .reason
+├── PairingError                two machines did not pair                .fault
 │   └── CodeError               a code that was not typed as it is shown
 └── FilesError                  moving files: see degu_rpc/files/
     ├── PathError               a name or path that must not be used     .path .reason
@@ -191,15 +191,15 @@ _PAIRING_TEXTS = {
 
 
 class PairingError(DeguRpcError):
-    """Two machines did not pair: `reason` is a PairingFault, the text says what to do."""
+    """Two machines did not pair: `fault` is a PairingFault, the text says what to do."""
 
-    def __init__(self, reason: PairingFault, detail: str = '') -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
+    def __init__(self, fault: PairingFault, detail: str = '') -> None:
+        super().__init__(fault, detail)
+        self.fault = fault
         self.detail = detail
 
     def __str__(self) -> str:
-        return f'{self.reason.text} ({self.detail})' if self.detail else self.reason.text
+        return f'{self.fault.text} ({self.detail})' if self.detail else self.fault.text
 
 
 class CodeError(PairingError, ValueError):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 from degu import IPv4_LOOPBACK
@@ -19,7 +18,6 @@ from degu.server import SSLServer
 from degu_rpc import (
     Context,
     PairingWindow,
-    Peering,
     Router,
     RpcApp,
     RpcClient,
@@ -39,10 +37,6 @@ class Home:
         self.name = name
         self.identity = Identity.create(directory)
         self.trust = TrustStore(self.identity)
-
-    def build_peering(self) -> Peering:
-        """Say what pairing is for: that the two users trust each other."""
-        return Peering(self.identity, self.trust, self.name, datetime.now(UTC))
 
     def build_server(self) -> SSLServer:
         """Build the server that other homes call."""
@@ -69,9 +63,9 @@ class Home:
 def main(directory: Path) -> None:
     """Pair two homes below a directory and let them call each other."""
     studio, laptop = Home(directory / 'studio', 'studio'), Home(directory / 'laptop', 'laptop')
-    with PairingWindow(studio.build_peering()) as window:
+    with PairingWindow(studio.trust, studio.name) as window:
         print(f'studio shows the code {window.code}')
-        paired = pair(window.address, window.code, laptop.build_peering())
+        paired = pair(window.address, window.code, laptop.trust, laptop.name)
         print(f'laptop paired with {paired.name}, studio with {window.wait().name}')
     with ExitStack() as stack:
         at_studio = stack.enter_context(studio.build_server())

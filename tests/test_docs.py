@@ -42,6 +42,7 @@ from degu import bodies, channel, client, server, stop
 from degu.limits import Limits
 from degu.pki import CertificateFault
 from degu.wire import METHODS
+from degu_rpc.errors import PairingFault
 from degu_rpc.files import limits as files_limits
 from degu_rpc.peers import limits as peers_limits
 from degu_rpc.rpc import limits as rpc_limits
@@ -384,6 +385,13 @@ def test_the_page_of_errors_has_every_exception(module: str) -> None:
 def test_the_page_on_refusals_has_every_fault() -> None:
     found = {tuple(map(html.unescape, row[:2])) for row in table_of(DOCS / 'how-to' / 'refused.md')}
     assert {(fault.name, fault.value) for fault in CertificateFault} <= found
+
+
+def test_the_page_about_pairing_says_what_to_do_about_each_fault() -> None:
+    text = (DOCS / 'how-to' / 'pair.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| (`[A-Z_`, ]+`) \|', text, re.MULTILINE)
+    told = [name for row in rows for name in re.findall('[A-Z_]+', row)]
+    assert sorted(told) == sorted(fault.name for fault in PairingFault)
 
 
 def public_modules() -> set[str]:

@@ -90,7 +90,7 @@ class Identity:
 
         Raises FileExistsError if a complete identity is there, IdentityError if a user of our own
         or a store of trust is there, pki.CertificateError for what does not fit together, and any
-        other OSError.
+        other OSError. Nothing is kept then.
         """
         directory = Path(directory).resolve()
         _check_machine(machine_key, machine_cert, user_cert)
@@ -104,8 +104,13 @@ class Identity:
                     'move it away, or give another directory',
                 )
             _refuse_trust(directory)
-            durable.replace(directory / _USER_CERT, pki.format_cert_pem(user_cert))
-            durable.write_new(directory / _MACHINE, _format_machine(machine_key, machine_cert))
+            try:
+                durable.replace(directory / _USER_CERT, pki.format_cert_pem(user_cert))
+                durable.write_new(directory / _MACHINE, _format_machine(machine_key, machine_cert))
+            except BaseException:
+                for name in (_MACHINE, _USER_CERT):
+                    Path(directory, name).unlink(missing_ok=True)
+                raise
         return cls.open(directory)
 
     @classmethod

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +36,8 @@ from degu import IPv4_LOOPBACK, pki
 from degu.client import SSLClient, build_client_sslctx
 from degu.errors import DeguError
 from degu.server import SSLServer, build_server_sslctx
-from degu_rpc import PairingError, PairingWindow, Peering, pair
+from degu_rpc import PairingError, PairingWindow, pair
 from degu_rpc.peers import Identity, TrustStore
-from degu_rpc.peers.limits import PAIRING_WINDOWS_PERIOD_S
 from degu_rpc.peers.pairing.codes import RANDOM_BITS, PairingCode, build_code
 from degu_rpc.peers.pairing.messages import (
     Answer,
@@ -50,6 +49,7 @@ from degu_rpc.peers.pairing.messages import (
     parse_message,
 )
 from degu_rpc.peers.pairing.pake import Intent, JoinerHandshake, Terms, WindowHandshake
+from degu_rpc.peers.pairing.window import COUNT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,16 +194,14 @@ class Scene:
             Identity.create(directory / name, NOW) for name in ('ada', 'ben', 'mallory')
         )
         self.trust = {home: TrustStore(home) for home in (self.ada, self.ben)}
-        self.windows = 0
         self.recorded: dict[str, bytes] = {}
         pem = pki.format_cert_pem(self.ada.machine_cert).decode()
         self.sslctx = build_client_sslctx({'ca_data': pem, 'check_hostname': False})
 
     def open_window(self, code: PairingCode) -> PairingWindow:
-        """Open a window; each is so much later that there are never too many."""
-        self.windows += 1
-        now = NOW + self.windows * timedelta(seconds=PAIRING_WINDOWS_PERIOD_S)
-        return PairingWindow(Peering(self.ada, self.trust[self.ada], 'Ada', now), code=code)
+        """Open a window, however many there were."""
+        (self.ada.directory / COUNT_FILE).unlink(missing_ok=True)
+        return PairingWindow(self.trust[self.ada], 'Ada', code=code)
 
     def find_trust(self) -> list[str]:
         """Say whether anybody is trusted who was not."""
@@ -214,7 +212,7 @@ class Scene:
     def join(self, address: Any, code: PairingCode) -> list[str]:
         """Have Ben pair; return what proves that it went too far."""
         try:
-            pair(address, code, Peering(self.ben, self.trust[self.ben], 'Ben', NOW))
+            pair(address, code, self.trust[self.ben], 'Ben')
         except PairingError:
             return []
         return ['the joiner paired']

@@ -18,22 +18,21 @@ from degu_rpc.peers.pairing.invitation import (
     format_qr,
     parse_invitation,
 )
-from degu_rpc.peers.pairing.joiner import pair
-from degu_rpc.peers.pairing.sides import Admission, Agreement, Joining, Paired, Peering
+from degu_rpc.peers.pairing.joiner import join, pair
+from degu_rpc.peers.pairing.pake import Intent
+from degu_rpc.peers.pairing.sides import Paired
 from degu_rpc.peers.pairing.window import PairingWindow
 
 __all__ = [
-    'Admission',
-    'Agreement',
+    'Intent',
     'Invitation',
-    'Joining',
     'Paired',
     'PairingCode',
     'PairingWindow',
-    'Peering',
     'build_code',
     'format_invitation',
     'format_qr',
+    'join',
     'pair',
     'parse_code',
     'parse_invitation',

@@ -26,6 +26,8 @@ from degu.bodies import Input
 from degu.client import SSLClient, build_client_sslctx
 from degu.errors import DeguError
 from degu_rpc.errors import DeguRpcError, PairingError, PairingFault
+from degu_rpc.peers.caller import PEER
+from degu_rpc.peers.identity import Identity
 from degu_rpc.peers.limits import MAX_PAIRING_BODY, PAIRING_REPEAT_S, PAIRING_STEP_TIMEOUT_S
 from degu_rpc.peers.pairing.codes import PairingCode, parse_code
 from degu_rpc.peers.pairing.messages import (
@@ -45,15 +47,18 @@ from degu_rpc.peers.pairing.messages import (
     parse_message,
 )
 from degu_rpc.peers.pairing.pake import VERSION, JoinerHandshake, Terms
+from degu_rpc.peers.pairing.sides import Joining, Peering
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import os
+    from collections.abc import Callable, Collection, Iterator
 
     from degu.client import Connection
     from degu.net import Address
     from degu_rpc.peers.pairing.messages import Message
     from degu_rpc.peers.pairing.pake import Session
-    from degu_rpc.peers.pairing.sides import Joining, Paired, Peering
+    from degu_rpc.peers.pairing.sides import Paired, Side
+    from degu_rpc.peers.trust import TrustStore
 
 
 _T = TypeVar('_T')
@@ -64,45 +69,81 @@ _log = logging.getLogger('degu_rpc.peers')
 def pair(
     address: Address,
     code: str | PairingCode,
-    agreement: Peering | Joining,
+    trust: TrustStore,
+    name: str,
     *,
+    roles: Collection[str] = (PEER,),
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Paired:
-    """Pair with the window at `address` that shows `code`; return which machine that is.
+    """Pair my user with the user of the window at `address` that shows `code`; return who that is.
 
-    Both sides have stored the other then. `clock` counts seconds, `pause` waits that many.
+    The other user is trusted in `trust` then, with these roles; `name` is what this machine calls
+    itself. Both sides have stored the other when this returns. `clock` counts seconds, `pause`
+    waits that many.
 
-    Raises PairingError, of which CodeError is one: this side has stored nothing. IdentityError or
-    OSError: it could not read its own identity, or not take back what it stored.
+    Raises PairingError, of which CodeError is one: this side has stored nothing. ValueError for a
+    name or roles that cannot be. IdentityError or OSError: it could not read its own identity, or
+    not take back what it stored.
     """
+    return pair_as(Peering(trust, name, roles), address, code, clock, pause)
+
+
+def join(
+    address: Address,
+    code: str | PairingCode,
+    directory: str | os.PathLike[str],
+    name: str,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> Identity:
+    """Become a machine of the user of the window at `address` that shows `code`; return who I am.
+
+    The identity is made in `directory`, and `name` is what this machine calls itself. The other
+    arguments are those of `pair`.
+
+    Raises FileExistsError if an identity is there, else what `pair` raises.
+    """
+    pair_as(Joining(directory, name), address, code, clock, pause)
+    return Identity.open(directory)
+
+
+def pair_as(
+    side: Side,
+    address: Address,
+    code: str | PairingCode,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> Paired:
+    """Pair as one side of a pairing; see `pair`."""
     if isinstance(code, str):
         code = parse_code(code)
-    client = _build_client(address, agreement)
+    client = _build_client(address, side)
     with _connect(client) as connection:
         window_id = _parse_cert(connection.peer_certificate).machine_id
-        handshake = JoinerHandshake(code, Terms(agreement.intent, window_id, agreement.own_id))
-        start = Start(VERSION, agreement.intent, agreement.own_id, handshake.start())
+        handshake = JoinerHandshake(code, Terms(side.intent, window_id, side.own_id))
+        start = Start(VERSION, side.intent, side.own_id, handshake.start())
         answer = _ask(connection, 'start', start, Answer)
         deadline = clock() + answer.remaining_s
         ours = Confirmation(handshake.confirm(answer.message))
         handshake.finish(_ask(connection, 'confirm', ours, Confirmation).confirmation)
         session = handshake.session
-        offers = _exchange(connection, session, agreement.offer(session.binding))
-        with _aborting(connection, session, offers, agreement):
-            paired = agreement.accept(offers[1], window_id, session.binding)
-            agreement.store()
+        offers = _exchange(connection, session, side.offer(session.binding))
+        with _aborting(connection, session, offers, side):
+            paired = side.accept(offers[1], window_id, session.binding)
+            side.store()
         try:
             is_stored = _commit(client, connection, session, offers, deadline, clock, pause)
             if not is_stored:
                 raise PairingError(PairingFault.NOT_STORED, 'said by the other machine')
         except BaseException:
-            agreement.take_back()
+            side.take_back()
             raise
     return paired
 
 
-def _build_client(address: Address, agreement: Peering | Joining) -> SSLClient:
+def _build_client(address: Address, side: Side) -> SSLClient:
     """Build a client that trusts the certificate of the server at `address`, and no other."""
     sslctx = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     sslctx.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -116,7 +157,7 @@ def _build_client(address: Address, agreement: Peering | Joining) -> SSLClient:
             cert = tls.getpeercert(True)
     except OSError as error:
         raise PairingError(PairingFault.UNREACHABLE, str(error)) from error
-    agreement.check_user(_parse_cert(cert).user_id)
+    side.check_user(_parse_cert(cert).user_id)
     assert cert is not None
     ca_data = pki.format_cert_pem(cert).decode('ascii')
     pinned = build_client_sslctx({'ca_data': ca_data, 'check_hostname': False})
@@ -152,19 +193,21 @@ def _aborting(
     connection: Connection,
     session: Session,
     offers: tuple[bytes, bytes],
-    agreement: Peering | Joining,
+    side: Side,
 ) -> Iterator[None]:
     """Take back what was stored if not all was, and tell the window."""
     try:
         yield
     except BaseException as error:
-        agreement.take_back()
-        reason = error.reason if isinstance(error, PairingError) else PairingFault.NOT_STORED
-        proof = session.prove('abort', *offers, reason.value.encode())
-        with contextlib.suppress(PairingError):  # it will find out when its time is up
-            _ask(connection, 'abort', Abort(reason, proof), Done)
+        fault = error.fault if isinstance(error, PairingError) else PairingFault.NOT_STORED
+        try:
+            side.take_back()
+        finally:
+            proof = session.prove('abort', *offers, fault.value.encode())
+            with contextlib.suppress(PairingError):  # it will find out when its time is up
+                _ask(connection, 'abort', Abort(fault, proof), Done)
         if isinstance(error, OSError | DeguRpcError) and not isinstance(error, PairingError):
-            raise PairingError(reason, str(error)) from error
+            raise PairingError(fault, str(error)) from error
         raise
 
 

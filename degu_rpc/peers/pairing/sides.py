@@ -6,7 +6,8 @@
 1. `offer` is what one side says of itself: certificates, a proof that it has the key whose hash the
    handshake was about (bound to this one session), and a name for people to read.
 2. `accept` checks what the other side said. Nothing is stored so far.
-3. `store` makes it last, `take_back` undoes that.
+3. `store` makes it last, and remembers first what was there before. `take_back` undoes that,
+   however far it came.
 
 Each object is for one pairing and one thread. When each is called, and what becomes of a lost
 message, is `degu_rpc.peers.pairing.window`'s and `degu_rpc.peers.pairing.joiner`'s.
@@ -16,32 +17,31 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 import msgspec
 
 from degu import pki
-from degu_rpc.errors import PairingError, PairingFault, escape_controls
+from degu_rpc.errors import PairingError, PairingFault
 from degu_rpc.peers.caller import PEER, check_given_roles
-from degu_rpc.peers.clock import read_clock
 from degu_rpc.peers.identity import Identity
-from degu_rpc.peers.limits import MAX_NAME_LENGTH
+from degu_rpc.peers.names import check_name
 from degu_rpc.peers.pairing.pake import Intent
-from degu_rpc.peers.trust import Former, TrustStore
+from degu_rpc.peers.trust import TrustStore
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Collection
-    from datetime import datetime
 
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
+    from degu_rpc.peers.trust import Former
 
 HOW = 'paired'
 
 _T = TypeVar('_T', bound=msgspec.Struct)
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
 class Paired(NamedTuple):
@@ -58,7 +58,7 @@ class _Introduction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_cert: bytes
     machine_cert: bytes
     csr: bytes
-    name: _Name
+    name: str
     trusts: bool  # whether the other user is trusted already
 
 
@@ -66,7 +66,7 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a machine says that is to join."""
 
     csr: bytes
-    name: _Name
+    name: str
 
 
 class _Admitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,10 +74,10 @@ class _Admitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     user_cert: bytes
     machine_cert: bytes
-    name: _Name
+    name: str
 
 
-class Agreement(abc.ABC):
+class Side(abc.ABC):
     """One side's part of a pairing."""
 
     intent: ClassVar[Intent]
@@ -113,39 +113,31 @@ class Agreement(abc.ABC):
         """Undo `store`, however far it came. Raises OSError, DeguRpcError."""
 
 
-class Peering(Agreement):
+class Peering(Side):
     """Pair my user with the other machine's: for a window, and for who is told its code."""
 
     intent = Intent.PEER
 
-    def __init__(
-        self,
-        identity: Identity,
-        trust: TrustStore,
-        name: str,
-        now: datetime,
-        roles: Collection[str] = (PEER,),
-    ) -> None:
+    def __init__(self, trust: TrustStore, name: str, roles: Collection[str] = (PEER,)) -> None:
         """Trust the other user in `trust`, with these roles; `name` is told to the other side.
 
-        Raises ValueError for a name or roles that cannot be.
+        Raises ValueError for a name or roles that cannot be, IdentityError, OSError.
         """
-        self.identity = identity
-        self.own_id = identity.machine_id
-        self._trust = trust
-        self._name = _check_own_name(name)
-        self.now = now
+        self._name = check_name(name)
         self._roles = check_given_roles(roles)
+        self._trust = trust
+        self.identity = _read_identity(trust)
+        self.own_id = self.identity.machine_id
         self._other: tuple[_Introduction, Paired] | None = None
         self._former: Former | None = None
 
     def check_user(self, user_id: str) -> None:
-        """See Agreement."""
+        """See Side."""
         if user_id == self.identity.user_id:
             raise PairingError(PairingFault.SAME_USER)
 
     def offer(self, binding: bytes) -> bytes:
-        """See Agreement."""
+        """See Side."""
         return msgspec.json.encode(
             _Introduction(
                 user_cert=self.identity.user_cert,
@@ -160,7 +152,7 @@ class Peering(Agreement):
         return user_id in self._trust.users()
 
     def accept(self, offer: bytes, machine_id: str, binding: bytes) -> Paired:
-        """See Agreement."""
+        """See Side."""
         other = _parse(offer, _Introduction)
         _check_key(other.csr, machine_id, binding)
         try:
@@ -177,7 +169,7 @@ class Peering(Agreement):
         return paired
 
     def store(self) -> None:
-        """See Agreement."""
+        """See Side."""
         assert self._other is not None
         other, paired = self._other
         self._former = self._trust.remember(paired.user_id)
@@ -186,48 +178,46 @@ class Peering(Agreement):
             other.name,
             self._roles,
             how=HOW,
-            now=self.now,
             machines={paired.machine_id: other.name},
             revive=True,  # a person has just decided it
         )
 
     def take_back(self) -> None:
-        """See Agreement."""
+        """See Side."""
         if self._former is not None:
             self._trust.put_back(self._former)
 
 
-class Admission(Agreement):
+class Admission(Side):
     """Let the other machine join my user: for the window on a machine that can certify."""
 
     intent = Intent.JOIN
 
-    def __init__(self, identity: Identity, trust: TrustStore, name: str, now: datetime) -> None:
-        """Certify as of `now`, and remember the machine in `trust`; `name` is told to it.
+    def __init__(self, trust: TrustStore, name: str) -> None:
+        """Remember the machine in `trust`; `name` is told to it.
 
         Raises ValueError for a name that cannot be, IdentityError where the key of the user is not
-        on this machine.
+        on this machine, OSError.
         """
-        identity.require_user_key()
-        self.identity = identity
-        self.own_id = identity.machine_id
+        self._name = check_name(name)
         self._trust = trust
-        self._name = _check_own_name(name)
-        self.now = now
+        self.identity = _read_identity(trust)
+        self.identity.require_user_key()
+        self.own_id = self.identity.machine_id
         self._machine_cert = b''
         self._joined: Paired | None = None
         self._former: Former | None = None
 
     def accept(self, offer: bytes, machine_id: str, binding: bytes) -> Paired:
-        """See Agreement."""
+        """See Side."""
         request = _parse(offer, _Request)
         public_key = _check_key(request.csr, machine_id, binding)
-        self._machine_cert = self.identity.certify(public_key, self.now)
+        self._machine_cert = self.identity.certify(public_key)
         self._joined = Paired(self.identity.user_id, machine_id, request.name)
         return self._joined
 
     def offer(self, binding: bytes) -> bytes:
-        """See Agreement."""
+        """See Side."""
         return msgspec.json.encode(
             _Admitted(
                 user_cert=self.identity.user_cert,
@@ -237,48 +227,48 @@ class Admission(Agreement):
         )
 
     def store(self) -> None:
-        """See Agreement."""
+        """See Side."""
         assert self._joined is not None
         self._former = self._trust.remember(self._joined.user_id)
         self._trust.add_machine(*self._joined)
 
     def take_back(self) -> None:
-        """See Agreement."""
+        """See Side."""
         if self._former is not None:
             self._trust.put_back(self._former)
 
 
-class Joining(Agreement):
-    """Become another machine of the window's user: for a machine that has no identity yet."""
+class Joining(Side):
+    """Become a machine of the window's user: for one that has no identity yet."""
 
     intent = Intent.JOIN
 
-    def __init__(self, directory: str | os.PathLike[str], name: str, now: datetime) -> None:
+    def __init__(self, directory: str | os.PathLike[str], name: str) -> None:
         """Make the identity in `directory`, from a new key; `name` is told to the other side.
 
         Raises ValueError for a name that cannot be, FileExistsError if an identity is there,
-        IdentityError if it cannot be used.
+        IdentityError if it cannot be used, OSError.
         """
-        with contextlib.suppress(FileNotFoundError):
-            found = Identity.open(directory)
-            raise FileExistsError(f'{found.directory} holds an identity already')
+        self._name = check_name(name)
         self._directory = Path(directory).resolve()
-        self._name = _check_own_name(name)
-        self._now = now
+        with contextlib.suppress(FileNotFoundError):
+            Identity.open(directory)
+            raise FileExistsError(f'{self._directory} holds an identity already')
         self._key = pki.build_key()
         self.own_id = pki.derive_machine_id(self._key.public_key())
         self._other: tuple[_Admitted, Paired] | None = None
+        self._former: Former | None = None
 
     def offer(self, binding: bytes) -> bytes:
-        """See Agreement."""
+        """See Side."""
         return msgspec.json.encode(_Request(csr=pki.build_csr(self._key, binding), name=self._name))
 
     def accept(self, offer: bytes, machine_id: str, binding: bytes) -> Paired:
-        """See Agreement."""
+        """See Side."""
         admitted = _parse(offer, _Admitted)
         try:
             ids = pki.check_issued_by(admitted.machine_cert, admitted.user_cert)
-            pki.check_valid(admitted.machine_cert, read_clock(self._now))
+            pki.check_valid(admitted.machine_cert, datetime.now(UTC))
         except pki.CertificateError as error:
             raise PairingError(PairingFault.CERTIFICATE, str(error)) from error
         if ids.machine_id != self.own_id:
@@ -288,42 +278,42 @@ class Joining(Agreement):
         return paired
 
     def store(self) -> None:
-        """See Agreement."""
+        """See Side."""
         assert self._other is not None
         admitted, paired = self._other
         identity = Identity.join(
             self._directory, self._key, admitted.machine_cert, admitted.user_cert
         )
-        TrustStore(identity).add_machine(*paired)
+        trust = TrustStore(identity)
+        self._former = trust.remember(paired.user_id)
+        trust.add_machine(*paired)
 
     def take_back(self) -> None:
-        """See Agreement."""
+        """See Side."""
         try:
             identity = Identity.open(self._directory)
         except FileNotFoundError:
             return
-        if identity.machine_id == self.own_id:  # and not another's, who was faster
-            trust = TrustStore(identity)
-            trust.put_back(Former(identity.user_id, None))
+        if self._other is None or identity.machine_cert != self._other[0].machine_cert:
+            return  # it is not what this pairing brought
+        try:
+            if self._former is not None:
+                TrustStore(identity).put_back(self._former)
+        finally:
             identity.discard()
 
 
-def _check_own_name(name: str) -> str:
-    if not 1 <= len(name) <= MAX_NAME_LENGTH or escape_controls(name) != name:
-        raise ValueError(
-            f'a name has 1 to {MAX_NAME_LENGTH} characters and no control character, not {name!r}'
-        )
-    return name
+def _read_identity(trust: TrustStore) -> Identity:
+    """Return who this machine is now: since the store was made it may have got another key."""
+    return Identity.open(trust.identity.directory)
 
 
 def _parse(offer: bytes, kind: type[_T]) -> _T:
     try:
         parsed = msgspec.json.decode(offer, type=kind)
-    except msgspec.DecodeError as error:  # of which ValidationError is one
+        check_name(parsed.name)  # type: ignore[attr-defined]  # each has one
+    except (msgspec.DecodeError, ValueError) as error:
         raise PairingError(PairingFault.MESSAGE, str(error)) from error
-    name: str = parsed.name  # type: ignore[attr-defined]  # each has one
-    if escape_controls(name) != name:
-        raise PairingError(PairingFault.MESSAGE, 'its name has control characters')
     return parsed
 
 

@@ -12,17 +12,18 @@
    until the joiner knows: until it has acknowledged, or the time is up.
 
 Threads: the server's threads call `__call__`, the owner's `wait`. `_changed`, a condition, guards
-all that changes: `_attempt`, `_outcome`, `_is_acknowledged`.
+all that changes: `_attempt`, `_outcome`, `_is_acknowledged`. It is held while the other side is
+stored, disk included, so that a second `commit` waits for the outcome of the first.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import secrets
 import threading
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
@@ -31,6 +32,7 @@ from degu import IPv4_LOOPBACK, durable
 from degu.bodies import Input
 from degu.server import SSLServer, build_server_sslctx
 from degu_rpc.errors import DeguRpcError, IdentityError, PairingError, PairingFault
+from degu_rpc.peers.caller import PEER
 from degu_rpc.peers.limits import (
     MAX_PAIRING_BODY,
     MAX_PAIRING_CONNECTIONS,
@@ -56,19 +58,18 @@ from degu_rpc.peers.pairing.messages import (
     format_message,
     parse_message,
 )
-from degu_rpc.peers.pairing.pake import VERSION, Terms, WindowHandshake
-from degu_rpc.peers.pairing.sides import Paired
+from degu_rpc.peers.pairing.pake import VERSION, Intent, Terms, WindowHandshake
+from degu_rpc.peers.pairing.sides import Admission, Paired, Peering
 from degu_rpc.peers.private import locked, read_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from datetime import datetime
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
     from types import TracebackType
 
     from degu.net import Address
     from degu.rgi import Response
-    from degu_rpc.peers.pairing.sides import Admission, Peering
+    from degu_rpc.peers.trust import TrustStore
 
 COUNT_FILE = 'pairing-windows.json'
 _ATTEMPT = '__pairing'  # of a connection, if it is the one that started
@@ -87,27 +88,42 @@ class _Attempt:
 
 
 class PairingWindow:
-    """A context manager: inside, a machine that is told `.code` can pair at `.address`."""
+    """A context manager: inside, a machine that is told `.code` can pair at `.address`.
+
+    Leaving the block may wait until the time of the window is up, if a machine has paired and the
+    network fails just then: the window has stored it, and goes on answering until it knows. An
+    error inside the block closes the window at once.
+    """
 
     # Set once: all but what _changed guards, and what entering sets: address, _deadline, _stack.
 
     def __init__(
         self,
-        agreement: Peering | Admission,
+        trust: TrustStore,
+        name: str,
         address: Address = IPv4_LOOPBACK,
         *,
+        intent: Intent = Intent.PEER,
+        roles: Collection[str] = (PEER,),
         code: PairingCode | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare a window for what `agreement` says; it opens with the `with` block.
+        """Prepare a window of the machine that `trust` is of; it opens with the `with` block.
 
-        `code` is for who wants to choose the random bits; `clock` counts seconds.
+        `name` is what this machine calls itself. With `Intent.PEER` the other user is trusted with
+        these roles, and calls `pair`. With `Intent.JOIN` the other machine becomes one of my user,
+        and calls `join`. `code` is for who wants to choose the random bits; `clock` counts seconds.
+
+        Raises ValueError for a name or roles that cannot be: a machine that joins has none but the
+        owner's. IdentityError where this machine cannot certify one that is to join, OSError.
         """
+        if intent is Intent.JOIN and set(roles) != {PEER}:
+            raise ValueError(f'a machine that joins is the owner, so it cannot be given {roles!r}')
+        self._side: Peering | Admission = (
+            Peering(trust, name, roles) if intent is Intent.PEER else Admission(trust, name)
+        )
         self.code = code or build_code(secrets.randbits(RANDOM_BITS))
-        self.instance = base64.b32encode(secrets.token_bytes(10)).decode().lower()
-        """A random name to announce the window by: it says nothing about the machine."""
         self.address: Address = address
-        self._agreement = agreement
         self._clock = clock
         self._deadline = 0.0
         self._changed = threading.Condition()
@@ -121,7 +137,7 @@ class PairingWindow:
 
         Raises PairingError (TOO_MANY_WINDOWS), IdentityError, OSError and ssl.SSLError.
         """
-        identity = self._agreement.identity
+        identity = self._side.identity
         file = str(identity.machine_file)
         sslctx = build_server_sslctx(
             {'cert_file': file, 'key_file': file, 'allow_unauthenticated_clients': True}
@@ -139,7 +155,7 @@ class PairingWindow:
             max_chunk=MAX_PAIRING_BODY,
         )
         try:
-            count_window(identity.directory, self._agreement.now)
+            count_window(identity.directory, datetime.now(UTC))
         except BaseException:
             server.close()
             raise
@@ -219,7 +235,7 @@ class PairingWindow:
         except PairingError as error:
             _log.info('pairing with %r: %s', connection['client'], error)
             # The reason alone: the detail is for our own user.
-            content = format_message(Refusal(error.reason))
+            content = format_message(Refusal(error.fault))
             return 409, 'Conflict', {'content-type': JSON}, content
         return 200, 'OK', {'content-type': JSON}, content
 
@@ -230,9 +246,9 @@ class PairingWindow:
         if self._attempt is not None:
             raise PairingError(PairingFault.USED)
         self._check_open()
-        if start.intent is not self._agreement.intent:
+        if start.intent is not self._side.intent:
             raise PairingError(PairingFault.INTENT)
-        terms = Terms(start.intent, self._agreement.own_id, start.machine_id)
+        terms = Terms(start.intent, self._side.own_id, start.machine_id)
         handshake = WindowHandshake(self.code, terms)
         self._attempt = connection[_ATTEMPT] = _Attempt(handshake, start.machine_id)
         with self._ending():
@@ -253,10 +269,8 @@ class PairingWindow:
         if attempt.offers is not None:
             raise PairingError(PairingFault.ORDER, 'a second exchange')
         with self._ending():
-            attempt.paired = self._agreement.accept(
-                theirs.offer, attempt.joiner_id, session.binding
-            )
-            ours = self._agreement.offer(session.binding)
+            attempt.paired = self._side.accept(theirs.offer, attempt.joiner_id, session.binding)
+            ours = self._side.offer(session.binding)
         attempt.offers = theirs.offer, ours
         return format_message(Offer(ours, session.prove('exchange', *attempt.offers)))
 
@@ -274,11 +288,13 @@ class PairingWindow:
             self._expire()
             return
         try:
-            self._agreement.store()
+            self._side.store()
         except Exception as error:  # noqa: BLE001  # whatever it is, neither may keep the other
             _log.exception('a machine that paired could not be stored')
-            self._agreement.take_back()
-            self._end(PairingError(PairingFault.NOT_STORED, str(error)))
+            try:
+                self._side.take_back()
+            finally:
+                self._end(PairingError(PairingFault.NOT_STORED, str(error)))
         else:
             assert attempt.paired is not None
             self._end(attempt.paired)
@@ -319,7 +335,7 @@ class PairingWindow:
             self._expire()
         if self._outcome is not None:
             expired = isinstance(self._outcome, PairingError) and (
-                self._outcome.reason is PairingFault.EXPIRED
+                self._outcome.fault is PairingFault.EXPIRED
             )
             raise PairingError(PairingFault.EXPIRED if expired else PairingFault.USED)
 
@@ -329,7 +345,7 @@ class PairingWindow:
         try:
             yield
         except PairingError as error:
-            if error.reason is not PairingFault.ORDER:
+            if error.fault is not PairingFault.ORDER:
                 self._end(error)
             raise
         except (OSError, DeguRpcError) as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from degu import durable, pki
-from degu_rpc import PairingError, PairingWindow, Peering, pair
+from degu_rpc import PairingError, PairingWindow, pair
 from degu_rpc.errors import PairingFault
 from degu_rpc.peers import Identity, TrustStore, parse_code
 
@@ -223,17 +223,15 @@ def list_open_to_others(home: Path) -> list[Path]:
 # --- pairing: one side is killed, the other is not -----------------------------------------------
 
 JOINER = (
-    'from degu_rpc import Peering, pair\n'
-    'identity = Identity.open(home)\n'
-    'peering = Peering(identity, TrustStore(identity), "x", now)\n'
-    'pair(("127.0.0.1", int(sys.argv[3])), "4HMA-SW9R", peering)\n'
+    'from degu_rpc import pair\n'
+    'trust = TrustStore(Identity.open(home))\n'
+    'pair(("127.0.0.1", int(sys.argv[3])), "4HMA-SW9R", trust, "x")\n'
 )
 WINDOW = (
-    'from degu_rpc import PairingWindow, Peering\n'
+    'from degu_rpc import PairingWindow\n'
     'from degu_rpc.peers import parse_code\n'
-    'identity = Identity.open(home)\n'
-    'peering = Peering(identity, TrustStore(identity), "x", now)\n'
-    'with PairingWindow(peering, code=parse_code("4HMA-SW9R")) as window:\n'
+    'trust = TrustStore(Identity.open(home))\n'
+    'with PairingWindow(trust, "x", code=parse_code("4HMA-SW9R")) as window:\n'
     '    print(window.address[1], flush=True)\n'
     '    window.wait()\n'
 )
@@ -251,18 +249,19 @@ class Clock:
         self.now_s += seconds
 
 
-def build_peering(home: Path) -> Peering:
-    identity = Identity.open(home)
-    return Peering(identity, TrustStore(identity), 'x', NOW)
+def open_store(home: Path) -> TrustStore:
+    return TrustStore(Identity.open(home))
 
 
 def trusts(home: Path, other: Path) -> bool:
-    return Identity.open(other).user_id in TrustStore(Identity.open(home)).users()
+    return Identity.open(other).user_id in open_store(home).users()
 
 
 def pair_with_killed_joiner(strace: str, joiner: Path, window: Path, kill: str) -> None:
     clock = Clock()
-    with PairingWindow(build_peering(window), code=parse_code('4HMA-SW9R'), clock=clock) as opened:
+    with PairingWindow(
+        open_store(window), 'x', code=parse_code('4HMA-SW9R'), clock=clock
+    ) as opened:
         run(strace, joiner, JOINER, window, opened.address[1], kill=kill)
         clock.now_s += 1000
 
@@ -280,7 +279,7 @@ def pair_with_killed_window(strace: str, joiner: Path, window: Path, kill: str) 
                 assert tracing.poll() is None
             clock = Clock()
             try:
-                pair(address, '4HMA-SW9R', build_peering(joiner), clock=clock, pause=clock.pause)
+                pair(address, '4HMA-SW9R', open_store(joiner), 'x', clock=clock, pause=clock.pause)
             except PairingError:
                 # Whatever went wrong, this side has stored nothing then.
                 assert not trusts(joiner, window)
@@ -310,13 +309,13 @@ def test_a_kill_while_pairing_leaves_on_each_side_what_it_was_or_the_other(
         found = trusts(joiner, window), trusts(window, joiner)
         for home in (joiner, window):
             assert not list_open_to_others(home)
-        with PairingWindow(build_peering(window)) as opened:
+        with PairingWindow(open_store(window), 'x') as opened:
             if found == (True, True):
                 with pytest.raises(PairingError) as caught:
-                    pair(opened.address, opened.code, build_peering(joiner))
-                assert caught.value.reason is PairingFault.ALREADY_PAIRED
+                    pair(opened.address, opened.code, open_store(joiner), 'x')
+                assert caught.value.fault is PairingFault.ALREADY_PAIRED
             else:
-                pair(opened.address, opened.code, build_peering(joiner))
+                pair(opened.address, opened.code, open_store(joiner), 'x')
         assert trusts(joiner, window)
         assert trusts(window, joiner)
         return found

@@ -15,7 +15,7 @@ import pytest
 
 from degu import IPv4_LOOPBACK, net, pki
 from degu.client import SSLClient, build_client_sslctx
-from degu_rpc import Admission, PairingError, PairingWindow, Peering
+from degu_rpc import PairingError, PairingWindow, pair
 from degu_rpc.peers import Identity, TrustStore
 from degu_rpc.peers.pairing.codes import PairingCode, build_code
 from degu_rpc.peers.pairing.messages import (
@@ -28,6 +28,7 @@ from degu_rpc.peers.pairing.messages import (
     parse_message,
 )
 from degu_rpc.peers.pairing.pake import Intent, JoinerHandshake, Terms
+from degu_rpc.peers.pairing.sides import Peering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from degu.net import Address
     from degu_rpc.errors import PairingFault
     from degu_rpc.peers.pairing.pake import Session
+    from degu_rpc.peers.pairing.sides import Paired
 
 NOW = datetime.now(UTC)
 TIMEOUT_S = 20.0
@@ -67,11 +69,11 @@ class Home(NamedTuple):
     identity: Identity
     trust: TrustStore
 
-    def peering(self, **options: Any) -> Peering:
-        return Peering(self.identity, self.trust, self.name, NOW, **options)
+    def peering(self) -> Peering:
+        return Peering(self.trust, self.name)
 
-    def admission(self) -> Admission:
-        return Admission(self.identity, self.trust, self.name, NOW)
+    def pair(self, address: Address, code: str | PairingCode, **options: Any) -> Paired:
+        return pair(address, code, self.trust, self.name, **options)
 
     @property
     def friends(self) -> dict[str, str]:
@@ -164,8 +166,8 @@ def wrong_code() -> PairingCode:
 
 @pytest.fixture
 def refused() -> Callable[[PairingFault], Any]:
-    """Give `with refused(reason)`: a PairingError with that reason."""
-    return lambda reason: pytest.raises(PairingError, check=lambda error: error.reason is reason)
+    """Give `with refused(fault)`: a PairingError with that fault."""
+    return lambda fault: pytest.raises(PairingError, check=lambda error: error.fault is fault)
 
 
 @pytest.fixture
@@ -175,16 +177,15 @@ def clock() -> Clock:
 
 @pytest.fixture
 def open_window(clock: Clock) -> Iterator[Callable[..., PairingWindow]]:
-    """Give `open_window(agreement)`: a window with CODE and the test's clock.
+    """Give `open_window(home)`: a window with CODE and the test's clock.
 
     At the end of the test its time is up, so that it closes.
     """
     with contextlib.ExitStack() as stack:
 
-        def enter(agreement: Peering | Admission, **options: Any) -> PairingWindow:
-            return stack.enter_context(
-                PairingWindow(agreement, **{'code': CODE, 'clock': clock, **options})
-            )
+        def enter(home: Home, **options: Any) -> PairingWindow:
+            options = {'code': CODE, 'clock': clock, **options}
+            return stack.enter_context(PairingWindow(home.trust, home.name, **options))
 
         yield enter
         clock.now_s += 1000
@@ -196,7 +197,7 @@ def speak(ben: Home) -> Iterator[Callable[..., Speaker]]:
     with contextlib.ExitStack() as stack:
 
         def connect(window: PairingWindow, intent: Intent = Intent.PEER) -> Speaker:
-            home = window._agreement.identity
+            home = window._side.identity
             pem = pki.format_cert_pem(home.machine_cert).decode()
             sslctx = build_client_sslctx({'ca_data': pem, 'check_hostname': False})
             client = SSLClient(sslctx, window.address, timeout_s=TIMEOUT_S)

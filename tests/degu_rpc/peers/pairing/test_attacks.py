@@ -12,7 +12,7 @@ import pytest
 
 from degu import pki
 from degu.server import SSLServer, build_server_sslctx
-from degu_rpc import Joining, PairingError, pair
+from degu_rpc import PairingError, join
 from degu_rpc.errors import PairingFault
 from degu_rpc.peers.limits import MAX_PAIRING_BODY
 from degu_rpc.peers.pairing.messages import (
@@ -94,18 +94,18 @@ def put_in_his_own_id(speaker) -> Callable[[str, bytes], Any]:
 def test_a_man_in_the_middle_is_noticed_by_both_sides(
     ada, ben, open_window, speak, pose_as_window, behave, refused
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     middle = pose_as_window(behave(speak(window)))
     with refused(PairingFault.WRONG_CODE):
-        pair(middle.address, window.code, ben.peering())
+        ben.pair(middle.address, window.code)
     with refused(PairingFault.WRONG_CODE):
         window.wait()
     assert_nobody_is_trusted(ada, ben)
 
 
 def test_a_man_in_the_middle_who_passes_bytes_on_does_no_harm(ada, ben, open_window, relay) -> None:
-    window = open_window(ada.peering())
-    pair(relay(window).address, window.code, ben.peering())
+    window = open_window(ada)
+    ben.pair(relay(window).address, window.code)
     assert ada.friends
 
 
@@ -124,7 +124,7 @@ def test_a_window_with_another_key_is_noticed_even_if_it_knows_what_was_sent(
         return Confirmation(held['handshake']._confirm())
 
     with refused(PairingFault.WRONG_CODE):
-        pair(pose_as_window(app).address, '4HMA-SW9R', ben.peering())
+        ben.pair(pose_as_window(app).address, '4HMA-SW9R')
     assert_nobody_is_trusted(ben)
 
 
@@ -134,13 +134,13 @@ def test_a_window_with_another_key_is_noticed_even_if_it_knows_what_was_sent(
 def test_a_recorded_pairing_is_worth_nothing_in_another_window_with_the_same_code(
     ada, ben, open_window, speak, refused
 ) -> None:
-    first = speak(open_window(ada.peering()))
+    first = speak(open_window(ada))
     session = first.shake_hands()
     offers = first.exchange(session, ben.peering().offer(session.binding))
     first.post('commit', format_message(Proof(session.prove('commit', *offers))))
     assert ada.friends
     ada.trust.remove(ben.identity.user_id, NOW)
-    window = open_window(ada.peering())
+    window = open_window(ada)
     replayed = speak(window)
     statuses = [replayed.post(path, data)[0] for path, data in first.said]
     assert [path for path, _ in first.said] == ['start', 'confirm', 'exchange', 'commit']
@@ -151,7 +151,7 @@ def test_a_recorded_pairing_is_worth_nothing_in_another_window_with_the_same_cod
 
 
 def test_a_message_of_the_same_pairing_is_not_taken_twice(ada, ben, open_window, speak) -> None:
-    speaker = speak(open_window(ada.peering()))
+    speaker = speak(open_window(ada))
     session = speaker.shake_hands()
     speaker.exchange(session, ben.peering().offer(session.binding))
     for path, data in list(speaker.said):
@@ -168,17 +168,23 @@ def test_a_window_that_sends_back_what_it_got_is_refused(
         return 200, data
 
     with refused(PairingFault.MESSAGE):
-        pair(pose_as_window(app).address, '4HMA-SW9R', ben.peering())
+        ben.pair(pose_as_window(app).address, '4HMA-SW9R')
 
 
 def test_a_window_that_sends_the_joiners_confirmation_back_is_refused(
-    ada, ben, open_window, speak, refused
+    ben, mallory, pose_as_window, wrong_code, refused
 ) -> None:
-    window = open_window(ada.peering())
-    speaker = speak(window)
-    handshake, confirmation = speaker.start()
+    """It does not know the code, and so cannot make one."""
+
+    def app(path: str, data: bytes) -> Any:
+        if path == 'start':
+            start = parse_message(data, Start)
+            terms = Terms(start.intent, mallory.identity.machine_id, start.machine_id)
+            return Answer(WindowHandshake(wrong_code, terms).answer(start.message), 100.0)
+        return 200, data
+
     with refused(PairingFault.WRONG_CODE):
-        handshake.finish(confirmation)
+        ben.pair(pose_as_window(app).address, '4HMA-SW9R')
 
 
 def test_a_window_that_speaks_as_a_joiner_is_refused(
@@ -191,13 +197,13 @@ def test_a_window_that_speaks_as_a_joiner_is_refused(
         terms = Terms(start.intent, mallory.identity.machine_id, start.machine_id)
         return Answer(JoinerHandshake(window.code, terms).start(), 100.0)
 
-    window = open_window(mallory.peering())
+    window = open_window(mallory)
     with refused(PairingFault.MESSAGE):
-        pair(pose_as_window(app).address, window.code, ben.peering())
+        ben.pair(pose_as_window(app).address, window.code)
 
 
 def test_a_joiner_that_speaks_as_a_window_is_refused(ada, ben, open_window, speak) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     terms = Terms(Intent.PEER, ada.identity.machine_id, ben.identity.machine_id)
     message = WindowHandshake(window.code, terms).answer(
         JoinerHandshake(window.code, terms).start()
@@ -210,7 +216,7 @@ def test_a_joiner_that_speaks_as_a_window_is_refused(ada, ben, open_window, spea
 
 
 def test_without_a_confirmation_nothing_is_exchanged(ada, ben, open_window, speak) -> None:
-    speaker = speak(open_window(ada.peering()))
+    speaker = speak(open_window(ada))
     handshake, _ = speaker.start()
     # It has the keys, if the code is right. It has not shown that.
     session = Session(bytes(32), handshake._own.session, handshake._other.session)
@@ -236,9 +242,9 @@ def test_a_window_without_the_right_confirmation_learns_nothing_of_the_joiner(
             return Answer(WindowHandshake(window.code, terms).answer(start.message), 100.0)
         return Confirmation(confirmation)
 
-    window = open_window(ada.peering())
+    window = open_window(ada)
     with refused(PairingFault.WRONG_CODE):
-        pair(pose_as_window(app).address, window.code, ben.peering())
+        ben.pair(pose_as_window(app).address, window.code)
     assert [path for path, _ in heard] == ['start', 'confirm']
     said = b''.join(data for _, data in heard)
     assert b'Ben' not in said
@@ -248,7 +254,7 @@ def test_a_window_without_the_right_confirmation_learns_nothing_of_the_joiner(
 def test_a_stranger_learns_nothing_of_the_window_but_its_certificate(
     ada, ben, open_window, speak
 ) -> None:
-    speaker = speak(open_window(ada.peering()))
+    speaker = speak(open_window(ada))
     start = Start(1, Intent.PEER, MACHINE_ID, bytes(33))
     for path in ('confirm', 'exchange', 'commit', 'acknowledge', 'abort', 'start', 'start'):
         _, answer = speaker.post(path, format_message(start))
@@ -258,7 +264,7 @@ def test_a_stranger_learns_nothing_of_the_window_but_its_certificate(
 
 @pytest.mark.parametrize('path', ['confirm', 'exchange', 'commit', 'acknowledge', 'abort'])
 def test_no_step_can_be_the_first(ada, open_window, speak, path: str, ben) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     messages = {
         'confirm': Confirmation(bytes(32)),
         'exchange': Offer(b'{}', bytes(32)),
@@ -271,7 +277,7 @@ def test_no_step_can_be_the_first(ada, open_window, speak, path: str, ben) -> No
         else b'{"reason":"order","proof":"%s"}' % (base64.b64encode(bytes(32)))
     )
     assert speak(window).refused(path, data) == 'order'
-    pair(window.address, window.code, ben.peering())  # it burned nothing
+    ben.pair(window.address, window.code)  # it burned nothing
 
 
 # --- what the one who knows the code must not do ------------------------------------------------
@@ -331,7 +337,7 @@ def b64(data: bytes) -> str:
 def test_what_does_not_fit_the_handshake_is_refused_after_it_too(
     ada, ben, mallory, open_window, speak, change, reason: str
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     speaker = speak(window)
     session = speaker.shake_hands()
     offer = offer_of(ben, session, **change(ben, mallory, session))
@@ -343,7 +349,7 @@ def test_what_does_not_fit_the_handshake_is_refused_after_it_too(
 
 
 def test_an_offer_without_the_sessions_proof_is_refused(ada, ben, open_window, speak) -> None:
-    speaker = speak(open_window(ada.peering()))
+    speaker = speak(open_window(ada))
     session = speaker.shake_hands()
     offer = ben.peering().offer(session.binding)
     for proof in (
@@ -357,7 +363,7 @@ def test_an_offer_without_the_sessions_proof_is_refused(ada, ben, open_window, s
 def test_a_machine_that_joins_must_have_the_key_it_named(
     ada, ben, mallory, open_window, speak
 ) -> None:
-    window = open_window(ada.admission())
+    window = open_window(ada, intent=Intent.JOIN)
     speaker = speak(window, Intent.JOIN)
     session = speaker.shake_hands()
     csr = pki.build_csr(mallory.identity.read_machine_key(), session.binding)
@@ -382,8 +388,8 @@ def test_a_window_that_answers_nonsense_is_refused(ben, pose_as_window, refused)
     ):
         server = pose_as_window(lambda path, data, answer=answer: answer)
         with pytest.raises(PairingError) as caught:
-            pair(server.address, '4HMA-SW9R', ben.peering())
-        assert caught.value.reason in {PairingFault.MESSAGE, PairingFault.ORDER}
+            ben.pair(server.address, '4HMA-SW9R')
+        assert caught.value.fault in {PairingFault.MESSAGE, PairingFault.ORDER}
     assert_nobody_is_trusted(ben)
 
 
@@ -398,8 +404,8 @@ def test_a_window_cannot_make_the_joiner_wait_for_longer(remaining_s: float) -> 
 def test_a_joiner_keeps_no_certificate_that_is_not_its_own(
     ada, ben, open_window, tmp_path, swap: str, refused
 ) -> None:
-    agreement = ada.admission()
-    offer = agreement.offer
+    window = open_window(ada, intent=Intent.JOIN)
+    offer = window._side.offer
 
     def lie(binding: bytes) -> bytes:
         said = msgspec.json.decode(offer(binding))
@@ -409,9 +415,8 @@ def test_a_joiner_keeps_no_certificate_that_is_not_its_own(
             said['user_cert'] = b64(ben.identity.user_cert)
         return msgspec.json.encode(said)
 
-    agreement.offer = lie
-    window = open_window(agreement)
+    window._side.offer = lie
     with refused(PairingFault.CERTIFICATE):
-        pair(window.address, window.code, Joining(tmp_path / 'phone', 'phone', NOW))
+        join(window.address, window.code, tmp_path / 'phone', 'phone')
     assert not (tmp_path / 'phone').exists()
     assert ada.machines == {}

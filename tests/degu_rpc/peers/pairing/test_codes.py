@@ -149,7 +149,7 @@ def test_what_is_wrong_is_said_and_the_code_is_still_good(text: str, problem: st
     with pytest.raises(CodeError, match=problem) as caught:
         parse_code(text)
     assert 'it is still good' in str(caught.value)
-    assert caught.value.reason is PairingFault.CODE
+    assert caught.value.fault is PairingFault.CODE
 
 
 @given(st.text())

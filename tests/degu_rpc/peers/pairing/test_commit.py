@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
+import stat
 from concurrent.futures import wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
 
-from degu_rpc import Joining, PairingError, PairingWindow, pair
+from degu_rpc import Intent, PairingError, PairingWindow
 from degu_rpc.errors import PairingFault
-from degu_rpc.peers import Identity
+from degu_rpc.peers import TrustStore
+from degu_rpc.peers.pairing.joiner import pair_as
 from degu_rpc.peers.pairing.messages import Abort, Done, Outcome, Proof, format_message
+from degu_rpc.peers.pairing.sides import Joining
+from degu_rpc.peers.pairing.window import COUNT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +41,9 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def fill_disk_at(agreement, when: type[Exception] | None = None):
-    """Have this agreement find a full disk when it is to store, or another error."""
-    store = agreement.store
+def fill_disk_at(side, when: type[Exception] | None = None):
+    """Have this side find a full disk when it is to store, or another error."""
+    store = side.store
 
     def fail() -> None:
         if when is not None:
@@ -43,54 +51,70 @@ def fill_disk_at(agreement, when: type[Exception] | None = None):
         with full_disk():
             store()
 
-    agreement.store = fail
-    return agreement
+    side.store = fail
+    return side
+
+
+def fail_sync_at(side, number: int = 1):
+    """Have this side find that a directory cannot be synced, after it has changed."""
+    store, fsync, synced = side.store, os.fsync, []
+
+    def fail_once(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            synced.append(fd)
+            if len(synced) == number:
+                raise OSError(errno.EIO, 'Input/output error')
+        fsync(fd)
+
+    def fail() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, 'fsync', fail_once)
+            store()
+
+    side.store = fail
+    return side
 
 
 ERRORS = pytest.mark.parametrize('error', [None, RuntimeError], ids=['a full disk', 'a bug'])
 
 
-@pytest.fixture(params=['peer', 'join'])
-def sides(request, ada, ben, tmp_path):
-    """Give the window's agreement, the joiner's, and a check that says who kept the other."""
+@pytest.fixture(params=['pair', 'join'])
+def sides(request, ada, ben, open_window, tmp_path):
+    """Give what opens a window, what makes the joiner's side, and a check who kept the other."""
     phone = tmp_path / 'phone'
+    if request.param == 'pair':
+        return (
+            partial(open_window, ada),
+            ben.peering,
+            lambda: (bool(ada.friends), bool(ben.friends)),
+        )
 
     def kept() -> tuple[bool, bool]:
-        if request.param == 'peer':
-            return bool(ada.friends), bool(ben.friends)
-        try:
-            return bool(ada.machines), bool(Identity.open(phone))
-        except FileNotFoundError:
-            return bool(ada.machines), False
+        return bool(ada.machines), any(path.is_file() for path in phone.rglob('*'))
 
-    if request.param == 'peer':
-        return ada.peering(), ben.peering(), kept
-    return ada.admission(), Joining(phone, 'phone', NOW), kept
+    return partial(open_window, ada, intent=Intent.JOIN), lambda: Joining(phone, 'phone'), kept
 
 
 # --- one side cannot store ----------------------------------------------------------------------
 
 
 @ERRORS
-def test_if_the_window_cannot_store_neither_side_keeps_the_other(
-    sides, open_window, error, refused
-) -> None:
+def test_if_the_window_cannot_store_neither_side_keeps_the_other(sides, error, refused) -> None:
     ours, theirs, kept = sides
-    window = open_window(fill_disk_at(ours, error))
+    window = ours()
+    fill_disk_at(window._side, error)
     with refused(PairingFault.NOT_STORED):
-        pair(window.address, window.code, theirs)
+        pair_as(theirs(), window.address, window.code)
     with refused(PairingFault.NOT_STORED):
         window.wait()
     assert kept() == (False, False)
 
 
-def test_if_the_joiner_finds_a_full_disk_neither_side_keeps_the_other(
-    sides, open_window, refused
-) -> None:
+def test_if_the_joiner_finds_a_full_disk_neither_side_keeps_the_other(sides, refused) -> None:
     ours, theirs, kept = sides
-    window = open_window(ours)
+    window = ours()
     with refused(PairingFault.NOT_STORED):
-        pair(window.address, window.code, fill_disk_at(theirs))
+        pair_as(fill_disk_at(theirs()), window.address, window.code)
     with refused(PairingFault.NOT_STORED):
         window.wait()
     assert kept() == (False, False)
@@ -98,27 +122,79 @@ def test_if_the_joiner_finds_a_full_disk_neither_side_keeps_the_other(
 
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt], ids=['a bug', 'Ctrl-C'])
 def test_if_the_joiner_stops_for_another_reason_neither_side_keeps_the_other(
-    sides, open_window, error, refused
+    sides, error, refused
 ) -> None:
     ours, theirs, kept = sides
-    window = open_window(ours)
+    window = ours()
     with pytest.raises(error):
-        pair(window.address, window.code, fill_disk_at(theirs, error))
+        pair_as(fill_disk_at(theirs(), error), window.address, window.code)
     with refused(PairingFault.NOT_STORED):
         window.wait()
     assert kept() == (False, False)
 
 
+def test_if_only_the_last_sync_fails_on_the_windows_side_neither_side_keeps_the_other(
+    sides, refused
+) -> None:
+    ours, theirs, kept = sides
+    window = ours()
+    fail_sync_at(window._side)
+    with refused(PairingFault.NOT_STORED):
+        pair_as(theirs(), window.address, window.code)
+    with refused(PairingFault.NOT_STORED):
+        window.wait()
+    assert kept() == (False, False)
+
+
+def test_whichever_sync_fails_on_the_joiners_side_neither_side_keeps_the_other(ada, sides) -> None:
+    ours, theirs, kept = sides
+    for number in count(1):
+        window = ours()
+        (ada.identity.directory / COUNT_FILE).unlink()  # it may be one more than three
+        side = fail_sync_at(theirs(), number)
+        with suppress(PairingError):
+            pair_as(side, window.address, window.code)
+        if kept() == (True, True):
+            break
+        assert kept() == (False, False)
+    assert number > 1
+
+
+@pytest.mark.parametrize('fail', [fill_disk_at, fail_sync_at])
+def test_what_was_known_of_the_other_is_known_again(ada, ben, open_window, refused, fail) -> None:
+    ada.trust.add(ben.identity.user_cert, 'as before', {'as before'})
+    before = ada.trust.users()
+    window = open_window(ada)
+    fail(window._side)
+    with refused(PairingFault.NOT_STORED):
+        ben.pair(window.address, window.code)
+    assert TrustStore(ada.identity).users() == before
+
+
+def test_a_window_that_cannot_take_it_back_either_says_so(
+    ada, ben, open_window, clock, refused
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, 'Input/output error')
+
+    window = open_window(ada)
+    fill_disk_at(window._side).take_back = fail
+    with refused(PairingFault.NOT_STORED):
+        ben.pair(window.address, window.code, clock=clock, pause=clock.pause)
+    with refused(PairingFault.NOT_STORED):
+        window.wait()
+
+
 # --- a message is lost --------------------------------------------------------------------------
 
 
-def test_a_lost_last_answer_is_asked_for_again(sides, open_window, relay, clock) -> None:
+def test_a_lost_last_answer_is_asked_for_again(sides, relay, clock) -> None:
     ours, theirs, kept = sides
-    window = open_window(ours)
+    window = ours()
     network = relay(window)
     lost = iter([True, True])
     network.loses_answers = lambda: window._outcome is not None and next(lost, False)
-    assert pair(network.address, window.code, theirs, clock=clock, pause=clock.pause)
+    assert pair_as(theirs(), network.address, window.code, clock=clock, pause=clock.pause)
     assert clock.pauses == 2
     assert next(lost, None) is None
     assert window.wait()
@@ -131,7 +207,7 @@ def test_the_window_goes_on_answering_after_wait_until_the_joiner_knows(
     opened: SimpleQueue[PairingWindow] = SimpleQueue()
 
     def use_window() -> None:
-        with PairingWindow(ada.peering(), clock=clock) as window:
+        with PairingWindow(ada.trust, 'Ada', clock=clock) as window:
             opened.put(window)
             window.wait()
 
@@ -145,46 +221,46 @@ def test_the_window_goes_on_answering_after_wait_until_the_joiner_knows(
         wait([ended], timeout=1)  # it must not end; if it does, the next try finds nobody
         clock.pause(seconds)
 
-    pair(network.address, window.code, ben.peering(), clock=clock, pause=pause)
+    ben.pair(network.address, window.code, clock=clock, pause=pause)
     ended.result(20)
     assert next(lost, None) is None
     assert (len(ada.friends), len(ben.friends)) == (1, 1)
 
 
 def test_without_any_answer_the_joiner_takes_its_side_back_and_says_so(
-    sides, open_window, relay, clock, refused
+    sides, relay, clock, refused
 ) -> None:
     ours, theirs, kept = sides
-    window = open_window(ours)
+    window = ours()
     network = relay(window)
     network.loses_answers = lambda: window._outcome is not None
     with refused(PairingFault.UNCONFIRMED) as caught:
-        pair(network.address, window.code, theirs, clock=clock, pause=clock.pause)
+        pair_as(theirs(), network.address, window.code, clock=clock, pause=clock.pause)
     assert 'the other may have, and pairing again mends that' in str(caught.value)
     assert clock.now_s >= window._deadline
     assert kept() == (True, False)
 
 
 def test_pairing_again_mends_it(ada, ben, open_window, relay, clock, refused) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     network = relay(window)
     network.loses_answers = lambda: window._outcome is not None
     with refused(PairingFault.UNCONFIRMED):
-        pair(network.address, window.code, ben.peering(), clock=clock, pause=clock.pause)
-    again = open_window(ada.peering())
-    pair(again.address, again.code, ben.peering())
+        ben.pair(network.address, window.code, clock=clock, pause=clock.pause)
+    again = open_window(ada)
+    ben.pair(again.address, again.code)
     assert (len(ada.friends), len(ben.friends)) == (1, 1)
 
 
 def test_if_the_window_never_hears_of_the_commit_neither_side_keeps_the_other(
-    sides, open_window, relay, clock, refused
+    sides, relay, clock, refused
 ) -> None:
     ours, theirs, kept = sides
-    window = open_window(ours)
+    window = ours()
     network = relay(window)
     network.loses_requests = lambda: window._attempt is not None and bool(window._attempt.offers)
     with refused(PairingFault.UNCONFIRMED):
-        pair(network.address, window.code, theirs, clock=clock, pause=clock.pause)
+        pair_as(theirs(), network.address, window.code, clock=clock, pause=clock.pause)
     with refused(PairingFault.EXPIRED):
         window.wait()
     assert kept() == (False, False)
@@ -193,7 +269,7 @@ def test_if_the_window_never_hears_of_the_commit_neither_side_keeps_the_other(
 def test_ctrl_c_while_asking_again_takes_the_joiners_side_back(
     ada, ben, open_window, relay
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     network = relay(window)
     network.loses_answers = lambda: window._outcome is not None
 
@@ -201,16 +277,16 @@ def test_ctrl_c_while_asking_again_takes_the_joiners_side_back(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pair(network.address, window.code, ben.peering(), pause=press_ctrl_c)
+        ben.pair(network.address, window.code, pause=press_ctrl_c)
     assert ben.friends == {}
 
 
 @pytest.mark.parametrize('after', ['start', 'confirm', 'exchange', 'commit'])
 def test_a_connection_that_is_cut_after_any_request_leaves_both_or_neither(
-    sides, open_window, relay, clock, after: str
+    sides, relay, clock, after: str
 ) -> None:
     ours, theirs, kept = sides
-    window = open_window(ours)
+    window = ours()
     network = relay(window)
     reached = {
         'start': lambda a: a is not None,
@@ -221,7 +297,7 @@ def test_a_connection_that_is_cut_after_any_request_leaves_both_or_neither(
     cut = iter([True])
     network.loses_answers = lambda: reached(window._attempt) and next(cut, False)
     with nullcontext() if after == 'commit' else pytest.raises(PairingError):
-        pair(network.address, window.code, theirs, clock=clock, pause=clock.pause)
+        pair_as(theirs(), network.address, window.code, clock=clock, pause=clock.pause)
     assert next(cut, None) is None
     assert kept() == ((True, True) if after == 'commit' else (False, False))
 
@@ -237,7 +313,7 @@ def reach_exchange(speaker, ben):
 def test_a_commit_has_the_same_answer_each_time_and_on_any_connection(
     ada, ben, open_window, speak
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     session, offers = reach_exchange(speak(window), ben)
     proof = Proof(session.prove('commit', *offers))
     outcomes = [speak(window).ask('commit', proof, Outcome) for _ in range(3)]
@@ -247,13 +323,13 @@ def test_a_commit_has_the_same_answer_each_time_and_on_any_connection(
 
 
 def test_the_answer_to_a_commit_that_failed_is_final_too(ada, ben, open_window, speak) -> None:
-    agreement = fill_disk_at(ada.peering())
-    window = open_window(agreement)
+    window = open_window(ada)
+    side = fill_disk_at(window._side)
     speaker = speak(window)
     session, offers = reach_exchange(speaker, ben)
     proof = Proof(session.prove('commit', *offers))
     first = speaker.ask('commit', proof, Outcome)
-    del agreement.store  # there is room again
+    del side.store  # there is room again
     assert speaker.ask('commit', proof, Outcome) == first
     assert not first.is_stored
     session.check(first.proof, 'not committed', *offers)
@@ -263,7 +339,7 @@ def test_the_answer_to_a_commit_that_failed_is_final_too(ada, ben, open_window, 
 def test_only_the_joiner_can_commit_acknowledge_or_abort(
     ada, ben, open_window, speak, refused
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     speaker = speak(window)
     session, offers = reach_exchange(speaker, ben)
     stranger = speak(window)
@@ -279,7 +355,7 @@ def test_only_the_joiner_can_commit_acknowledge_or_abort(
 def test_a_commit_after_the_time_is_up_stores_nothing(
     ada, ben, open_window, speak, clock, refused
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     speaker = speak(window)
     session, offers = reach_exchange(speaker, ben)
     clock.now_s += 120
@@ -293,7 +369,7 @@ def test_a_commit_after_the_time_is_up_stores_nothing(
 def test_a_window_that_stored_closes_without_an_acknowledgement_once_its_time_is_up(
     ada, ben, open_window, speak, clock, caplog
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     speaker = speak(window)
     session, offers = reach_exchange(speaker, ben)
     speaker.ask('commit', Proof(session.prove('commit', *offers)), Outcome)
@@ -303,7 +379,7 @@ def test_a_window_that_stored_closes_without_an_acknowledgement_once_its_time_is
 
 
 def test_an_abort_ends_the_wait_with_its_reason(ada, ben, open_window, speak, refused) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     speaker = speak(window)
     session, offers = reach_exchange(speaker, ben)
     proof = session.prove('abort', *offers, b'not_stored')

@@ -42,7 +42,7 @@ def paired() -> tuple[JoinerHandshake, WindowHandshake]:
 
 
 def refused(reason: PairingFault):
-    return pytest.raises(PairingError, check=lambda error: error.reason is reason)
+    return pytest.raises(PairingError, check=lambda error: error.fault is reason)
 
 
 # --- who gets through ---------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_a_malformed_message_is_refused_and_ends_the_attempt(message: bytes) -> 
 def test_any_bytes_are_a_message_or_a_pairing_error(message: bytes) -> None:
     with pytest.raises(PairingError) as caught:
         guess(message)
-    assert caught.value.reason in {PairingFault.MESSAGE, PairingFault.WRONG_CODE}
+    assert caught.value.fault in {PairingFault.MESSAGE, PairingFault.WRONG_CODE}
 
 
 def guess(message: bytes) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from degu.bodies import ChunkedOutput
 from degu.errors import DeguError
-from degu_rpc import PairingWindow, pair
 from degu_rpc.errors import IdentityError, PairingFault
 from degu_rpc.peers.limits import MAX_PAIRING_BODY, MAX_PAIRING_CONNECTIONS
 from degu_rpc.peers.pairing.messages import (
@@ -30,9 +28,6 @@ from degu_rpc.peers.pairing.pake import (
 )
 from degu_rpc.peers.pairing.window import COUNT_FILE, count_window
 
-if TYPE_CHECKING:
-    pass
-
 NOW = datetime.now(UTC)
 MACHINE_ID = 'j' * 48
 
@@ -45,11 +40,11 @@ def assert_nobody_is_trusted(*homes) -> None:
 
 
 def test_a_wrong_code_ends_the_window_for_good(ada, ben, open_window, wrong_code, refused) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     with refused(PairingFault.WRONG_CODE):
-        pair(window.address, wrong_code, ben.peering())
+        ben.pair(window.address, wrong_code)
     with refused(PairingFault.USED):
-        pair(window.address, window.code, ben.peering())
+        ben.pair(window.address, window.code)
     with refused(PairingFault.WRONG_CODE):
         window.wait()
     assert_nobody_is_trusted(ada, ben)
@@ -58,7 +53,7 @@ def test_a_wrong_code_ends_the_window_for_good(ada, ben, open_window, wrong_code
 def test_after_a_wrong_confirmation_the_right_one_comes_too_late(
     ada, ben, open_window, speak
 ) -> None:
-    speaker = speak(open_window(ada.peering()))
+    speaker = speak(open_window(ada))
     _, confirmation = speaker.start()
     assert speaker.refused('confirm', format_message(Confirmation(bytes(32)))) == 'wrong_code'
     assert speaker.refused('confirm', format_message(Confirmation(confirmation))) == 'used'
@@ -67,7 +62,7 @@ def test_after_a_wrong_confirmation_the_right_one_comes_too_late(
 def test_while_one_machine_pairs_no_other_can_begin_or_spoil_it(
     ada, ben, open_window, speak
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     speaker, stranger = speak(window), speak(window)
     handshake, confirmation = speaker.start()
     start = Start(1, Intent.PEER, MACHINE_ID, handshake._sent)
@@ -84,12 +79,12 @@ def test_while_one_machine_pairs_no_other_can_begin_or_spoil_it(
 def test_a_machine_that_began_and_went_away_has_used_the_attempt(
     ada, ben, open_window, speak, clock, refused
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     speaker = speak(window)
     speaker.start()
     speaker.connection.close()
     with refused(PairingFault.USED):
-        pair(window.address, window.code, ben.peering())
+        ben.pair(window.address, window.code)
     clock.now_s += 120
     with refused(PairingFault.EXPIRED) as caught:
         window.wait()
@@ -97,19 +92,24 @@ def test_a_machine_that_began_and_went_away_has_used_the_attempt(
 
 
 def test_a_window_that_paired_is_used(ada, ben, build_home, open_window, refused) -> None:
-    window = open_window(ada.peering())
-    pair(window.address, window.code, ben.peering())
+    window = open_window(ada)
+    ben.pair(window.address, window.code)
     with refused(PairingFault.USED):
-        pair(window.address, window.code, build_home('Carol').peering())
+        build_home('Carol').pair(window.address, window.code)
+
+
+def test_a_code_is_good_until_120_seconds_are_over(ada, ben, open_window, clock) -> None:
+    window = open_window(ada)
+    clock.now_s += 119.9
+    ben.pair(window.address, window.code)
+    assert ada.friends
 
 
 def test_a_code_is_worth_nothing_after_120_seconds(ada, ben, open_window, clock, refused) -> None:
-    window = open_window(ada.peering())
-    clock.now_s += 119.9
-    assert not window._outcome
-    clock.now_s += 0.2
+    window = open_window(ada)
+    clock.now_s += 120
     with refused(PairingFault.EXPIRED):
-        pair(window.address, window.code, ben.peering())
+        ben.pair(window.address, window.code)
     with refused(PairingFault.EXPIRED):
         window.wait()
     assert_nobody_is_trusted(ada, ben)
@@ -126,14 +126,14 @@ def test_a_window_that_nobody_speaks_to_ends_its_wait_by_itself(ada, open_window
             self.calls += 1
             return 119.95 if self.calls == 2 else 120.0 * (self.calls > 2)
 
-    window = open_window(ada.peering(), clock=Hasty())
+    window = open_window(ada, clock=Hasty())
     with refused(PairingFault.EXPIRED):
         window.wait()
 
 
 @pytest.mark.parametrize('step', ['confirm', 'exchange'])
 def test_the_time_is_up_in_the_middle_too(ada, ben, open_window, speak, clock, step: str) -> None:
-    speaker = speak(open_window(ada.peering()))
+    speaker = speak(open_window(ada))
     handshake, confirmation = speaker.start()
     message = Confirmation(confirmation)
     if step == 'exchange':
@@ -150,9 +150,9 @@ def test_the_time_is_up_in_the_middle_too(ada, ben, open_window, speak, clock, s
 
 def test_three_windows_are_opened_in_ten_minutes_and_no_more(ada, open_window, refused) -> None:
     for _ in range(3):
-        open_window(ada.peering())
+        open_window(ada)
     with refused(PairingFault.TOO_MANY_WINDOWS) as caught:
-        open_window(ada.peering())
+        open_window(ada)
     assert '3 so far; again in 600 s' in str(caught.value)
 
 
@@ -223,33 +223,33 @@ MALFORMED = [
 def test_a_malformed_start_is_refused_and_burns_nothing(
     ada, ben, open_window, speak, data: bytes
 ) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     assert speak(window).refused('start', data) == 'message'
-    pair(window.address, window.code, ben.peering())
+    ben.pair(window.address, window.code)
 
 
 def test_another_version_is_told_and_burns_nothing(ada, ben, open_window, speak) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     assert speak(window).refused('start', start_with(version=2)) == 'version'
-    pair(window.address, window.code, ben.peering())
+    ben.pair(window.address, window.code)
 
 
 def test_a_malformed_point_is_a_try_of_the_code(ada, ben, open_window, speak, refused) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     assert speak(window).refused('start', start_with()) == 'message'
     with refused(PairingFault.USED):
-        pair(window.address, window.code, ben.peering())
+        ben.pair(window.address, window.code)
 
 
 def test_an_oversized_body_is_not_read(ada, ben, open_window, speak) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     padded = start_with() + b' ' * (MAX_PAIRING_BODY + 1 - len(start_with()))
     assert speak(window).post('start', padded) == (413, b'')
-    pair(window.address, window.code, ben.peering())
+    ben.pair(window.address, window.code)
 
 
 def test_a_body_without_a_length_is_not_read(ada, open_window, speak) -> None:
-    connection = speak(open_window(ada.peering())).connection
+    connection = speak(open_window(ada)).connection
     assert (
         connection.post('/start', None, ChunkedOutput([(None, start_with()), (None, b'')])).status
         == 411
@@ -258,17 +258,17 @@ def test_a_body_without_a_length_is_not_read(ada, open_window, speak) -> None:
 
 @pytest.mark.parametrize('method', ['GET', 'PUT', 'DELETE', 'HEAD'])
 def test_another_method_is_refused(ada, open_window, speak, method: str) -> None:
-    connection = speak(open_window(ada.peering())).connection
+    connection = speak(open_window(ada)).connection
     assert connection.request(method, '/start').status == 405
 
 
 def test_a_header_that_is_too_large_is_refused(ada, open_window, speak) -> None:
-    connection = speak(open_window(ada.peering())).connection
+    connection = speak(open_window(ada)).connection
     assert connection.post('/start', {'x': 'x' * MAX_PAIRING_BODY}, b'').status == 431
 
 
 def test_no_more_than_four_connections_are_held(ada, open_window, speak) -> None:
-    window = open_window(ada.peering())
+    window = open_window(ada)
     speakers = [speak(window) for _ in range(MAX_PAIRING_CONNECTIONS)]
     for speaker in speakers:
         assert speaker.post('name', b'')[0] == 404
@@ -303,14 +303,5 @@ def test_any_bytes_are_refused_and_burn_nothing(fuzzed_window, path: str, data: 
 
 @pytest.fixture
 def fuzzed_window(ada, open_window, speak):
-    window = open_window(ada.peering())
+    window = open_window(ada)
     return window, speak(window)
-
-
-# --- what is announced --------------------------------------------------------------------------
-
-
-def test_the_instance_name_is_random_and_one_dns_label(ada) -> None:
-    names = {PairingWindow(ada.peering()).instance for _ in range(20)}
-    assert len(names) == 20
-    assert all(re.fullmatch('[a-z2-7]{16}', name) for name in names)

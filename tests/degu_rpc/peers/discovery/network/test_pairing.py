@@ -16,17 +16,15 @@ if TYPE_CHECKING:
 # As the machine in the directory argv[1], shows a code, pairs, and then serves and is announced.
 SHOW = """
 import sys
-from datetime import UTC, datetime
 from degu.server import SSLServer
-from degu_rpc import PairingWindow, Peering
+from degu_rpc import PairingWindow
 from degu_rpc.peers import Authenticated, Discovery, Identity, TrustStore
 identity = Identity.open(sys.argv[1])
 trust = TrustStore(identity)
 def app(connection, request):
     return 200, 'OK', {}, connection['_peer'].name.encode()
 with Discovery() as discovery:
-    peering = Peering(identity, trust, 'near', datetime.now(UTC))
-    with PairingWindow(peering, ('::', 0, 0, 0)) as window:
+    with PairingWindow(trust, 'near', ('::', 0, 0, 0)) as window:
         with discovery.announce_pairing([window.address]):
             print(window.code, flush=True)
             print(window.wait().name, flush=True)
@@ -38,17 +36,14 @@ with Discovery() as discovery:
 # As the machine in the directory argv[1], pairs with the window that is seen, then calls it by id.
 TYPE = """
 import sys
-from datetime import UTC, datetime
-from degu_rpc import Peering, pair
+from degu_rpc import pair
 from degu_rpc.peers import Dialer, Discovery, Identity, TrustStore
 identity = Identity.open(sys.argv[1])
 trust = TrustStore(identity)
 with Discovery() as discovery:
     with discovery.browse_pairing() as windows:
         window = next(windows.watch(10))
-    paired = pair(
-        window.addresses[0], sys.argv[2], Peering(identity, trust, 'far', datetime.now(UTC))
-    )
+    paired = pair(window.addresses[0], sys.argv[2], trust, 'far')
     print(paired.name)
     with discovery.browse() as browser, Dialer(trust, [browser]).connect(
         paired.machine_id
