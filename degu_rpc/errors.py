@@ -132,6 +132,7 @@ class PairingFault(enum.Enum):
     INTENT = 'intent'
     VERSION = 'version'
     SAME_USER = 'same_user'
+    OTHER_USER = 'other_user'
     ALREADY_PAIRED = 'already_paired'
     MESSAGE = 'message'
     ORDER = 'order'
@@ -166,6 +167,10 @@ _PAIRING_TEXTS = {
     ),
     PairingFault.VERSION: 'the two sides pair in different ways; install the same version on both',
     PairingFault.SAME_USER: 'both machines belong to one user, so they trust each other already',
+    PairingFault.OTHER_USER: (
+        'this machine belongs to another user than the window; nothing was stored; open the '
+        'window on a machine of its user, or give another directory'
+    ),
     PairingFault.ALREADY_PAIRED: 'the two users trust each other already; nothing was changed',
     PairingFault.MESSAGE: (
         'the other side said what makes no sense here; nothing was stored; open another window'

@@ -388,9 +388,12 @@ MUTATIONS = [
         ('side_same_user', _SIDES, 'if user_id == self.identity.user_id:', 'if False:', PAIRING),
         ('side_already', _SIDES, 'if other.trusts and self._trusts(ids.user_id):', 'if False:', PAIRING),
         ('side_name', _SIDES, '        check_name(parsed.name)', '        str(parsed.name)', ATTACKS),
+        ('side_other_user', _SIDES, 'if self._certified is not None and user_id != self._certified.user_id:', 'if False:', PAIRING),
+        ('side_certifies', _SIDES, 'if self._certified.can_certify:', 'if False:', PAIRING),
         ('side_renewed', _SIDES, 'return Identity.open(trust.identity.directory)', 'return trust.identity', PAIRING),
         ('side_remembers_user', _SIDES, '        self._former = self._trust.remember(paired.user_id)\n', '', COMMIT),
         ('side_remembers_machine', _SIDES, '        self._former = self._trust.remember(self._joined.user_id)\n', '', COMMIT),
+        ('side_former_cert', _SIDES, '                self._certified.install(self._key, self._certified.machine_cert)\n', '                pass\n', COMMIT),
         ('side_owner', _CALLER, 'if isinstance(roles, str) or OWNER in roles:', 'if False:', PAIRING),
         # --- who I am
         ('private_type', _PRIVATE, 'if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):', 'if False:', IDENTITY),

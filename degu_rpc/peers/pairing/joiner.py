@@ -100,10 +100,12 @@ def join(
 ) -> Identity:
     """Become a machine of the user of the window at `address` that shows `code`; return who I am.
 
-    The identity is made in `directory`, and `name` is what this machine calls itself. The other
+    The identity is made in `directory`. One that is there is certified anew, with its key and its
+    id, if it is of that user: so a machine comes back whose certificate ran out. The other
     arguments are those of `pair`.
 
-    Raises FileExistsError if an identity is there, else what `pair` raises.
+    Raises FileExistsError if the identity that is there has the key of its user, else what `pair`
+    raises.
     """
     pair_as(Joining(directory, name), address, code, clock, pause)
     return Identity.open(directory)

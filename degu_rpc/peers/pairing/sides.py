@@ -1,7 +1,8 @@
 """What two machines say, check and store once both have shown to know the code.
 
     Peering     with Peering      the two users trust each other
-    Admission   with Joining      the joiner becomes another machine of the window's user
+    Admission   with Joining      the joiner becomes another machine of the window's user, again if
+                                  it was one: its certificate may have run out
 
 1. `offer` is what one side says of itself: certificates, a proof that it has the key whose hash the
    handshake was about (bound to this one session), and a name for people to read.
@@ -16,7 +17,6 @@ message, is `degu_rpc.peers.pairing.window`'s and `degu_rpc.peers.pairing.joiner
 from __future__ import annotations
 
 import abc
-import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
@@ -239,25 +239,38 @@ class Admission(Side):
 
 
 class Joining(Side):
-    """Become a machine of the window's user: for one that has no identity yet."""
+    """Become a machine of the window's user: for one that is nobody's, or was that user's."""
 
     intent = Intent.JOIN
 
     def __init__(self, directory: str | os.PathLike[str], name: str) -> None:
-        """Make the identity in `directory`, from a new key; `name` is told to the other side.
+        """Use the identity in `directory`, or make it there; `name` is told to the other side.
 
-        Raises ValueError for a name that cannot be, FileExistsError if an identity is there,
-        IdentityError if it cannot be used, OSError.
+        A machine that was certified by its user joins that user again, with its key. One without an
+        identity gets a new key.
+
+        Raises ValueError for a name that cannot be, FileExistsError if an identity is there that
+        has the key of its user, IdentityError if it cannot be used, OSError.
         """
         self._name = check_name(name)
         self._directory = Path(directory).resolve()
-        with contextlib.suppress(FileNotFoundError):
-            Identity.open(directory)
-            raise FileExistsError(f'{self._directory} holds an identity already')
-        self._key = pki.build_key()
+        try:
+            self._certified: Identity | None = Identity.open(directory)
+        except FileNotFoundError:
+            self._certified = None
+            self._key = pki.build_key()
+        else:
+            if self._certified.can_certify:
+                raise FileExistsError(f'{self._directory} holds an identity already')
+            self._key = self._certified.read_machine_key()
         self.own_id = pki.derive_machine_id(self._key.public_key())
         self._other: tuple[_Admitted, Paired] | None = None
         self._former: Former | None = None
+
+    def check_user(self, user_id: str) -> None:
+        """See Side."""
+        if self._certified is not None and user_id != self._certified.user_id:
+            raise PairingError(PairingFault.OTHER_USER)
 
     def offer(self, binding: bytes) -> bytes:
         """See Side."""
@@ -273,6 +286,7 @@ class Joining(Side):
             raise PairingError(PairingFault.CERTIFICATE, str(error)) from error
         if ids.machine_id != self.own_id:
             raise PairingError(PairingFault.CERTIFICATE, 'it is of another machine')
+        self.check_user(ids.user_id)
         paired = Paired(ids.user_id, machine_id, admitted.name)
         self._other = admitted, paired
         return paired
@@ -281,9 +295,12 @@ class Joining(Side):
         """See Side."""
         assert self._other is not None
         admitted, paired = self._other
-        identity = Identity.join(
-            self._directory, self._key, admitted.machine_cert, admitted.user_cert
-        )
+        if self._certified is None:
+            identity = Identity.join(
+                self._directory, self._key, admitted.machine_cert, admitted.user_cert
+            )
+        else:
+            identity = self._certified.install(self._key, admitted.machine_cert)
         trust = TrustStore(identity)
         self._former = trust.remember(paired.user_id)
         trust.add_machine(*paired)
@@ -300,7 +317,10 @@ class Joining(Side):
             if self._former is not None:
                 TrustStore(identity).put_back(self._former)
         finally:
-            identity.discard()
+            if self._certified is None:
+                identity.discard()
+            else:
+                self._certified.install(self._key, self._certified.machine_cert)
 
 
 def _read_identity(trust: TrustStore) -> Identity:

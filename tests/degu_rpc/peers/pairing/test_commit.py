@@ -8,7 +8,7 @@ import resource
 import stat
 from concurrent.futures import wait
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from degu import pki
 from degu_rpc import Intent, PairingError, PairingWindow
 from degu_rpc.errors import PairingFault
-from degu_rpc.peers import TrustStore
+from degu_rpc.peers import Identity, TrustStore
 from degu_rpc.peers.pairing.joiner import pair_as
 from degu_rpc.peers.pairing.messages import Abort, Done, Outcome, Proof, format_message
 from degu_rpc.peers.pairing.sides import Joining
@@ -78,7 +79,7 @@ def fail_sync_at(side, number: int = 1):
 ERRORS = pytest.mark.parametrize('error', [None, RuntimeError], ids=['a full disk', 'a bug'])
 
 
-@pytest.fixture(params=['pair', 'join'])
+@pytest.fixture(params=['pair', 'join', 'join again'])
 def sides(request, ada, ben, open_window, tmp_path):
     """Give what opens a window, what makes the joiner's side, and a check who kept the other."""
     phone = tmp_path / 'phone'
@@ -88,9 +89,18 @@ def sides(request, ada, ben, open_window, tmp_path):
             ben.peering,
             lambda: (bool(ada.friends), bool(ben.friends)),
         )
+    old = None
+    if request.param == 'join again':
+        key = pki.build_key()
+        old = ada.identity.certify(key.public_key(), NOW - timedelta(days=400))
+        Identity.join(phone, key, old, ada.identity.user_cert)
 
     def kept() -> tuple[bool, bool]:
-        return bool(ada.machines), any(path.is_file() for path in phone.rglob('*'))
+        if old is None:
+            return bool(ada.machines), any(path.is_file() for path in phone.rglob('*'))
+        identity = Identity.open(phone)
+        machines = TrustStore(identity).users()[identity.user_id].machines
+        return bool(ada.machines), identity.machine_cert != old or bool(machines)
 
     return partial(open_window, ada, intent=Intent.JOIN), lambda: Joining(phone, 'phone'), kept
 

@@ -162,7 +162,39 @@ def test_a_joined_machine_is_the_owner(ada, open_window, tmp_path) -> None:
     assert call(phone, ada) == call(ada, phone) == b'me: owner'
 
 
-def test_a_machine_that_has_an_identity_does_not_join(ben) -> None:
+@pytest.fixture
+def expired(ada, tmp_path) -> Identity:
+    """A machine of Ada's whose certificate ran out."""
+    key = pki.build_key()
+    cert = ada.identity.certify(key.public_key(), NOW - timedelta(days=400))
+    identity = Identity.join(tmp_path / 'phone', key, cert, ada.identity.user_cert)
+    with pytest.raises(pki.CertificateError):
+        pki.check_valid(identity.machine_cert, NOW)
+    return identity
+
+
+def test_a_machine_whose_certificate_ran_out_joins_again_with_its_key(
+    ada, expired, open_window
+) -> None:
+    window = open_window(ada, intent=Intent.JOIN)
+    phone = join(window.address, window.code, expired.directory, 'phone')
+    assert phone.machine_id == expired.machine_id
+    pki.check_valid(phone.machine_cert, NOW)
+    assert ada.machines == {phone.machine_id: 'phone'}
+    assert call(ada._replace(identity=phone, trust=TrustStore(phone)), ada) == b'me: owner'
+
+
+def test_a_machine_of_another_user_is_told_and_burns_nothing(
+    ada, ben, expired, open_window, tmp_path, refused
+) -> None:
+    window = open_window(ben, intent=Intent.JOIN)
+    with refused(PairingFault.OTHER_USER):
+        join(window.address, window.code, expired.directory, 'phone')
+    assert Identity.open(expired.directory) == expired
+    assert join(window.address, window.code, tmp_path / 'new', 'new')
+
+
+def test_a_machine_that_can_certify_does_not_join(ben) -> None:
     with pytest.raises(FileExistsError, match='holds an identity already'):
         join(('127.0.0.1', 1), '4HMA-SW9R', ben.identity.directory, 'Ben')
 
