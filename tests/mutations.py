@@ -453,6 +453,9 @@ MUTATIONS = [
         ('renewal_size', _RENEWAL, 'if body.content_length > MAX_CERTIFICATE_SIZE:', 'if False:', RENEWAL),
         ('renewal_clock', _RENEWAL, '    pki.check_valid(content, read_clock(now))\n', '', RENEWAL),
         ('trust_put_back_denied', _TRUST, 'record, denied=current.denied', 'record', TRUST),
+        ('trust_put_back_ids', _TRUST, 'denied=current.denied, successors=current.successors', 'denied=current.denied', TRUST),
+        ('trust_put_back_own', _TRUST, 'keeps = bool(current.denied or current.successors)', 'keeps = False', TRUST),
+        ('trust_put_back_same', _TRUST, 'if record != current:', 'if True:', TRUST),
         ('renewal_retire', _RENEWAL, "                self._trust.retire(str(peer.machine_id))\n", '', RENEWAL),
         ('renewal_csr', 'pki', '    if not csr.is_signature_valid:\n', '    if False:\n', RENEWAL),
     )

@@ -311,17 +311,25 @@ class TrustStore:
     def put_back(self, former: Former) -> None:
         """Take a change back, however far it came: what was remembered is there again.
 
-        What was denied since then stays denied. Raises as `deny` does.
+        What was denied since then stays denied, and which id a machine has now is not forgotten.
+        Raises as `deny` does.
         """
         user_id, record = former
         with locked(self.directory):
+            current = self._read_record(user_id, self._read_removed_epochs())
+            if record is None and current is not None and user_id == self.identity.user_id:
+                # Without its file each machine of my own user would be trusted again.
+                keeps = bool(current.denied or current.successors)
+                record = self._build_own_record() if keeps else None
             if record is None:
                 self._path(user_id).unlink(missing_ok=True)
                 durable.sync_directory(self.directory)
-                return
-            current = self._read_record(user_id, self._read_removed_epochs())
-            if current is not None:
-                self._write(msgspec.structs.replace(record, denied=current.denied))
+            elif current is not None:
+                record = msgspec.structs.replace(
+                    record, denied=current.denied, successors=current.successors
+                )
+                if record != current:  # or a full disk would be in the way of nothing
+                    self._write(record)
 
     def add_machine(self, user_id: str, machine_id: str, name: str) -> None:
         """Remember a machine of a trusted user, mine included, by a name.

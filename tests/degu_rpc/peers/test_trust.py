@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOW = datetime.now(UTC)
-IDS = [pki.derive_machine_id(pki.build_key().public_key()) for _ in range(2)]
+IDS = [pki.derive_machine_id(pki.build_key().public_key()) for _ in range(3)]
 
 
 @pytest.fixture
@@ -211,6 +211,43 @@ def test_what_was_denied_meanwhile_stays_denied(store: TrustStore, bob: Identity
     store.put_back(former)
     user = store.users()[bob.user_id]
     assert (user.name, user.denied) == ('Bob', {IDS[0]})
+
+
+def test_a_machine_of_my_own_that_was_denied_meanwhile_stays_denied(
+    me: Identity, store: TrustStore
+) -> None:
+    former = store.remember(me.user_id)
+    store.add_machine(me.user_id, IDS[0], 'phone')
+    store.deny(me.user_id, IDS[1])
+    store.put_back(former)
+    user = store.users()[me.user_id]
+    assert (user.machines, user.denied) == ({}, {IDS[1]})
+
+
+@pytest.mark.parametrize('is_there', [False, True], ids=['the first', 'one more'])
+def test_an_id_that_was_changed_meanwhile_is_not_forgotten(
+    me: Identity, store: TrustStore, is_there: bool
+) -> None:
+    if is_there:
+        store.add_machine(me.user_id, IDS[0], 'phone')
+    former = store.remember(me.user_id)
+    store.add_machine(me.user_id, IDS[1], 'laptop')
+    store.succeed(IDS[0], IDS[2])
+    store.put_back(former)
+    store.deny(me.user_id, IDS[0])
+    assert store.users()[me.user_id].denied == {IDS[0], IDS[2]}
+
+
+def test_on_a_full_disk_a_change_that_never_came_can_be_taken_back(
+    store: TrustStore, bob: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, bob)
+    former, before = store.remember(bob.user_id), snapshot(store)
+    monkeypatch.setattr(durable, 'replace', Mock(side_effect=OSError('no space')))
+    with pytest.raises(OSError, match='no space'):
+        add(store, bob, 'Robert')
+    store.put_back(former)
+    assert snapshot(store) == before
 
 
 def test_who_was_removed_meanwhile_stays_removed(store: TrustStore, bob: Identity) -> None:
