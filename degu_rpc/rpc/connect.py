@@ -30,7 +30,7 @@ from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError, escape
 from degu_rpc.peers import find_caller
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
-from degu_rpc.rpc.service import Context, Service, build_internal_error
+from degu_rpc.rpc.service import Context, build_internal_error, index_services
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from degu.rgi import Response
     from degu_rpc.peers import Peer
     from degu_rpc.rpc.codec import Codec
+    from degu_rpc.rpc.service import Service
 
 PROTOCOL_VERSION = '1'
 
@@ -69,34 +70,28 @@ class RpcApp:
 
     def __init__(self, services: Iterable[Service]) -> None:
         """Raises ValueError for two services with one name, TypeError for a service on its own."""
-        if isinstance(services, Service):
-            raise TypeError('services must be several, or a list with one: RpcApp([service])')
-        self._services: dict[str, Service] = {}
-        for service in services:
-            if service.name in self._services:
-                raise ValueError(f'two services are named {service.name!r}')
-            self._services[service.name] = service
+        self._services = index_services(services)
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer one call."""
         path = request['path']
         service = self._services.get(path[0]) if len(path) == 2 else None
         if service is None:
-            return _refuse(request, 404, 'Not Found', 'no such service here: check prefix and name')
+            return refuse(request, 404, 'Not Found', 'no such service here: check prefix and name')
         if request['method'] != 'POST':
-            return _refuse(
+            return refuse(
                 request, 405, 'Method Not Allowed', 'a call is a POST request', allow='POST'
             )
         headers = request['headers']
         codec = find_codec(headers.get('content-type'))
         if codec is None:
             why = f'content-type must be one of these: {_ACCEPT_POST}'
-            return _refuse(
+            return refuse(
                 request, 415, 'Unsupported Media Type', why, **{'accept-post': _ACCEPT_POST}
             )
         try:
             _check_headers(headers)
-            peer = _find_caller(connection)
+            peer = identify_caller(connection)
             method = service.authorize(path[1], peer)
             data = read_message(request['body'])
             result = method.call(data, codec, Context(peer, method.full_name, headers))
@@ -114,26 +109,25 @@ def _answer_error(request: dict[str, Any], error: RpcError) -> Response:
         error = build_internal_error(f'sending the details of {error.code.value}')
         data = format_error(error)
     status, reason = error.code.http_status
-    return status, reason, {'content-type': JSON.content_type, **_close_unread(request)}, data
+    return status, reason, {'content-type': JSON.content_type, **close_unread(request)}, data
 
 
-def _refuse(
-    request: dict[str, Any], status: int, reason: str, why: str, **headers: str
-) -> Response:
+def refuse(request: dict[str, Any], status: int, reason: str, why: str, **headers: str) -> Response:
     """Answer what is no call. `why` holds nothing of the request."""
     body = None if request['method'] == 'HEAD' else f'{why}\n'.encode()
     headers['content-type'] = 'text/plain; charset=utf-8'
-    return status, reason, {**headers, **_close_unread(request)}, body
+    return status, reason, {**headers, **close_unread(request)}, body
 
 
-def _find_caller(connection: dict[str, Any]) -> Peer:
+def identify_caller(connection: dict[str, Any]) -> Peer:
+    """Return who calls. Raises RpcError (`unauthenticated`) if nobody knows."""
     try:
         return find_caller(connection)
     except UnknownPeerError as error:
         raise RpcError(Code.UNAUTHENTICATED, str(error)) from None
 
 
-def _close_unread(request: dict[str, Any]) -> dict[str, str]:
+def close_unread(request: dict[str, Any]) -> dict[str, str]:
     """Return the header that tells the client not to send its next call after an unread body."""
     body = request['body']
     return {} if body is None or body.closed else {'connection': 'close'}

@@ -40,7 +40,7 @@ from degu_rpc.peers import build_roles
 from degu_rpc.rpc.codec import Shape, build_error, build_shape, convert_plain, format_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from typing import Never
 
     from degu_rpc.peers import Peer
@@ -214,6 +214,21 @@ class Service:
         if method.roles.isdisjoint(peer.roles):
             raise RpcError(Code.PERMISSION_DENIED, f'{method.full_name} is not for your roles')
         return method
+
+
+def index_services(services: Iterable[Service]) -> dict[str, Service]:
+    """Return services by name.
+
+    Raises ValueError for two with one name, TypeError for a service on its own.
+    """
+    if isinstance(services, Service):
+        raise TypeError('services must be several, or a list with one: [service]')
+    found: dict[str, Service] = {}
+    for service in services:
+        if service.name in found:
+            raise ValueError(f'two services are named {service.name!r}')
+        found[service.name] = service
+    return found
 
 
 def build_internal_error(what: str) -> RpcError:
