@@ -103,12 +103,8 @@ class RpcApp:
 
 
 def _answer_error(request: dict[str, Any], error: RpcError) -> Response:
-    try:
-        data = format_error(error)
-    except CodecError:
-        error = build_internal_error(f'sending the details of {error.code.value}')
-        data = format_error(error)
-    status, reason = error.code.http_status
+    code, data = settle_error(error)
+    status, reason = code.http_status
     return status, reason, {'content-type': JSON.content_type, **close_unread(request)}, data
 
 
@@ -186,6 +182,15 @@ def format_error(error: RpcError) -> bytes:
     message = error.message.encode('utf-8', 'backslashreplace').decode()
     content = {'code': error.code.value, 'message': message}
     return JSON.encode({**content, 'details': error.details} if error.details else content)
+
+
+def settle_error(error: RpcError) -> tuple[Code, bytes]:
+    """Return the code and the JSON of an error; `internal` where its details cannot travel."""
+    try:
+        return error.code, format_error(error)
+    except CodecError:
+        error = build_internal_error(f'sending the details of {error.code.value}')
+        return error.code, format_error(error)
 
 
 def parse_error(status: int, content_type: str | None, data: bytes, uri: str) -> RpcError:

@@ -14,3 +14,5 @@ MAX_CONNECTIONS = 8
 """Connections that one client has at once; a further call waits for one of them."""
 IDLE_TIMEOUT_S = 20.0
 """How long a client keeps an idle connection: less than the 30 s that a server does."""
+MAX_BATCH = 50
+"""Requests in one batch of JSON-RPC."""
