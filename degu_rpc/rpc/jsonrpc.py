@@ -40,7 +40,7 @@ from degu_rpc.rpc.connect import (
     settle_error,
 )
 from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE
-from degu_rpc.rpc.service import Context, index_services
+from degu_rpc.rpc.service import Context, index_services, join_roles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,13 +83,7 @@ class JsonRpcApp:
         for name in self._services:
             if name.split('.')[0] == RESERVED:
                 raise ValueError(f'{name!r}: JSON-RPC keeps what begins with rpc. for itself')
-        self._roles = frozenset[str]().union(
-            *(
-                method.roles
-                for service in self._services.values()
-                for method in service.methods.values()
-            )
-        )
+        self._roles = join_roles(self._services.values())
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer one request, or a batch of them."""

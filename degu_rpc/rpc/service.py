@@ -231,6 +231,12 @@ def index_services(services: Iterable[Service]) -> dict[str, Service]:
     return found
 
 
+def join_roles(services: Iterable[Service]) -> frozenset[str]:
+    """Return the roles that may call anything of `services`."""
+    methods = [method for service in services for method in service.methods.values()]
+    return frozenset[str]().union(*(method.roles for method in methods))
+
+
 def build_internal_error(what: str) -> RpcError:
     """Log the exception being handled, and build the error that tells a caller nothing of it."""
     reference = secrets.token_hex(8)
