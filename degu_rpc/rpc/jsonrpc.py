@@ -16,7 +16,8 @@ answered with one error and not with a list, a batch of notifications with nothi
 
 A method's name has a dot before its last part, as clients make names of attributes:
 `server.files.v1.Files.stat(path='/a')`. Parameters by position have the order of the signature. A
-notification is a call whose caller wants to know nothing, not even that it failed.
+notification is a call whose caller wants to know nothing, not even that it failed. `rpc.discover`
+answers with an OpenRPC document of what the caller may call.
 
 It is an app of its own, beside RpcApp and not in it, because who calls what stands in the body here
 and in the URL there: `router.mount('/rpc/jsonrpc', JsonRpcApp(services))`.
@@ -39,7 +40,9 @@ from degu_rpc.rpc.connect import (
     refuse,
     settle_error,
 )
+from degu_rpc.rpc.documents import build_openrpc
 from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE
+from degu_rpc.rpc.schema import describe_service
 from degu_rpc.rpc.service import Context, index_services, join_roles
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 
 RESERVED = 'rpc'
 """Names that begin with it and a dot are the protocol's own. Source: "Request object"."""
+DISCOVER = 'rpc.discover'
+"""Source: OpenRPC Specification 1.3.2, "Service Discovery Method"."""
 
 # Source: JSON-RPC 2.0, "Error object".
 _PARSE_ERROR = (-32700, 'Parse error')
@@ -166,6 +171,8 @@ class JsonRpcApp:
     def _call(
         self, name: str, params: dict[str, Any] | list[Any], peer: Peer, headers: dict[str, Any]
     ) -> bytes:
+        if name == DISCOVER:
+            return self._discover(params, peer)
         service_name, _, method_name = name.rpartition('.')
         service = self._services.get(service_name)
         if service is None or method_name not in service.methods:
@@ -174,6 +181,13 @@ class JsonRpcApp:
         if isinstance(params, list):
             params = _name_parameters(method, params)
         return method.call(JSON.encode(params), JSON, Context(peer, method.full_name, headers))
+
+    def _discover(self, params: dict[str, Any] | list[Any], peer: Peer) -> bytes:
+        """Return the OpenRPC document of what the caller may call."""
+        if params:
+            raise RpcError(Code.INVALID_ARGUMENT, f'{DISCOVER} takes no parameters')
+        services = [describe_service(service, peer.roles) for service in self._services.values()]
+        return JSON.encode(build_openrpc(services))
 
 
 def _name_parameters(method: Method, values: list[Any]) -> dict[str, Any]:

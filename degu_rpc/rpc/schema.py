@@ -225,9 +225,10 @@ def _time(_: Schemas, info: mi.TimeType) -> Schema:
 
 def _array(schemas: Schemas, info: Any) -> Schema:
     (items,) = schemas.build_items((info.item_type,))
-    unique = {'uniqueItems': True} if isinstance(info, mi.SetType | mi.FrozenSetType) else {}
+    # Not uniqueItems: an item that comes twice is taken.
+    kind = {'format': 'set'} if isinstance(info, mi.SetType | mi.FrozenSetType) else {}
     lengths = _pick(info, min_length='minItems', max_length='maxItems')
-    return {'type': 'array', 'items': items, **unique, **lengths}
+    return {'type': 'array', 'items': items, **kind, **lengths}
 
 
 def _tuple(schemas: Schemas, info: mi.TupleType) -> Schema:
@@ -262,7 +263,15 @@ def _keys(schemas: Schemas, info: mi.Type) -> Schema:
 
 
 def _union(schemas: Schemas, info: mi.UnionType) -> Schema:
-    return {'anyOf': schemas.build_items(info.types)}
+    items = schemas.build_items(info.types)
+    structs = [index for index, item in enumerate(info.types) if isinstance(item, mi.StructType)]
+    # Where there is only one, it is known without its tag.
+    for index in structs if len(structs) > 1 else ():
+        struct = info.types[index]
+        assert isinstance(struct, mi.StructType)
+        if not struct.array_like:
+            items[index] = {**items[index], 'required': [struct.tag_field]}
+    return {'anyOf': items}
 
 
 def _object(schemas: Schemas, info: Any) -> Schema:
@@ -271,7 +280,6 @@ def _object(schemas: Schemas, info: Any) -> Schema:
     tag = getattr(info, 'tag', None)
     if tag is not None:
         properties = {info.tag_field: {'const': tag}, **properties}
-        required = [info.tag_field, *required]
     closed = getattr(info, 'forbid_unknown_fields', False)
     return {
         'type': 'object',

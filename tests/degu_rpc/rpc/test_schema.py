@@ -15,7 +15,7 @@ from uuid import UUID
 import jsonschema
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degu_rpc import Context, Service
@@ -114,6 +114,7 @@ TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     'typed dict': (Options, st.fixed_dictionaries({}, optional={'depth': st.integers()})),
     'generic struct': (Box[int], st.builds(Box, st.integers())),
     'struct union': (Circle | Square, st.builds(Square, floats)),
+    'struct or none': (Circle | None, st.none() | st.builds(Circle, radius=floats)),
     'union': (int | str | None, st.integers() | texts | st.none()),
     'literal': (Literal['a', 1], st.sampled_from(['a', 1])),
     'constrained int': (Annotated[int, msgspec.Meta(ge=0, lt=9)], st.integers(0, 8)),
@@ -170,6 +171,7 @@ def build_validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize('name', TYPES)
+@settings(deadline=None)
 @given(data=st.data())
 def test_what_the_codec_writes_is_valid(name: str, data: st.DataObject) -> None:
     annotation, values = TYPES[name]
@@ -178,6 +180,7 @@ def test_what_the_codec_writes_is_valid(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize('name', TYPES)
+@settings(deadline=None)
 @given(plain=plains)
 def test_what_the_codec_takes_is_valid(name: str, plain: Any) -> None:
     annotation, _ = TYPES[name]
@@ -185,8 +188,7 @@ def test_what_the_codec_takes_is_valid(name: str, plain: Any) -> None:
         parse_value(JSON.encode(plain), build_shape(annotation), JSON)
     except CodecError:
         return
-    if name != 'set' or len(set(plain)) == len(plain):  # an item may come twice, and is one
-        build_validator(name).validate(plain)
+    build_validator(name).validate(plain)
 
 
 @pytest.mark.parametrize('name', [name for name in TYPES if name != 'any'])
