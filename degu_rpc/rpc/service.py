@@ -11,6 +11,10 @@
    sent is read. Nobody is allowed by default, and `allow` has no default.
 3. `Method.call` takes the bytes of one map of named parameters and gives the bytes of the result.
 
+An interceptor is a function `interceptor(context)` that returns a context manager. It is entered
+before the parameters are looked at, and left when the call is over. It refuses a call by raising
+RpcError, and sees in `__exit__` what the call ended with.
+
 Roles: a caller needs one of those that `allow` names. `owner` (my own user, my own uid) may call
 everything: my own machines are not strangers to each other.
 
@@ -24,6 +28,7 @@ many threads at once. There is no I/O here.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import inspect
 import logging
 import re
@@ -41,6 +46,7 @@ from degu_rpc.rpc.codec import Shape, build_error, build_shape, convert_plain, f
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
+    from contextlib import AbstractContextManager
     from typing import Never
 
     from degu_rpc.peers import Peer
@@ -63,6 +69,10 @@ _STREAMS = (
 )
 
 
+_NO_INTERCEPTORS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_SWALLOWED = 'an interceptor must not suppress an exception: there is no result then'
+
+
 class Context:
     """One call, as its function sees it: a parameter annotated with this class is given it.
 
@@ -76,6 +86,10 @@ class Context:
         self.peer = peer
         self.method = method
         self.headers = headers
+
+
+if TYPE_CHECKING:
+    Interceptor = Callable[[Context], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +109,7 @@ class Method:
     """All of them in one struct."""
     context_parameter: str | None
     result: Shape
+    interceptors: tuple[Interceptor, ...]
 
     def call(self, data: bytes, codec: Codec, context: Context) -> bytes:
         """Call the function with the parameters in `data` and return the bytes of its result.
@@ -104,14 +119,24 @@ class Method:
         function raises.
         """
         try:
-            arguments = self._parse_arguments(data, codec)
-            if self.context_parameter is not None:
-                arguments[self.context_parameter] = context
-            return format_value(self.function(**arguments), self.result, codec)
+            with self._intercept(context):
+                arguments = self._parse_arguments(data, codec)
+                if self.context_parameter is not None:
+                    arguments[self.context_parameter] = context
+                return format_value(self.function(**arguments), self.result, codec)
+            raise RuntimeError(_SWALLOWED)
         except RpcError:
             raise
         except Exception:  # noqa: BLE001  # whatever it is, it is logged and answered
             raise build_internal_error(self.full_name) from None
+
+    def _intercept(self, context: Context) -> AbstractContextManager[Any]:
+        if not self.interceptors:
+            return _NO_INTERCEPTORS
+        with contextlib.ExitStack() as stack:
+            for interceptor in self.interceptors:
+                stack.enter_context(interceptor(context))
+            return stack.pop_all()
 
     def _parse_arguments(self, data: bytes, codec: Codec) -> dict[str, Any]:
         try:
@@ -148,13 +173,21 @@ class Method:
 class Service:
     """Methods under one name, which has its version in it: `files.v1.Files`."""
 
-    # Set once: name, _methods (by decoration, before serving).
+    # Set once: name, _interceptors, _methods (by decoration, before serving).
 
-    def __init__(self, name: str) -> None:
-        """Raises ValueError for a name that is not identifiers with dots between them."""
+    def __init__(self, name: str, interceptors: Iterable[Interceptor] = ()) -> None:
+        """Give it a name, and what is entered around each call, the first one outermost.
+
+        Raises ValueError for a name that is not identifiers with dots between them, TypeError for
+        an interceptor that is no function.
+        """
         if not _service_name.fullmatch(name):
             raise ValueError(f'name must be like files.v1.Files, not {name!r}')
         self.name = name
+        self._interceptors = tuple(interceptors)
+        for interceptor in self._interceptors:
+            if not callable(interceptor):
+                raise TypeError(f'an interceptor must be callable, not {interceptor!r}')
         self._methods: dict[str, Method] = {}
 
     def __repr__(self) -> str:
@@ -194,7 +227,7 @@ class Service:
                 raise ValueError(f'{full_name} is declared already')
             try:
                 self._methods[name] = _build_method(
-                    full_name, function, roles, safe, idempotent or safe
+                    full_name, function, roles, safe, idempotent or safe, self._interceptors
                 )
             except (TypeError, NameError) as error:
                 raise TypeError(f'{full_name}: {error}') from error
@@ -250,6 +283,7 @@ def _build_method(
     roles: frozenset[str],
     safe: bool,
     idempotent: bool,
+    interceptors: tuple[Interceptor, ...],
 ) -> Method:
     """Compile a function. Raises TypeError or NameError for one that cannot be called."""
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -293,6 +327,7 @@ def _build_method(
         struct=Shape(struct, any(shape.has_datetime for shape in shapes.values())),
         context_parameter=context_parameter,
         result=result,
+        interceptors=interceptors,
     )
 
 

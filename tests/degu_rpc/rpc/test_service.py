@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -483,3 +484,91 @@ def test_result_is_json_of_the_dataclass(service: Service, peer: BuildPeer) -> N
     method = service.authorize('stat', peer('peer'))
     data = method.call(b'{"path": "/a"}', JSON, Context(peer('peer'), '', {}))
     assert json.loads(data) == {'path': '/a', 'size': 1, 'tags': []}
+
+
+# --- interceptors --------------------------------------------------------------------------------
+
+
+@both
+def test_interceptors_are_entered_around_a_call_the_first_one_outermost(
+    peer: BuildPeer, codec: Codec
+) -> None:
+    events: list[str] = []
+
+    def intercept(name: str) -> Callable[[Context], Any]:
+        @contextlib.contextmanager
+        def interceptor(context: Context) -> Iterator[None]:
+            events.append(f'{name} {context.method}')
+            yield
+            events.append(f'{name} left')
+
+        return interceptor
+
+    service = Service('a', [intercept('outer'), intercept('inner')])
+
+    @service.method(allow='peer')
+    def act(n: int) -> int:
+        events.append('called')
+        return n
+
+    assert call(service, peer('peer'), 'act', codec, n=3) == 3
+    assert events == ['outer a/act', 'inner a/act', 'called', 'inner left', 'outer left']
+
+
+@pytest.mark.parametrize(
+    ('n', 'seen'), [('x', 'invalid_argument'), (0, 'KeyError'), (1, 'not_found')]
+)
+def test_interceptor_sees_what_a_call_ends_with(peer: BuildPeer, n: Any, seen: str) -> None:
+    found: list[str] = []
+
+    @contextlib.contextmanager
+    def interceptor(context: Context) -> Iterator[None]:
+        try:
+            yield
+        except RpcError as error:
+            found.append(error.code.value)
+            raise
+        except Exception as error:
+            found.append(type(error).__name__)
+            raise
+
+    service = Service('a', [interceptor])
+
+    @service.method(allow='peer')
+    def act(n: int) -> None:
+        raise RpcError(Code.NOT_FOUND, 'no') if n else KeyError(n)
+
+    with pytest.raises(RpcError):
+        call(service, peer('peer'), 'act', n=n)
+    assert found == [seen]
+
+
+def test_interceptor_refuses_a_call(peer: BuildPeer) -> None:
+    def refuse(context: Context) -> Any:
+        raise RpcError(Code.UNAVAILABLE, 'closed on Sundays')
+
+    service = Service('a', [refuse])
+
+    @service.method(allow='peer')
+    def act() -> None:
+        pytest.fail('it was called')
+
+    with pytest.raises(RpcError, match='Sundays'):
+        call(service, peer('peer'), 'act')
+
+
+def test_interceptor_that_swallows_an_error_is_an_internal_error(peer: BuildPeer) -> None:
+    service = Service('a', [lambda context: contextlib.suppress(KeyError)])
+
+    @service.method(allow='peer')
+    def act() -> None:
+        raise KeyError
+
+    with pytest.raises(RpcError) as caught:
+        call(service, peer('peer'), 'act')
+    assert caught.value.code is Code.INTERNAL
+
+
+def test_interceptor_must_be_a_function() -> None:
+    with pytest.raises(TypeError, match='callable'):
+        Service('a', ['x'])  # type: ignore[list-item]  # what is tested
