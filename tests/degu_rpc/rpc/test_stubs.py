@@ -12,7 +12,7 @@ import types
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, List, Literal, NamedTuple  # noqa: UP035  # see names()
 from uuid import UUID
 
 import msgspec
@@ -117,6 +117,10 @@ def build_service() -> Service:
     def list(text: str = '') -> list[str]:  # noqa: A001  # a name that shadows what it returns
         return [text, 'list']
 
+    @shop.method(allow='peer')
+    def names() -> List[str]:  # noqa: UP006  # list is a method here
+        return ['tea']
+
     return shop
 
 
@@ -176,7 +180,7 @@ def test_docstrings_are_kept(source: str) -> None:
 def test_a_stub_of_meta_reads_descriptions(client: RpcClient) -> None:
     stub = load(write_stubs([describe_service(build_meta([build_service()]), {'peer'})]))
     found = client.bind(stub.Meta, META).describe(NAME)
-    assert [method.name for method in found.methods] == ['find', 'echo', 'list']
+    assert [method.name for method in found.methods] == ['find', 'echo', 'list', 'names']
 
 
 def test_services_with_types_of_one_name_are_told_apart() -> None:
@@ -190,6 +194,7 @@ CALLS = [
     ("shop.find('tea', price=Decimal('1'))", None),
     ("shop.find('tea', 3, price=Decimal('1')).part_of", None),
     ("shop.list('x')[0].upper()", None),
+    ('shop.names()[0].upper()', None),
     ('shop.find(7, price=Decimal(1))', 'arg-type'),
     ("shop.find('tea')", 'call-arg'),
     ("shop.find('tea', price=Decimal(1), colour=2)", 'call-arg'),
