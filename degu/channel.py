@@ -7,6 +7,7 @@
 
 Inside a body a peer is judged by what it moves in the time we wait for it (`Pace`). No clock is
 read as long as one receive or one send is enough, which is the case for every small message.
+Whoever uses the channel can end all waits at a point in time of its own: `set_deadline()`.
 
 A channel belongs to the one thread that serves or uses its connection. It knows nothing of HTTP but
 where a preamble and a line end.
@@ -15,8 +16,10 @@ where a preamble and a line end.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
+import select
 import socket
 import ssl
 from time import monotonic, sleep
@@ -87,8 +90,8 @@ class Channel:
 
     # Set once: sock, limits, _closes_after_failed_body, _recv, _recv_into, _send, _is_plain,
     # _piece, _max_receive, _wait_all, _idle_s.
-    # Changed by the one thread that uses the channel: buffered, write_error, _wait_s, _has_waited,
-    # _pace, _taken.
+    # Changed by the one thread that uses the channel: buffered, write_error, deadline, _wait_s,
+    # _has_waited, _pace, _taken.
     __slots__ = (
         '_closes_after_failed_body',
         '_has_waited',
@@ -104,6 +107,7 @@ class Channel:
         '_wait_all',
         '_wait_s',
         'buffered',
+        'deadline',
         'limits',
         'sock',
         'write_error',
@@ -128,17 +132,49 @@ class Channel:
         """What a write failed with, to tell it from what the source of a body failed with."""
         self.buffered = b''
         """What was received and nobody asked for yet."""
+        self.deadline: Deadline | None = None
+        """When every wait ends, however long the limits would let it be; see set_deadline()."""
         self._pace = Pace(limits)
         self._wait_s = 0.0
         self._set_wait(self._idle_s)
         self._has_waited = False  # since the last preamble, elsewhere than for a preamble to begin
         self._taken = 0  # preambles and chunks that were in the buffer already
 
+    def set_deadline(self, deadline: Deadline | None) -> None:
+        """End each wait, to read or to write, at `deadline` at the latest: PeerTimeoutError then.
+
+        It stays until it is set anew; None takes it away.
+        """
+        self.deadline = deadline
+        self._has_waited = True
+
+    def is_peer_gone(self) -> bool:
+        """Look, without waiting, whether the peer has ended its side of the connection, or all.
+
+        What it sent before that may still be unread. Source: poll(2), POLLRDHUP.
+        """
+        poller = select.poll()
+        poller.register(self.sock, select.POLLRDHUP)  # errors and hang-ups are always told
+        return bool(poller.poll(0))
+
     def _set_wait(self, timeout_s: float) -> None:
         self._has_waited = True
+        if self.deadline is not None:
+            left = self._check_deadline(self.deadline)
+            # Up to the next of 32 steps between two powers of two: the same time after time, so
+            # that the socket's timeout need not be set anew at every message.
+            fraction, exponent = math.frexp(left)
+            timeout_s = min(timeout_s, math.ldexp(math.ceil(fraction * 64), exponent - 6))
         if timeout_s != self._wait_s:
             set_timeout(self.sock, timeout_s)
             self._wait_s = timeout_s
+
+    def _check_deadline(self, deadline: Deadline) -> float:
+        """Return the seconds left. Raises PeerTimeoutError for none."""
+        left = deadline.remaining()
+        if not left:
+            raise PeerTimeoutError('a deadline', deadline.timeout_s)
+        return left
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -148,7 +184,7 @@ class Channel:
         Raises PeerTimeoutError, ProtocolError (431, or a bare CR or LF; what there is of the
         preamble is in `buffered` then), ClosedConnectionError for an end in the middle, OSError.
         """
-        if self._has_waited:
+        if self._has_waited or self.deadline is not None:
             self._pace.begin()
             self._set_wait(self._idle_s)
             self._has_waited = False
@@ -157,7 +193,7 @@ class Channel:
             try:
                 data = self._recv(RECEIVE_SIZE)
             except WAIT_ENDED:
-                raise PeerTimeoutError('idle between messages', self._idle_s) from None
+                raise self._explain_wait('idle between messages', self._idle_s) from None
             if not data:
                 return None
         else:
@@ -282,7 +318,13 @@ class Channel:
         try:
             return self._recv(RECEIVE_SIZE)
         except WAIT_ENDED:
-            raise PeerTimeoutError('the next chunk', gap_s) from None
+            raise self._explain_wait('the next chunk', gap_s) from None
+
+    def _explain_wait(self, limit: str, timeout_s: float) -> PeerTimeoutError:
+        """Build the error for one long wait that ran out: which of the two bounds it was."""
+        if self.deadline is not None and self.deadline.timeout_s < timeout_s:
+            return PeerTimeoutError('a deadline', self.deadline.timeout_s)
+        return PeerTimeoutError(limit, timeout_s)
 
     def _receive(self, size: int, flags: int = 0) -> bytes:
         size = min(size, self._max_receive)

@@ -132,6 +132,18 @@ class Connection:
         sock = self._channel.sock
         return sock.getpeercert(True) if isinstance(sock, ssl.SSLSocket) else None
 
+    def set_deadline(self, deadline: net.Deadline | None) -> None:
+        """End each wait for the server at `deadline` at the latest, with PeerTimeoutError.
+
+        It counts beside the client's `timeout_s`, for this and further requests and their bodies,
+        until it is set anew; None takes it away.
+
+        Raises ClosedConnectionError.
+        """
+        if self._channel is None:
+            raise ClosedConnectionError('the connection is closed')
+        self._channel.set_deadline(deadline)
+
     def close(self) -> None:
         """Close the connection; a second time does nothing."""
         if self._channel is not None:
