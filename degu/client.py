@@ -144,6 +144,15 @@ class Connection:
             raise ClosedConnectionError('the connection is closed')
         self._channel.set_deadline(deadline)
 
+    def is_server_gone(self) -> bool:
+        """Look, without waiting, whether the server has ended the connection by now.
+
+        Raises ClosedConnectionError.
+        """
+        if self._channel is None:
+            raise ClosedConnectionError('the connection is closed')
+        return self._channel.closed or self._channel.is_peer_gone()
+
     def close(self) -> None:
         """Close the connection; a second time does nothing."""
         if self._channel is not None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from degu_rpc.router import Router
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.connect import RpcApp
-    from degu_rpc.rpc.service import Context, Service
+    from degu_rpc.rpc.context import Context, current_context
+    from degu_rpc.rpc.service import Service
 
 __all__ = [
     'Admission',
@@ -41,6 +42,7 @@ __all__ = [
     'RpcClient',
     'RpcError',
     'Service',
+    'current_context',
     'fetch',
     'pair',
 ]
@@ -48,7 +50,7 @@ __all__ = [
 _MODULES = {
     'Admission': 'degu_rpc.peers.agreement',
     'Code': 'degu_rpc.errors',
-    'Context': 'degu_rpc.rpc.service',
+    'Context': 'degu_rpc.rpc.context',
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
     'Joining': 'degu_rpc.peers.agreement',
@@ -63,6 +65,7 @@ _MODULES = {
     'RpcClient': 'degu_rpc.rpc.client',
     'RpcError': 'degu_rpc.errors',
     'Service': 'degu_rpc.rpc.service',
+    'current_context': 'degu_rpc.rpc.context',
     'fetch': 'degu_rpc.files.fetch',
     'pair': 'degu_rpc.peers.pairing',
 }
