@@ -266,7 +266,6 @@ class RpcClient:
             if hasattr(value, '__next__'):  # an iterator; isinstance() is much slower
                 with self._open_stream(procedure, args, shape) as results:
                     return _read_only(results, procedure)
-        codec = self._codec
         message = self._encode(args, procedure)
         deadline, headers = self._begin(self._headers, self._timeout_s)
         if self._options.compressed and len(message) >= MIN_COMPRESSED_SIZE:
@@ -274,26 +273,39 @@ class RpcClient:
             headers = {**headers, 'content-encoding': GZIP}
         if self._options.keyed:
             headers = {**headers, IDEMPOTENCY_KEY: secrets.token_hex(16)}
-        uri = f'{self._prefix}/{procedure}'
         try:
-            response, data = self._exchange(uri, headers, message, deadline)
+            return self._attempt(procedure, headers, message, deadline, shape)
         except RpcError as error:
-            response, data = self._try_again(
-                lambda: self._exchange(uri, headers, message, deadline), deadline, error
+            return self._try_again(
+                lambda: self._attempt(procedure, headers, message, deadline, shape),
+                deadline,
+                error,
             )
+
+    def _attempt(
+        self,
+        procedure: str,
+        headers: dict[str, str],
+        message: bytes,
+        deadline: Deadline,
+        shape: Shape,
+    ) -> Any:
+        """Make a call once, and return its result."""
+        uri = f'{self._prefix}/{procedure}'
+        response, data = self._exchange(uri, headers, message, deadline)
         content_type = _as_text(response.headers.get('content-type'))
         try:
             if response.headers.get('content-encoding') == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if response.status != 200:
                 raise parse_error(response.status, content_type, data, uri)
-            if find_codec(content_type) is not codec:
+            if find_codec(content_type) is not self._codec:
                 raise RpcError(
                     Code.INTERNAL,
                     f'{procedure} answered with content-type {content_type}, '
-                    f'not {codec.content_type}',
+                    f'not {self._codec.content_type}',
                 )
-            return parse_value(data, shape, codec)
+            return parse_value(data, shape, self._codec)
         except CodecError as error:
             raise RpcError(
                 Code.INTERNAL, f'{procedure} answered what it must not: {error}'

@@ -14,7 +14,9 @@ Source: Connect protocol, "Unary (Request-Response) RPCs" and "Streaming RPCs".
 2. Who calls is what the connection says, `connection['_peer']`; they must be allowed to call the
    method before the body is read.
 3. The body is read up to the limit, never further, and a stream one message after the other.
-4. The method is called; its result is the response, and a RpcError is sent as JSON with the HTTP
+4. A call with an `idempotency-key`, where the method is neither safe nor idempotent, is made once:
+   see degu_rpc.rpc.replay. The answer to a later one says `idempotency-replayed: true`.
+5. The method is called; its result is the response, and a RpcError is sent as JSON with the HTTP
    status of its code, or at the end of the stream.
 
 All waits for the caller end with the time that it gave the call (`connect-timeout-ms`). Where the
@@ -52,6 +54,7 @@ from degu_rpc.rpc.limits import (
     MIN_COMPRESSED_SIZE,
 )
 from degu_rpc.rpc.protocol import (
+    IDEMPOTENCY_KEY,
     STREAM_ENCODING,
     STREAM_TYPES,
     UNARY_ENCODING,
@@ -68,10 +71,11 @@ from degu_rpc.rpc.protocol import (
     read_message,
     unpack_message,
 )
+from degu_rpc.rpc.replay import Outcome, ReplayStore
 from degu_rpc.rpc.service import Kind, Service, build_internal_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from degu.bodies import ChunkedInput, Input
     from degu.rgi import Response
@@ -87,18 +91,20 @@ _MAX_QUERY_FIELDS = 32
 # What a method may say with its result; what the protocol and HTTP say is not its business.
 _match_header = re.compile(r'(?!connect-|content-|trailer-)[0-9a-z-]{1,64}').fullmatch
 _match_header_value = re.compile(r'(?! )[ -~]+(?<! )').fullmatch
-_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID}
+_REPLAYED = 'idempotency-replayed'
+_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, _REPLAYED}
 
 
 class RpcApp:
     """An RGI app that serves services; it can be mounted at any prefix."""
 
-    # Set once: _services.
+    # Set once: _services, _replays.
 
     def __init__(self, services: Iterable[Service]) -> None:
         """Raises ValueError for two services with one name, TypeError for a service on its own."""
         if isinstance(services, Service):
             raise TypeError('services must be several, or a list with one: RpcApp([service])')
+        self._replays = ReplayStore()
         self._services: dict[str, Service] = {}
         for service in services:
             if service.name in self._services:
@@ -146,9 +152,38 @@ class RpcApp:
                 return _refuse_type(request, _STREAMS)
             context = _build_context(connection, peer, method, headers)
             data = _read_whole(request['body'], context)
+            if IDEMPOTENCY_KEY in headers and not method.idempotent:
+                return self._call_once(method, data, codec, encoding, context)
             return _call(method, data, codec, encoding, context)
         except RpcError as error:
             return _answer_error(connection, request, error, context)
+
+    def _call_once(
+        self, method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
+    ) -> Response:
+        """Call a method, or answer as the call did that had the same key."""
+        data = _unpack(data, encoding)
+
+        def call() -> Outcome:
+            result, error = b'', None
+            try:
+                result = method.call(data, codec, context)
+                headers = _check_response_headers(context)
+            except RpcError as caught:
+                error, headers = caught, {}
+            return Outcome(result, error, headers)
+
+        outcome, is_replay = self._replays.run(
+            context.peer,
+            method.full_name,
+            context.headers[IDEMPOTENCY_KEY],
+            codec.name.encode() + data,
+            call,
+        )
+        context.is_replay = is_replay
+        if outcome.error is not None:
+            raise outcome.error
+        return _answer_result(outcome.result, codec, encoding, context, outcome.headers)
 
     def _answer_get(
         self, connection: dict[str, Any], request: dict[str, Any], service: Service, name: str
@@ -198,12 +233,15 @@ class RpcApp:
             method = service.authorize(name, peer)
             if method.kind is Kind.UNARY:
                 return _refuse_type(request, _UNARY)
+            if IDEMPOTENCY_KEY in headers and not method.idempotent:
+                raise RpcError(
+                    Code.UNIMPLEMENTED, f'a call with a stream cannot have an {IDEMPOTENCY_KEY}'
+                )
             context = _build_context(connection, peer, method, headers)
         except RpcError as error:
             end = pack_message(format_end(error, {}), END, False)
             return 200, 'OK', {**answer_headers, **_close_unread(request)}, end
-        if context.sent_request_id is not None:
-            answer_headers[REQUEST_ID] = context.sent_request_id
+        _add_call_headers(answer_headers, context)
         if encoding.takes_gzip:
             answer_headers['connect-content-encoding'] = GZIP
         source = _write_stream(connection, request['body'], method, codec, encoding, context)
@@ -313,22 +351,40 @@ def _read_whole(body: Input | ChunkedInput | None, context: Context) -> bytes:
 def _call(
     method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
 ) -> Response:
-    if encoding.uses_gzip:
-        try:
-            data = decompress(data, MAX_MESSAGE_SIZE)
-        except CodecError as error:
-            raise RpcError(Code.INVALID_ARGUMENT, str(error)) from None
-    result = method.call(data, codec, context)
+    result = method.call(_unpack(data, encoding), codec, context)
+    return _answer_result(result, codec, encoding, context, _check_response_headers(context))
+
+
+def _unpack(data: bytes, encoding: Encoding) -> bytes:
+    if not encoding.uses_gzip:
+        return data
+    try:
+        return decompress(data, MAX_MESSAGE_SIZE)
+    except CodecError as error:
+        raise RpcError(Code.INVALID_ARGUMENT, str(error)) from None
+
+
+def _answer_result(
+    result: bytes,
+    codec: Codec,
+    encoding: Encoding,
+    context: Context,
+    method_headers: Mapping[str, str],
+) -> Response:
     _check_size(result)
-    headers = {'content-type': codec.content_type}
+    headers = {'content-type': codec.content_type, **method_headers}
     if encoding.takes_gzip and len(result) >= MIN_COMPRESSED_SIZE:
         result = compress(result)
         headers['content-encoding'] = GZIP
-    if context.has_response_headers:
-        headers |= _check_response_headers(context)
+    return 200, 'OK', _add_call_headers(headers, context), result
+
+
+def _add_call_headers(headers: dict[str, str], context: Context) -> dict[str, str]:
     if context.sent_request_id is not None:
         headers[REQUEST_ID] = context.sent_request_id
-    return 200, 'OK', headers, result
+    if context.is_replay:
+        headers[_REPLAYED] = 'true'
+    return headers
 
 
 def _check_size(result: bytes) -> None:
@@ -402,8 +458,7 @@ def _answer_error(
     if context is not None:
         if context.deadline is not None:
             connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
-        if context.sent_request_id is not None:
-            headers[REQUEST_ID] = context.sent_request_id
+        _add_call_headers(headers, context)
     return status, reason, headers, data
 
 

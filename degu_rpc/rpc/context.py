@@ -49,7 +49,7 @@ class Context:
 
     `.peer` is who calls, `.method` the full name (`files.v1.Files/stat`), `.headers` those of the
     request, with casefolded names, `.deadline` when the call must be over (a `degu.net.Deadline`)
-    or None.
+    or None. `.is_replay` is set by the server where the call is not made again.
     """
 
     __slots__ = (
@@ -59,6 +59,7 @@ class Context:
         '_response_headers',
         'deadline',
         'headers',
+        'is_replay',
         'method',
         'peer',
     )
@@ -75,6 +76,7 @@ class Context:
         self.method = method
         self.headers = headers
         self.deadline = deadline
+        self.is_replay = False
         self._is_client_gone = is_client_gone
         self._next_look_s = 0.0
         self._request_id: str | None = None

@@ -34,3 +34,11 @@ BACKOFF_S = 0.05
 """The longest pause before the second attempt; each further one is twice as long."""
 LOOK_AFTER_S = 0.05
 """How long a connection may be idle before a client looks, ahead of a call, if it is still open."""
+MAX_KEY_LENGTH = 128
+"""Characters of an idempotency key."""
+MAX_REPLAY_SIZE = 16 * 1024 * 1024
+"""Bytes of outcomes that a server keeps for calls that are made again."""
+REPLAY_COST = 1024
+"""Bytes that an outcome counts besides its result."""
+REPLAY_AGE_S = 600.0
+"""How long an outcome is kept at most."""
