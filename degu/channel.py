@@ -16,7 +16,6 @@ where a preamble and a line end.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import select
@@ -44,6 +43,8 @@ LINGER_SIZE = 64 * KIB
 LINGER_TIMEOUT_S = 1.0
 """How much, and for how long, the peer may still send while we close."""
 
+_SLACK = 1.03
+_HALF_SLACK = 1.015
 _TURN = 8
 """How many preambles and chunks a thread may take from its buffer before others have a turn."""
 _DONT_WAIT = int(socket.MSG_DONTWAIT)
@@ -146,7 +147,6 @@ class Channel:
         It stays until it is set anew; None takes it away.
         """
         self.deadline = deadline
-        self._has_waited = True
 
     def is_peer_gone(self) -> bool:
         """Look, without waiting, whether the peer has ended its side of the connection, or all.
@@ -161,10 +161,12 @@ class Channel:
         self._has_waited = True
         if self.deadline is not None:
             left = self._check_deadline(self.deadline)
-            # Up to the next of 32 steps between two powers of two: the same time after time, so
-            # that the socket's timeout need not be set anew at every message.
-            fraction, exponent = math.frexp(left)
-            timeout_s = min(timeout_s, math.ldexp(math.ceil(fraction * 64), exponent - 6))
+            if left < timeout_s:
+                # The same deadline message after message needs no new timeout of the socket each
+                # time: one that is a little too long does.
+                if left <= self._wait_s <= left * _SLACK:
+                    return
+                timeout_s = left * _HALF_SLACK
         if timeout_s != self._wait_s:
             set_timeout(self.sock, timeout_s)
             self._wait_s = timeout_s
@@ -187,7 +189,7 @@ class Channel:
         if self._has_waited or self.deadline is not None:
             self._pace.begin()
             self._set_wait(self._idle_s)
-            self._has_waited = False
+            self._has_waited = self.deadline is not None
         data = self.buffered
         if not data:
             try:

@@ -15,6 +15,7 @@ Source: Connect protocol, https://connectrpc.com/docs/protocol.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,8 +109,11 @@ def parse_timeout(headers: Mapping[str, Any]) -> float | None:
     Raises RpcError (`invalid_argument`). Source: Connect protocol, Timeout-Milliseconds.
     """
     text = headers.get(TIMEOUT)
-    if text is None:
-        return None
+    return None if text is None else _parse_timeout(text)
+
+
+@functools.lru_cache(64)  # most callers give all their calls the same time
+def _parse_timeout(text: str) -> float:
     if not _match_timeout(text):
         raise RpcError(Code.INVALID_ARGUMENT, f'{TIMEOUT} must be up to 10 digits')
     return int(text) / 1000
