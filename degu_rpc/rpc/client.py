@@ -326,7 +326,8 @@ class RpcClient:
         except RpcError as error:
             connection = self._try_again(self._pool.open_own, deadline, error)
         try:
-            connection.set_deadline(deadline)
+            if deadline.timeout_s < _ENDLESS_S:
+                connection.set_deadline(deadline)
             response = connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
             if upload is not None and upload.error is error:
