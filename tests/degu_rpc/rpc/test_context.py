@@ -6,14 +6,16 @@ import gzip
 import json
 import time
 from base64 import urlsafe_b64encode
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from degu_rpc import Code, Context, Router, RpcApp, RpcClient, RpcError, Service, current_context
+from degu_rpc.rpc.envelope import format_envelope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from degu.client import Connection
 
@@ -64,8 +66,16 @@ class Node:
             time.sleep(0.2)
             return self.next[A].look()
 
+        @service.method(allow='peer')
+        def numbers() -> Iterator[int]:
+            yield from range(2)
+
         self.app = Router()
         self.app.mount('/rpc', RpcApp([service]))
+        self.app.mount('/plain', self.show_current)
+
+    def show_current(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
+        return 200, 'OK', {}, repr(current_context()).encode()
 
 
 @pytest.fixture
@@ -97,9 +107,18 @@ def post(conn: Connection, method: str, args: Any = None, **headers: str) -> tup
 # --- nested calls --------------------------------------------------------------------------------
 
 
-def test_running_call_is_the_current_one_and_no_other_is(nodes: Any, conn: Connection) -> None:
-    assert post(conn, 'look')[:2] == (200, True)
-    assert current_context() is None
+@pytest.mark.parametrize('ending', ['result', 'error', 'stream'])
+def test_running_call_is_the_current_one_until_it_ends(conn: Connection, ending: str) -> None:
+    if ending == 'stream':
+        headers = {'content-type': 'application/connect+json'}
+        response = conn.post(f'/rpc/{A}/numbers', headers, format_envelope(b'{}'))
+        assert response.body is not None
+        assert len(response.body.read()) > 0
+    else:
+        assert post(conn, 'look', {'more': 1} if ending == 'error' else {})[1] is not False
+    plain = conn.get('/plain')  # served by the same thread
+    assert plain.body is not None
+    assert plain.body.read() == b'None'
 
 
 def test_nested_call_has_what_is_left_of_the_time(nodes: Any, conn: Connection) -> None:

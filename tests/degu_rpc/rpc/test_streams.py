@@ -353,7 +353,7 @@ FIRST = format_envelope(b'{}')
         (FIRST + b'\x00', 'invalid_argument'),
         (FIRST + format_envelope(b'1', END), 'invalid_argument'),
         (FIRST + format_envelope(b'1', 0x40), 'invalid_argument'),
-        (FIRST + format_envelope(b'1', 1), 'invalid_argument'),
+        (FIRST + format_envelope(connect_module.compress(b'1'), 1), 'invalid_argument'),
         (FIRST + format_envelope(b'[' * 100_000), 'invalid_argument'),
         (FIRST + format_envelope(b'NaN'), 'invalid_argument'),
         (FIRST + b'\x00\x7f\xff\xff\xff', 'resource_exhausted'),

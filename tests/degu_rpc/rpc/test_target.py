@@ -99,8 +99,8 @@ def test_tcp_and_http(serve: Any, app: Any) -> None:
 def test_client_of_the_core_says_where_and_how(tmp_path: pathlib.Path, app: Any) -> None:
     me = Identity.create(tmp_path / 'me', datetime.now(UTC))
     trust = TrustStore(me)
-    with SSLServer(trust.server_sslctx, ('127.0.0.1', 0), Authenticated(app, trust.read)) as server:
-        machine = MachineClient(trust.client_sslctx(), server.address, me.machine_id)
+    with SSLServer(trust.server_sslctx, ('127.0.0.1', 0), Authenticated(app, trust)) as server:
+        machine = MachineClient(trust, server.address, me.machine_id)
         with connect(machine) as rpc:
             assert isinstance(machine, Client)
             assert rpc['a.B'].get() == 42
