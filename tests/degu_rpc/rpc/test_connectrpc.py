@@ -339,7 +339,7 @@ def test_deadline_of_a_unary_call(call: Any, codec: str) -> None:
 
 @both
 def test_deadline_of_a_stream(call: Any, codec: str) -> None:
-    answer = call('tick', 'server_stream', {}, codec=codec, timeout_ms=300)
+    answer = call('tick', 'server_stream', {}, codec=codec, timeout_ms=800)
     assert (answer['results'], answer['error']['code']) == ([1], 'deadline_exceeded')
 
 
@@ -378,7 +378,7 @@ def test_client_that_is_gone_ends_its_generator(
         'kind': 'server_stream',
         'messages': [{}],
         'codec': 'json',
-        'timeout_ms': 100,
+        'timeout_ms': 800,
     }
     connectrpc(content)
     deadline = time.monotonic() + 1

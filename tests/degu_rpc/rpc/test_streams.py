@@ -492,14 +492,14 @@ def test_client_that_is_gone_is_noticed_by_check(
 
 def test_deadline_ends_a_method_that_checks(rpc: RpcClient, log: Log) -> None:
     with pytest.raises(RpcError) as caught:
-        rpc.using(timeout_s=0.2)[NUMBERS].wait()
+        rpc.using(timeout_s=0.6)[NUMBERS].wait()
     assert caught.value.code is Code.DEADLINE_EXCEEDED
     log.wait_for(Code.DEADLINE_EXCEEDED)
 
 
 def test_deadline_ends_a_stream_between_two_results(rpc: RpcClient, log: Log) -> None:
     with pytest.raises(RpcError) as caught:
-        list(rpc.using(timeout_s=0.2).streams(NUMBERS).tick())
+        list(rpc.using(timeout_s=0.6).streams(NUMBERS).tick())
     assert caught.value.code is Code.DEADLINE_EXCEEDED
     log.wait_for('tick ended')
 
