@@ -426,6 +426,14 @@ def body_length(body: Body) -> int | None:
     )
 
 
+def close_source(body: Body) -> None:
+    """Close what an Output or ChunkedOutput takes its data from, if that can be closed."""
+    if isinstance(body, (Output, ChunkedOutput)):
+        close = getattr(body.source, 'close', None)
+        if close is not None:
+            close()
+
+
 def write_message(channel: Channel, preamble: bytes, body: Body) -> None:
     """Write a preamble and its body; small ones leave in one buffer.
 

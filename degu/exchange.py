@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from degu.bodies import (
     JOIN_SIZE,
     ChunkedInput,
-    ChunkedOutput,
     Input,
-    Output,
     body_length,
+    close_source,
     write_message,
 )
 from degu.channel import LINGER_SIZE
@@ -173,7 +172,7 @@ def _serve_requests(
             try:
                 _answer(channel, 500)
             finally:
-                _close_source(body)
+                close_source(body)
             return '500 an error of the application'
         try:
             if type(body) is bytes and len(body) <= JOIN_SIZE:
@@ -195,6 +194,8 @@ def _serve_requests(
             channel.close_orderly()
             raise ClosedConnectionError('the response was cut off') from error
         connection['requests'] += 1
+        if channel.deadline is not None:  # that of the request that is over
+            channel.set_deadline(None)
         if log_access:
             access_log.debug('%r: %s /%s: %d', client.address, method, '/'.join(path), status)
         if is_last or ('connection' in response_headers and closes_connection(response_headers)):
@@ -232,14 +233,7 @@ def _write_response(channel: Channel, preamble: bytes, body: Body) -> None:
     try:
         write_message(channel, preamble, body)
     finally:
-        _close_source(body)
-
-
-def _close_source(body: Body) -> None:
-    if isinstance(body, (Output, ChunkedOutput)):
-        close = getattr(body.source, 'close', None)
-        if close is not None:
-            close()
+        close_source(body)
 
 
 def _refuse(channel: Channel, error: ProtocolError, preamble: bytes = b'') -> str:

@@ -80,7 +80,8 @@ def parse_address(address: object) -> tuple[socket.AddressFamily, Address]:
         size = len(os.fsencode(address))
         if size > _MAX_UNIX_PATH or '\0' in address:
             raise ValueError(
-                f'a socket path is at most {_MAX_UNIX_PATH} bytes, no NUL: {address!r}'
+                f'a socket path is at most {_MAX_UNIX_PATH} bytes, no NUL: {address!r}; '
+                'choose a shorter directory, like $XDG_RUNTIME_DIR'
             )
         return socket.AF_UNIX, address
     if isinstance(address, bytes):
@@ -296,11 +297,12 @@ def read_credentials(sock: socket.socket) -> Credentials:
 
 
 class Deadline:
-    """A point in time that several waits share."""
+    """A point in time that several waits share; `.timeout_s` is how far off it was at first."""
 
-    __slots__ = ('_end',)
+    __slots__ = ('_end', 'timeout_s')
 
     def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self._end = monotonic() + timeout_s
 
     def remaining(self) -> float:

@@ -524,6 +524,21 @@ def parse_validity(cert_der: bytes) -> Validity:
     return Validity(cert.not_valid_before_utc, cert.not_valid_after_utc)
 
 
+def check_valid(cert_der: bytes, now: datetime) -> None:
+    """Check that a certificate is valid by our clock, *now*.
+
+    Raises CertificateError (EXPIRED, NOT_YET_VALID, and what `parse_validity` raises).
+    """
+    not_before, not_after = parse_validity(cert_der)
+    if not not_before <= now <= not_after:
+        fault = CertificateFault.EXPIRED if now > not_after else CertificateFault.NOT_YET_VALID
+        raise CertificateError(
+            fault,
+            f'it is valid from {not_before} to {not_after}, and our clock says {now}; set the '
+            'clock that is wrong',
+        )
+
+
 def format_key_pem(key: EllipticCurvePrivateKey) -> bytes:
     """Return a private key as unencrypted PKCS #8 PEM: a secret, only for files of mode 0600."""
     from cryptography.hazmat.primitives import serialization

@@ -186,9 +186,10 @@ class Server:
         if any(successor.poll() is None for successor in self._successors):
             file = None  # a successor's by now
         with contextlib.ExitStack() as stack:
-            stack.callback(net.remove_socket_file, file)
             stack.callback(self._stop.close)
             stack.callback(self._listener.close)
+            # First: where nothing listens any more another server may put its own file.
+            stack.callback(net.remove_socket_file, file)
 
     def shutdown(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Ask the server to stop; serve_forever() returns when it has.
@@ -411,6 +412,8 @@ class Server:
         """Prepare and serve one connection; return or raise why it ended."""
         self._prepare(client, connection)
         channel = Channel(client.sock, self.limits)
+        connection['rgi.set_deadline'] = channel.set_deadline
+        connection['rgi.is_client_gone'] = channel.is_peer_gone
         ending = self._ask_on_connect(client, connection)
         if ending is None:
             ending = serve_requests(client, channel, connection, self.app, self._stop)

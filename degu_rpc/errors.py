@@ -220,7 +220,17 @@ class IdentityError(DeguRpcError):
 
 
 class UnknownPeerError(DeguRpcError):
-    """Somebody proved who they are (or the kernel could not say), and it is nobody we know."""
+    """Somebody proved who they are (or the kernel could not say), and it is nobody we know.
+
+    `user_id` and `machine_id` are what a certificate said, None where there was none.
+    """
+
+    def __init__(
+        self, message: str, user_id: str | None = None, machine_id: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.user_id = user_id
+        self.machine_id = machine_id
 
 
 class Attempt(NamedTuple):
@@ -280,11 +290,14 @@ class RemovedUserError(TrustError):
 
 
 class RenewalError(DeguRpcError):
-    """No new certificate came; or, with `is_installed`, the former id could not be retired."""
+    """No new certificate came; or it did, and `former_id` could not be retired: deny it by hand.
 
-    def __init__(self, message: str, *, is_installed: bool = False) -> None:
+    Where nothing was installed `former_id` is None.
+    """
+
+    def __init__(self, message: str, former_id: str | None = None) -> None:
         super().__init__(message)
-        self.is_installed = is_installed
+        self.former_id = former_id
 
 
 class FilesError(DeguRpcError):

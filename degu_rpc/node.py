@@ -47,7 +47,7 @@ class Node:
 
         Raises OSError where an address cannot be had, ssl.SSLError for the files.
         """
-        authenticated = Authenticated(app, trust.read)
+        authenticated = Authenticated(app, trust)
         self._stack = contextlib.ExitStack()
         trust.server_sslctx()  # what cannot be used is to be known now, not at the first client
         self._unix = Server(str(socket_path), authenticated)

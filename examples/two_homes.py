@@ -37,7 +37,7 @@ class Home:
     def __init__(self, directory: Path, name: str) -> None:
         """Make a home in a new directory."""
         self.name = name
-        self.identity = Identity.create(directory, datetime.now(UTC))
+        self.identity = Identity.create(directory)
         self.trust = TrustStore(self.identity)
 
     def build_peering(self) -> Peering:
@@ -55,7 +55,7 @@ class Home:
 
         router = Router()
         router.mount('/rpc', RpcApp([door]))
-        app = Authenticated(router, self.trust.read)
+        app = Authenticated(router, self.trust)
         return SSLServer(self.trust.server_sslctx, IPv4_LOOPBACK, app)
 
     def call(self, other: Home, server: SSLServer) -> str:

@@ -42,6 +42,7 @@ CORE = (
 USES = {
     'errors': set[str](),
     'router': {'errors'},
+    'unix': set[str](),
     'peers': {'errors'},
     'rpc': {'errors', 'peers'},
     'files': {'errors', 'router', 'peers'},

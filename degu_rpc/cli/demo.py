@@ -14,7 +14,6 @@ import stat
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,11 +96,10 @@ def _require(holds: bool, what: str) -> None:
 def _start_homes(directory: Path) -> Iterator[tuple[_Running, _Running]]:
     """Make two identities that trust each other, and run a process for each."""
     started = perf_counter()
-    now = datetime.now(UTC)
-    studio_id = Identity.create(directory / 'studio' / 'identity', now)
-    laptop_id = Identity.create(directory / 'laptop' / 'identity', now)
-    TrustStore(studio_id).add(laptop_id.user_cert, 'laptop', {'peer'}, 'demo', now)
-    TrustStore(laptop_id).add(studio_id.user_cert, 'studio', {'peer'}, 'demo', now)
+    studio_id = Identity.create(directory / 'studio' / 'identity')
+    laptop_id = Identity.create(directory / 'laptop' / 'identity')
+    TrustStore(studio_id).add(laptop_id.user_cert, 'laptop', how='demo')
+    TrustStore(laptop_id).add(studio_id.user_cert, 'studio', how='demo')
     elapsed_ms = (perf_counter() - started) * 1000
     with ExitStack() as stack:
         running = []
@@ -227,10 +225,9 @@ def _follow(pipe: Connection, until_bytes: int | None) -> tuple[int, int]:
 
 
 def _show_strangers(studio: _Running, directory: Path) -> None:
-    now = datetime.now(UTC)
     identity = studio.home.identity
-    stranger = TrustStore(Identity.create(directory, now))
-    stranger.add(identity.user_cert, 'studio', {'peer'}, 'demo', now)
+    stranger = TrustStore(Identity.create(directory))
+    stranger.add(identity.user_cert, 'studio', how='demo')
     nobody = {'ca_file': str(identity.user_cert_file), 'check_hostname': False}
     lines = []
     for who, sslctx in (

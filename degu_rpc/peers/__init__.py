@@ -36,7 +36,7 @@ from degu_rpc.peers.caller import (
 from degu_rpc.peers.dial import Dialer, MachineClient, Source, check_server
 from degu_rpc.peers.dns_sd import DnsSd
 from degu_rpc.peers.identity import Identity
-from degu_rpc.peers.renewal import Certifier, renew, rotate
+from degu_rpc.peers.renewal import Certifier, renew_over, rotate_over
 from degu_rpc.peers.sightings import Sighting
 from degu_rpc.peers.trust import Former, TrustStore
 
@@ -99,8 +99,8 @@ __all__ = [
     'parse_code',
     'parse_invitation',
     'parse_url',
-    'renew',
-    'rotate',
+    'renew_over',
+    'rotate_over',
 ]
 
 _MODULES = {

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, TypeVar
 import msgspec
 
 from degu import pki
-from degu_rpc.errors import IdentityError, PairingError, PairingFault, escape_controls
-from degu_rpc.peers.caller import OWNER
+from degu_rpc.errors import PairingError, PairingFault, escape_controls
+from degu_rpc.peers.caller import PEER, check_given_roles
+from degu_rpc.peers.clock import read_clock
 from degu_rpc.peers.handshake import Intent
 from degu_rpc.peers.identity import Identity
 from degu_rpc.peers.limits import MAX_NAME_LENGTH
-from degu_rpc.peers.trust import TrustStore
+from degu_rpc.peers.trust import Former, TrustStore
 
 if TYPE_CHECKING:
     import os
@@ -36,10 +37,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-    from degu_rpc.peers.trust import Former
 
-PEER = 'peer'
-"""The role of a paired user, unless another is given."""
 HOW = 'paired'
 
 _T = TypeVar('_T', bound=msgspec.Struct)
@@ -132,14 +130,12 @@ class Peering(Agreement):
 
         Raises ValueError for a name or roles that cannot be.
         """
-        if isinstance(roles, str) or OWNER in roles:
-            raise ValueError(f'roles are names, and {OWNER!r} is none to be given; not {roles!r}')
         self.identity = identity
         self.own_id = identity.machine_id
         self._trust = trust
         self._name = _check_own_name(name)
         self.now = now
-        self._roles = frozenset(roles)
+        self._roles = check_given_roles(roles)
         self._other: tuple[_Introduction, Paired] | None = None
         self._former: Former | None = None
 
@@ -161,7 +157,7 @@ class Peering(Agreement):
         )
 
     def _trusts(self, user_id: str) -> bool:
-        return user_id in self._trust.read()
+        return user_id in self._trust.users()
 
     def accept(self, offer: bytes, machine_id: str, binding: bytes) -> Paired:
         """See Agreement."""
@@ -184,12 +180,13 @@ class Peering(Agreement):
         """See Agreement."""
         assert self._other is not None
         other, paired = self._other
-        self._former = self._trust.add(
+        self._former = self._trust.remember(paired.user_id)
+        self._trust.add(
             other.user_cert,
             other.name,
             self._roles,
-            HOW,
-            self.now,
+            how=HOW,
+            now=self.now,
             machines={paired.machine_id: other.name},
             revive=True,  # a person has just decided it
         )
@@ -211,12 +208,7 @@ class Admission(Agreement):
         Raises ValueError for a name that cannot be, IdentityError where the key of the user is not
         on this machine.
         """
-        if not identity.can_certify:
-            raise IdentityError(
-                identity.directory,
-                'has no key of the user',
-                'open the window where the user was made',
-            )
+        identity.require_user_key()
         self.identity = identity
         self.own_id = identity.machine_id
         self._trust = trust
@@ -247,7 +239,8 @@ class Admission(Agreement):
     def store(self) -> None:
         """See Agreement."""
         assert self._joined is not None
-        self._former = self._trust.add_machine(*self._joined)
+        self._former = self._trust.remember(self._joined.user_id)
+        self._trust.add_machine(*self._joined)
 
     def take_back(self) -> None:
         """See Agreement."""
@@ -275,7 +268,6 @@ class Joining(Agreement):
         self._key = pki.build_key()
         self.own_id = pki.derive_machine_id(self._key.public_key())
         self._other: tuple[_Admitted, Paired] | None = None
-        self._former: Former | None = None
 
     def offer(self, binding: bytes) -> bytes:
         """See Agreement."""
@@ -286,17 +278,11 @@ class Joining(Agreement):
         admitted = _parse(offer, _Admitted)
         try:
             ids = pki.check_issued_by(admitted.machine_cert, admitted.user_cert)
-            validity = pki.parse_validity(admitted.machine_cert)
+            pki.check_valid(admitted.machine_cert, read_clock(self._now))
         except pki.CertificateError as error:
             raise PairingError(PairingFault.CERTIFICATE, str(error)) from error
         if ids.machine_id != self.own_id:
             raise PairingError(PairingFault.CERTIFICATE, 'it is of another machine')
-        if not validity.not_before <= self._now <= validity.not_after:
-            raise PairingError(
-                PairingFault.CERTIFICATE,
-                f'it is valid from {validity.not_before} to {validity.not_after}, and the clock '
-                f'here says {self._now}',
-            )
         paired = Paired(ids.user_id, machine_id, admitted.name)
         self._other = admitted, paired
         return paired
@@ -308,7 +294,7 @@ class Joining(Agreement):
         identity = Identity.join(
             self._directory, self._key, admitted.machine_cert, admitted.user_cert
         )
-        self._former = TrustStore(identity).add_machine(*paired)
+        TrustStore(identity).add_machine(*paired)
 
     def take_back(self) -> None:
         """See Agreement."""
@@ -317,8 +303,8 @@ class Joining(Agreement):
         except FileNotFoundError:
             return
         if identity.machine_id == self.own_id:  # and not another's, who was faster
-            if self._former is not None:
-                TrustStore(identity).put_back(self._former)
+            trust = TrustStore(identity)
+            trust.put_back(Former(identity.user_id, None))
             identity.discard()
 
 

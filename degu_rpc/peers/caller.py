@@ -25,11 +25,15 @@ from degu_rpc.errors import UnknownPeerError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
 
     from degu.rgi import App, Response
+    from degu_rpc.peers.trust import TrustStore
 
-OWNER = 'owner'  # the role of my own user and my own uid; any other name can be a role too
+OWNER = 'owner'
+"""The role of my own user and my own uid; any other name can be a role too."""
+PEER = 'peer'
+"""The role of other users, unless another is given."""
 
 # What the kernel reports for every user who has no number in this user namespace: could be anybody.
 OVERFLOW_UID = 65534
@@ -66,7 +70,8 @@ class TrustedUser(NamedTuple):
     """A user whose machines may connect, all but the denied ones.
 
     `ca_cert` is DER; `name` and `roles` are what we gave the user; `machines` are those that we
-    know of, with our names for them by id.
+    know of, with our names for them by id. `added_at` (ISO 8601) and `added_how` say when and how
+    the user came here.
     """
 
     user_id: str
@@ -75,6 +80,8 @@ class TrustedUser(NamedTuple):
     roles: frozenset[str]
     machines: Mapping[str, str] = MappingProxyType({})
     denied: frozenset[str] = frozenset()
+    added_at: str = ''
+    added_how: str = ''
 
 
 def derive_peer(
@@ -107,14 +114,18 @@ def derive_machine(cert_der: bytes | None, users: Mapping[str, TrustedUser]) -> 
     if user is None:
         raise UnknownPeerError(
             f'machine {claimed.machine_id} says it belongs to user {claimed.user_id}, who is not '
-            'trusted here; to trust them, pair with them'
+            'trusted here; to trust them, pair with them',
+            claimed.user_id,
+            claimed.machine_id,
         )
     assert cert_der is not None  # or it would not have been parsed
     ids = pki.check_issued_by(cert_der, user.ca_cert)
     if ids.machine_id in user.denied:
         raise UnknownPeerError(
             f'machine {ids.machine_id} of user {ids.user_id} is denied here; to let it in again, '
-            'allow it'
+            'allow it',
+            ids.user_id,
+            ids.machine_id,
         )
     return Peer(PeerKind.MACHINE, ids.user_id, ids.machine_id, user.name, user.roles, None, None)
 
@@ -142,6 +153,17 @@ def build_roles(allow: str | Collection[str]) -> frozenset[str]:
     return roles | {OWNER}
 
 
+def check_given_roles(roles: Collection[str]) -> frozenset[str]:
+    """Return the roles that a user is to have.
+
+    Raises ValueError for a str, whose letters would be roles, and for OWNER: nobody can be given
+    that.
+    """
+    if isinstance(roles, str) or OWNER in roles:
+        raise ValueError(f'roles are names, and {OWNER!r} is none to be given; not {roles!r}')
+    return frozenset(roles)
+
+
 def find_caller(connection: Mapping[str, Any]) -> Peer:
     """Return who makes the requests of a connection that `Authenticated` has looked at.
 
@@ -165,25 +187,18 @@ class Authenticated:
     """Middleware: an RGI app whose connections carry `connection['_peer']` or are rejected.
 
     *app* is the RGI app to protect; its own `on_connect`, if it has one, is called after `_peer` is
-    set. *read_users* returns whom we trust by user id (`TrustStore.read`): always the same mapping,
-    until trust changes; without it, only local callers are known. *own_uid* is whom a unix socket
-    takes for the owner: the uid of this process, unless a service runs for somebody else.
+    set. *trust* is the store of whom we trust; without it only local callers are known. A unix
+    socket takes for the owner whoever has the uid of this process.
     """
 
-    def __init__(
-        self,
-        app: App,
-        read_users: Callable[[], Mapping[str, TrustedUser]] = lambda: _NOBODY,
-        own_uid: int | None = None,
-    ) -> None:
-        """Remember what to protect, and whom to ask. Raises TypeError for no function."""
-        if not callable(read_users):
-            raise TypeError(
-                f'read_users must be a function, as TrustStore.read is one, not {read_users!r}'
-            )
+    # Set once: all.
+
+    def __init__(self, app: App, trust: TrustStore | None = None) -> None:
+        """Remember what to protect, and whom to ask. Raises TypeError for what is no store."""
+        if trust is not None and not hasattr(trust, 'users'):
+            raise TypeError(f'trust must be a TrustStore, not {trust!r}')
         self._app = app
-        self._read_users = read_users
-        self._own_uid = os.geteuid() if own_uid is None else own_uid
+        self._trust = trust
 
     def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
         """Set `connection['_peer']`; reject (False, the reason logged) who is not who they say."""
@@ -202,12 +217,15 @@ class Authenticated:
                 return 403, 'Forbidden', headers, f'{refusal}\n'.encode()
         return self._app(connection, request)
 
+    def _read_users(self) -> Mapping[str, TrustedUser]:
+        return _NOBODY if self._trust is None else self._trust.users()
+
     def _find_refusal(
         self, connection: dict[str, Any], users: Mapping[str, TrustedUser]
     ) -> str | None:
         """Say who calls, as `_peer`; or log and return why nobody does whom we know."""
         try:
-            peer = derive_peer(connection, users, self._own_uid)
+            peer = derive_peer(connection, users, os.geteuid())
         except (pki.CertificateError, UnknownPeerError) as error:
             _log.warning('rejected %r: %s', connection['client'], error)
             return str(error)

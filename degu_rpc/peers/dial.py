@@ -58,7 +58,7 @@ class Trust(Protocol):
     def client_sslctx(self) -> ssl.SSLContext:
         """Return the context that trusts whom we trust now."""
 
-    def read(self) -> Mapping[str, TrustedUser]:
+    def users(self) -> Mapping[str, TrustedUser]:
         """Return whom we trust now, by user id."""
 
 
@@ -83,7 +83,7 @@ class MachineClient(SSLClient):
         connection = super().connect()
         try:
             check_server(connection.peer_certificate, self.machine_id)
-            derive_machine(connection.peer_certificate, self._trust.read())
+            derive_machine(connection.peer_certificate, self._trust.users())
         except BaseException:
             connection.close()
             raise

@@ -16,7 +16,8 @@ A directory of mode 0700 with three files of mode 0600, written in this order:
 5. `export_user` and `import_user` carry the user's key to a second machine that shall certify.
 
 Each file appears whole or not at all, so a kill at any moment leaves the old state or the new one.
-Whoever changes the directory holds its lock; there are no threads.
+Whoever changes the directory holds its lock; there are no threads. Where a method takes *now*, it
+is for a clock of one's own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from degu import durable, pki
 from degu_rpc.errors import IdentityError
+from degu_rpc.peers.clock import read_clock
 from degu_rpc.peers.export import SALT_SIZE, format_user, parse_user
 from degu_rpc.peers.private import check_private, locked, make_directory, read_private
 
@@ -57,11 +59,10 @@ class Identity:
     machine_cert: bytes = field(repr=False)
 
     @classmethod
-    def create(cls, directory: str | os.PathLike[str], now: datetime) -> Identity:
+    def create(cls, directory: str | os.PathLike[str], now: datetime | None = None) -> Identity:
         """Make a new user and machine in *directory*, or finish what a killed `create` began.
 
-        The directory and its parents are made with mode 0700 where they are missing; *now* is our
-        clock.
+        The directory and its parents are made with mode 0700 where they are missing.
 
         Raises FileExistsError if a complete identity is there (nothing is ever replaced),
         IdentityError for what cannot be used or finished, and any other OSError.
@@ -71,7 +72,7 @@ class Identity:
         with locked(directory):
             _refuse_existing(directory)
             user_key = _ensure_user_key(directory)
-            _complete(directory, pki.build_user_cert(user_key, now), now)
+            _complete(directory, pki.build_user_cert(user_key, read_clock(now)), now)
         return cls.open(directory)
 
     @classmethod
@@ -139,18 +140,29 @@ class Identity:
         """Whether the key of the user is here, so that this machine can certify others."""
         return os.path.lexists(self.directory / _USER_KEY)
 
-    def certify(self, machine_public_key: EllipticCurvePublicKey, now: datetime) -> bytes:
+    def require_user_key(self) -> None:
+        """Check that this machine can certify others. Raises IdentityError with what to do."""
+        if not self.can_certify:
+            raise IdentityError(
+                self.directory / _USER_KEY,
+                'is not on this machine, which therefore cannot certify others',
+                'do this on the machine where the user was made, or import the key',
+            )
+
+    def certify(
+        self, machine_public_key: EllipticCurvePublicKey, now: datetime | None = None
+    ) -> bytes:
         """Issue the certificate of a machine of my user, valid for a year; return DER.
 
         Raises IdentityError where the key of the user is not here, or cannot be used.
         """
-        return pki.build_machine_cert(self._read_user_key(), machine_public_key, now)
+        return pki.build_machine_cert(self._read_user_key(), machine_public_key, read_clock(now))
 
-    def needs_renewal(self, now: datetime) -> bool:
+    def needs_renewal(self, now: datetime | None = None) -> bool:
         """Say whether half of the certificate's life is over."""
-        return now >= pki.parse_validity(self.machine_cert).half_life
+        return read_clock(now) >= pki.parse_validity(self.machine_cert).half_life
 
-    def renew(self, now: datetime) -> Identity:
+    def renew(self, now: datetime | None = None) -> Identity:
         """Give this machine a new certificate for the same key; return what I am now.
 
         Raises IdentityError where the key of the user is not here, OSError.
@@ -158,7 +170,7 @@ class Identity:
         key = self.read_machine_key()
         return self.install(key, self.certify(key.public_key(), now))
 
-    def rotate(self, now: datetime) -> Identity:
+    def rotate(self, now: datetime | None = None) -> Identity:
         """Give this machine a new key, and so a new machine id; return who I am now.
 
         Raises IdentityError where the key of the user is not here, OSError.
@@ -195,14 +207,8 @@ class Identity:
         return _read_key(self.machine_file)
 
     def _read_user_key(self) -> EllipticCurvePrivateKey:
-        try:
-            return _read_key(self.directory / _USER_KEY)
-        except FileNotFoundError:
-            raise IdentityError(
-                self.directory / _USER_KEY,
-                'is not on this machine, which therefore cannot certify others',
-                'do this on the machine where the user was made, or import the key',
-            ) from None
+        self.require_user_key()
+        return _read_key(self.directory / _USER_KEY)
 
     def export_user(self, passphrase: str) -> bytes:
         """Return the key and the certificate of my user, encrypted (see `degu_rpc.peers.export`).
@@ -218,7 +224,7 @@ class Identity:
         directory: str | os.PathLike[str],
         exported: bytes,
         passphrase: str,
-        now: datetime,
+        now: datetime | None = None,
     ) -> Identity:
         """Let the machine in *directory* certify for the user whom `export_user` exported.
 
@@ -274,13 +280,13 @@ def _ensure_user_key(directory: Path) -> EllipticCurvePrivateKey:
     return _read_key(key_file)
 
 
-def _complete(directory: Path, user_cert: bytes, now: datetime) -> None:
+def _complete(directory: Path, user_cert: bytes, now: datetime | None) -> None:
     """Write what is missing beside the key of the user."""
     user_key = _read_key(directory / _USER_KEY)
     if not os.path.lexists(directory / _USER_CERT):
         durable.write_new(directory / _USER_CERT, pki.format_cert_pem(user_cert))
     machine_key = pki.build_key()
-    machine_cert = pki.build_machine_cert(user_key, machine_key.public_key(), now)
+    machine_cert = pki.build_machine_cert(user_key, machine_key.public_key(), read_clock(now))
     durable.write_new(directory / _MACHINE, _format_machine(machine_key, machine_cert))
 
 

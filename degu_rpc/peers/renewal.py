@@ -5,8 +5,8 @@
 2. `POST renew` gives the caller a new certificate for the key it called with: the id stays.
 3. `POST rotate`, with a certificate request (PKCS #10) as its body, certifies a new key: whoever
    has it is another machine, by id. `POST retire` denies the caller here from then on.
-4. `renew` and `rotate` are the other side. What they get is checked as if it came from anybody, and
-   kept by `Identity.install`: at any moment the old state is on disk, or the new one.
+4. `renew_over` and `rotate_over` are the other side. What they get is checked as if it came from
+   anybody, and kept by `Identity.install`: at any moment the old state is on disk, or the new one.
 
 Other machines are told nothing: one that was told to know this machine by its former id must be
 told anew. There are no threads and no locks.
@@ -15,17 +15,19 @@ told anew. There are no threads and no locks.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from degu import pki
 from degu.bodies import Input
 from degu.errors import DeguError
-from degu_rpc.errors import IdentityError, RenewalError, UnknownPeerError, escape_controls
+from degu_rpc.errors import RenewalError, UnknownPeerError, escape_controls
 from degu_rpc.peers.caller import PeerKind, find_caller
+from degu_rpc.peers.clock import read_clock
 from degu_rpc.peers.limits import MAX_CERTIFICATE_SIZE
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
     from degu.client import Connection, SSLClient
@@ -45,16 +47,13 @@ class Certifier:
 
     # Set once: all.
 
-    def __init__(self, identity: Identity, trust: TrustStore) -> None:
-        """Certify for the user of *identity*, and deny in *trust* whoever retires.
+    def __init__(self, trust: TrustStore) -> None:
+        """Certify for the user whose store that is, and deny there whoever retires.
 
         Raises IdentityError where the key of the user is not on this machine.
         """
-        if not identity.can_certify:
-            raise IdentityError(
-                identity.directory, 'has no key of the user', 'certify where the user was made'
-            )
-        self._identity = identity
+        trust.identity.require_user_key()
+        self._identity = trust.identity
         self._trust = trust
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
@@ -90,7 +89,7 @@ class Certifier:
             return _refuse(400, 'Bad Request', str(error))
 
     def _certify(self, peer: Peer, public_key: EllipticCurvePublicKey) -> Response:
-        cert = self._identity.certify(public_key, datetime.now(UTC))
+        cert = self._identity.certify(public_key)
         _log.info(
             'machine %s got a certificate for %s',
             peer.machine_id,
@@ -103,10 +102,12 @@ def _refuse(status: int, reason: str, why: str) -> Response:
     return status, reason, {'content-type': 'text/plain; charset=utf-8'}, f'{why}\n'.encode()
 
 
-def renew(identity: Identity, client: SSLClient, path: str, now: datetime) -> Identity:
+def renew_over(
+    client: SSLClient, path: str, identity: Identity, now: datetime | None = None
+) -> Identity:
     """Get a new certificate for this machine and keep it; return what I am now.
 
-    *client* reaches the machine where a `Certifier` is at *path*; *now* is our clock.
+    *client* reaches the machine where a `Certifier` is at *path*.
 
     Raises RenewalError, pki.CertificateError for an answer that is no certificate of ours, OSError
     and what else *client* raises. The certificate that is there stays, then.
@@ -117,11 +118,13 @@ def renew(identity: Identity, client: SSLClient, path: str, now: datetime) -> Id
     return identity.install(key, cert)
 
 
-def rotate(identity: Identity, client: SSLClient, path: str, now: datetime) -> Identity:
+def rotate_over(
+    client: SSLClient, path: str, identity: Identity, now: datetime | None = None
+) -> Identity:
     """Change this machine's key, and so its id, and retire the former one; return who I am now.
 
-    Arguments and exceptions as for `renew`. A RenewalError with `is_installed` means that the new
-    key is here, and that the former id must be denied by hand on the issuing machine.
+    Arguments and exceptions as for `renew_over`. A RenewalError with a `former_id` means that the
+    new key is here, and that this id must be denied by hand on the issuing machine.
     """
     key = pki.build_key()
     with client.connect() as connection:
@@ -140,11 +143,11 @@ def _not_retired(identity: Identity, why: str) -> RenewalError:
     return RenewalError(
         f'the new key is in place, but the issuing machine could not be told ({why}); there, deny '
         f'machine {identity.machine_id}',
-        is_installed=True,
+        identity.machine_id,
     )
 
 
-def _ask(connection: Connection, path: str, body: bytes | None, now: datetime) -> bytes:
+def _ask(connection: Connection, path: str, body: bytes | None, now: datetime | None) -> bytes:
     headers = {} if body is None else {'content-type': REQUEST_TYPE}
     response = connection.post(path, headers, body)
     content = b''
@@ -153,10 +156,5 @@ def _ask(connection: Connection, path: str, body: bytes | None, now: datetime) -
     if response.status != 200:
         said = escape_controls(content.decode('utf-8', 'replace').strip())
         raise RenewalError(f'the issuing machine answered {response.status}: {said}')
-    validity = pki.parse_validity(content)
-    if not validity.not_before <= now <= validity.not_after:
-        raise RenewalError(
-            f'the new certificate is valid from {validity.not_before} to {validity.not_after}, and '
-            f'the clock here says {now}; set the clock that is wrong'
-        )
+    pki.check_valid(content, read_clock(now))
     return content

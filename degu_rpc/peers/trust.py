@@ -8,7 +8,7 @@ A directory `peers` of mode 0700 beside the identity, with files of mode 0600:
 
 1. Each change is made under a lock that all processes respect, and is one file that appears whole
    or not at all. Removal writes the tombstone first.
-2. `read` is what everybody asks, once a request: a look at the time of the directory, and no more
+2. `users` is what everybody asks, once a request: a look at the time of the directory, and no more
    while nothing has changed. It returns the same mapping then, so that "has trust changed" is `is`.
 3. `server_sslctx` and `client_sslctx` make TLS contexts from that, and from the machine's
    certificate as it is by then.
@@ -43,7 +43,8 @@ from degu_rpc.errors import (
     UnknownUserError,
     escape_controls,
 )
-from degu_rpc.peers.caller import OWNER, TrustedUser
+from degu_rpc.peers.caller import OWNER, PEER, TrustedUser, check_given_roles
+from degu_rpc.peers.clock import format_time
 from degu_rpc.peers.limits import (
     MAX_DENIED,
     MAX_MACHINES,
@@ -108,10 +109,10 @@ _T = TypeVar('_T', _Record, _Tombstone)
 
 
 class Former(NamedTuple):
-    """What a change replaced: the content of the file about that user, None for no file."""
+    """What was kept about a user before a change, None for nothing that counted."""
 
     user_id: str
-    content: bytes | None
+    record: _Record | None
 
 
 class _State(NamedTuple):
@@ -125,7 +126,7 @@ class _State(NamedTuple):
 class TrustStore:
     """Whom this machine trusts; see the module."""
 
-    # Set once: all but what _lock guards, _state and _contexts.
+    # Set once: identity, directory. Guarded by _lock: _state, _contexts, _contexts_of.
 
     def __init__(self, identity: Identity) -> None:
         """Use the store beside an identity; it is made where it is missing.
@@ -134,13 +135,13 @@ class TrustStore:
         """
         self.directory = identity.directory / DIRECTORY
         make_directory(self.directory)
-        self._identity = identity
+        self.identity = identity
         self._lock = threading.Lock()
         self._state = _State((), False, MappingProxyType({}))
         self._contexts: dict[object, ssl.SSLContext] = {}
         self._contexts_of: tuple[object, ...] = ()
 
-    def read(self) -> Mapping[str, TrustedUser]:
+    def users(self) -> Mapping[str, TrustedUser]:
         """Return whom we trust, by user id: my own user always, unless its file is broken.
 
         It is the same mapping as before if nothing has changed. Raises OSError.
@@ -159,7 +160,7 @@ class TrustStore:
             return users
 
     def _load(self) -> dict[str, TrustedUser]:
-        own = self._identity
+        own = self.identity
         me = TrustedUser(own.user_id, own.user_cert, OWN_NAME, frozenset({OWNER}))
         users = {own.user_id: me}
         for user_id in self._list_users():
@@ -198,27 +199,27 @@ class TrustStore:
         self,
         user_cert: bytes,
         name: str,
-        roles: Collection[str],
-        how: str,
-        now: datetime,
+        roles: Collection[str] = (PEER,),
         *,
+        how: str = 'by hand',
         machines: Mapping[str, str] = MappingProxyType({}),
         revive: bool = False,
-    ) -> Former:
+        now: datetime | None = None,
+    ) -> None:
         """Trust a user, or change what we call a trusted one and what roles they have.
 
         *user_cert* is DER; *how* says how it came here; *machines* are names by machine id, and are
         added to those that are known. What is denied stays denied. A user who was removed comes
-        back with *revive* only. Returns what was there before, for `put_back`.
+        back with *revive* only.
 
         Raises pki.CertificateError for the certificate, ValueError or TypeError for another
-        argument, RemovedUserError, TrustError for too many users, OSError.
+        argument, RemovedUserError, TrustError for too many users or a file that cannot be used,
+        IdentityError for one that is not private, OSError.
         """
         user_id = pki.parse_user_cert(user_cert)
-        if user_id == self._identity.user_id:
+        if user_id == self.identity.user_id:
             raise ValueError('my own user is trusted by itself; add_machine() names a machine')
-        if isinstance(roles, str) or OWNER in roles:
-            raise ValueError(f'roles are names, and {OWNER!r} is none to be given; not {roles!r}')
+        given = check_given_roles(roles)
         with locked(self.directory):
             tombstone = _read(self._path(user_id, _TOMBSTONE), _Tombstone)
             record = self._read_record(user_id)
@@ -226,27 +227,27 @@ class TrustStore:
                 raise RemovedUserError(user_id, tombstone.name, tombstone.removed_at)
             if record is None and len(self._list_users()) >= MAX_USERS:
                 raise TrustError(user_id, f'is one more than {MAX_USERS} users', 'remove one first')
-            return self._write(
+            self._write(
                 _Record(
                     version=1,
                     user_id=user_id,
                     ca_cert=pki.format_cert_pem(user_cert).decode('ascii'),
                     name=name,
-                    roles=tuple(sorted(set(roles))),
+                    roles=tuple(sorted(given)),
                     machines={**(record.machines if record else {}), **machines},
                     denied=record.denied if record else (),
-                    added_at=now.isoformat(timespec='seconds'),
+                    added_at=format_time(now),
                     added_how=how,
                     epoch=1 + (tombstone.epoch if tombstone else 0),
                 )
             )
 
-    def remove(self, user_id: str, now: datetime) -> None:
+    def remove(self, user_id: str, now: datetime | None = None) -> None:
         """Trust a user no longer; their next request fails, on an open connection too.
 
         Raises UnknownUserError, ValueError for my own user, OSError.
         """
-        if user_id == self._identity.user_id:
+        if user_id == self.identity.user_id:
             raise ValueError('my own user cannot be removed; deny() keeps a machine out')
         with locked(self.directory):
             record = self._read_record(user_id)
@@ -256,38 +257,44 @@ class TrustStore:
                 version=1,
                 user_id=user_id,
                 name=record.name,
-                removed_at=now.isoformat(timespec='seconds'),
+                removed_at=format_time(now),
                 epoch=record.epoch,
             )
             durable.replace(self._path(user_id, _TOMBSTONE), _format(tombstone))
             self._path(user_id).unlink()
             durable.sync_directory(self.directory)
 
+    def remember(self, user_id: str) -> Former:
+        """Return what is kept about a user, for `put_back`. Raises as `deny` does."""
+        return Former(user_id, self._read_record(user_id))
+
     def put_back(self, former: Former) -> None:
-        """Take a change back: what `add` or `add_machine` replaced is there again.
+        """Take a change back, however far it came: what was remembered is there again.
 
-        Raises OSError.
+        What was denied since then stays denied. Raises as `deny` does.
         """
+        user_id, record = former
         with locked(self.directory):
-            path = self._path(former.user_id)
-            if former.content is not None:
-                durable.replace(path, former.content)
-            else:
-                path.unlink(missing_ok=True)
+            if record is None:
+                self._path(user_id).unlink(missing_ok=True)
                 durable.sync_directory(self.directory)
+                return
+            current = self._read_record(user_id)
+            if current is not None:
+                self._write(msgspec.structs.replace(record, denied=current.denied))
 
-    def add_machine(self, user_id: str, machine_id: str, name: str) -> Former:
+    def add_machine(self, user_id: str, machine_id: str, name: str) -> None:
         """Remember a machine of a trusted user, mine included, by a name.
 
-        Returns what was there before. Raises UnknownUserError, ValueError for the id or the name,
-        OSError.
+        Raises ValueError for the id or the name, and as `deny` does.
         """
-        return self._change(user_id, lambda old: {'machines': {**old.machines, machine_id: name}})
+        self._change(user_id, lambda old: {'machines': {**old.machines, machine_id: name}})
 
     def deny(self, user_id: str, machine_id: str) -> None:
         """Keep one machine of a trusted user out, mine included.
 
-        Raises UnknownUserError, ValueError for the id, OSError.
+        Raises UnknownUserError, ValueError for the id, TrustError for too many or a file that
+        cannot be used, IdentityError for one that is not private, OSError.
         """
         self._change(user_id, lambda old: {'denied': tuple(sorted({*old.denied, machine_id}))})
 
@@ -297,17 +304,17 @@ class TrustStore:
             user_id, lambda old: {'denied': tuple(x for x in old.denied if x != machine_id)}
         )
 
-    def _change(self, user_id: str, change: Callable[[_Record], dict[str, Any]]) -> Former:
+    def _change(self, user_id: str, change: Callable[[_Record], dict[str, Any]]) -> None:
         with locked(self.directory):
             record = self._read_record(user_id)
             if record is None:
-                if user_id != self._identity.user_id:
+                if user_id != self.identity.user_id:
                     raise UnknownUserError(user_id)
                 record = self._build_own_record()
-            return self._write(msgspec.structs.replace(record, **change(record)))
+            self._write(msgspec.structs.replace(record, **change(record)))
 
     def _build_own_record(self) -> _Record:
-        own = self._identity
+        own = self.identity
         return _Record(
             version=1,
             user_id=own.user_id,
@@ -321,8 +328,21 @@ class TrustStore:
             epoch=1,
         )
 
-    def _write(self, record: _Record) -> Former:
-        """Write a record that obeys its own rules. Raises ValueError for one that does not."""
+    def _write(self, record: _Record) -> None:
+        """Write a record that obeys its own rules.
+
+        Raises ValueError for one that does not, TrustError for one with too much in it.
+        """
+        for what, found, limit in (
+            ('denied machines', record.denied, MAX_DENIED),
+            ('machines with a name', record.machines, MAX_MACHINES),
+        ):
+            if len(found) > limit:
+                raise TrustError(
+                    record.user_id,
+                    f'would have more than {limit} {what}',
+                    'allow one that is gone, or remove the user',
+                )
         content = _format(record)
         try:
             msgspec.json.decode(content, type=_Record)
@@ -333,10 +353,7 @@ class TrustStore:
                 raise ValueError(f'a name must not have control characters: {text!r}')
         if len(content) > MAX_RECORD_SIZE:
             raise ValueError(f'the file about a user would have {len(content)} bytes')
-        path = self._path(record.user_id)
-        former = Former(record.user_id, path.read_bytes() if path.exists() else None)
-        durable.replace(path, content)
-        return former
+        durable.replace(self._path(record.user_id), content)
 
     def server_sslctx(self) -> ssl.SSLContext:
         """Return the context of a server: what `SSLServer` takes, and calls for each connection.
@@ -354,8 +371,8 @@ class TrustStore:
     def _build_context(
         self, build: Callable[[dict[str, Any]], ssl.SSLContext], options: dict[str, Any]
     ) -> ssl.SSLContext:
-        users = self.read()
-        path = self._identity.machine_file
+        users = self.users()
+        path = self.identity.machine_file
         with self._lock:
             while True:
                 source = (users, _stamp(path))
@@ -393,6 +410,8 @@ def _build_user(record: _Record, own_user_id: str) -> TrustedUser:
         frozenset({OWNER} if record.user_id == own_user_id else set(record.roles) - {OWNER}),
         MappingProxyType(record.machines),
         frozenset(record.denied),
+        record.added_at,
+        record.added_how,
     )
 
 

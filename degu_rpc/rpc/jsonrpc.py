@@ -31,26 +31,21 @@ from typing import TYPE_CHECKING, Any
 
 from degu_rpc.errors import Code, CodecError, RpcError
 from degu_rpc.rpc.codec import JSON
-from degu_rpc.rpc.connect import (
-    close_unread,
-    find_codec,
-    format_error,
-    identify_caller,
-    read_message,
-    refuse,
-    settle_error,
-)
+from degu_rpc.rpc.connect import close_unread, identify_caller, refuse, settle_error
+from degu_rpc.rpc.context import Context
 from degu_rpc.rpc.documents import build_openrpc
 from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE
+from degu_rpc.rpc.protocol import find_codec, format_error, read_message
 from degu_rpc.rpc.schema import describe_service
-from degu_rpc.rpc.service import Context, index_services, join_roles
+from degu_rpc.rpc.service import Kind, index_services, join_roles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from degu.rgi import Response
     from degu_rpc.peers import Peer
-    from degu_rpc.rpc.service import Method, Service
+    from degu_rpc.rpc.context import Context
+from degu_rpc.rpc.service import Method, Service
 
 RESERVED = 'rpc'
 """Names that begin with it and a dot are the protocol's own. Source: "Request object"."""
@@ -178,6 +173,10 @@ class JsonRpcApp:
         if service is None or method_name not in service.methods:
             raise _NoSuchMethodError
         method = service.authorize(method_name, peer)
+        if method.kind is not Kind.UNARY:
+            raise RpcError(
+                Code.UNIMPLEMENTED, f'{method.full_name} has a stream, and JSON-RPC has none'
+            )
         if isinstance(params, list):
             params = _name_parameters(method, params)
         return method.call(JSON.encode(params), JSON, Context(peer, method.full_name, headers))

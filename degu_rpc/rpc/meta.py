@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from degu_rpc.errors import Code, RpcError
 from degu_rpc.peers import OWNER
+from degu_rpc.rpc.context import Context
 from degu_rpc.rpc.schema import ServiceDescription, describe_service
-from degu_rpc.rpc.service import Context, Service, index_services, join_roles
+from degu_rpc.rpc.service import Service, index_services, join_roles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from degu.rgi import Response
-    from degu_rpc.rpc.service import Context
+    from degu_rpc.rpc.context import Context
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper ends of the ranges into which latencies are counted; the last range has no end."""

@@ -208,7 +208,7 @@ class Scene:
     def find_trust(self) -> list[str]:
         """Say whether anybody is trusted who was not."""
         return (
-            ['somebody is trusted'] if any(len(t.read()) > 1 for t in self.trust.values()) else []
+            ['somebody is trusted'] if any(len(t.users()) > 1 for t in self.trust.values()) else []
         )
 
     def join(self, address: Any, code: PairingCode) -> list[str]:

@@ -28,8 +28,8 @@ def pair(tmp_path):
     here = Identity.create(tmp_path / 'here', now)
     there = Identity.create(tmp_path / 'there', now)
     trust, trust_there = TrustStore(here), TrustStore(there)
-    trust.add(there.user_cert, 'friend', {'peer'}, 'test', now)
-    trust_there.add(here.user_cert, 'friend', {'peer'}, 'test', now)
+    trust.add(there.user_cert, 'friend', {'peer'}, how='test', now=now)
+    trust_there.add(here.user_cert, 'friend', {'peer'}, how='test', now=now)
     return Pair(here, there, trust, trust_there)
 
 

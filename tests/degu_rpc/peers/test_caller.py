@@ -48,6 +48,13 @@ def users(*trusted: TrustedUser) -> dict[str, TrustedUser]:
     return {user.user_id: user for user in trusted}
 
 
+class Fake:
+    """A trust store that says what a test wants."""
+
+    def __init__(self, users: Callable[[], dict[str, TrustedUser]]) -> None:
+        self.users = users
+
+
 def read_key(identity: Identity, name: str) -> Any:
     return pki.parse_key_pem((identity.directory / name).read_bytes())
 
@@ -123,7 +130,7 @@ def test_the_ca_must_be_the_one_of_the_user_it_is_filed_under(
 
 def test_trust_is_looked_up_for_each_connection(alice: Identity, bob: Identity) -> None:
     trusted = [users(trust(bob, 'Bob', 'peer'))]
-    app = Authenticated(answer, lambda: trusted[-1])
+    app = Authenticated(answer, Fake(lambda: trusted[-1]))
     with socket.socket() as sock:
         connection = {'client': ('127.0.0.1', 1), 'ssl_peer_cert': bob.machine_cert}
         assert app.on_connect(sock, connection) is True
@@ -152,7 +159,7 @@ def test_trust_is_looked_at_before_each_request_of_an_open_connection(
         'nothing': users(friend),
     }[change]
     trusted = [users(friend)]
-    app = Validator(Authenticated(answer, lambda: trusted[-1]))
+    app = Validator(Authenticated(answer, Fake(lambda: trusted[-1])))
     server = serve(app, IPv4_LOOPBACK, build_server_sslctx(config(alice, both)))
     sslctx = build_client_sslctx({**config(bob, both), 'check_hostname': False})
     with SSLClient(sslctx, server.address).connect() as conn:
@@ -251,7 +258,7 @@ def test_a_machine_calls_over_tls(
     serve: Callable[..., Any], both: Path, alice: Identity, bob: Identity
 ) -> None:
     trusted = users(trust(alice, 'me', OWNER), trust(bob, 'Bob', 'peer'))
-    app = Validator(Authenticated(answer, lambda: trusted))
+    app = Validator(Authenticated(answer, Fake(lambda: trusted)))
     server = serve(app, IPv4_LOOPBACK, build_server_sslctx(config(alice, both)))
     for caller in (alice, bob):
         sslctx = build_client_sslctx({**config(caller, both), 'check_hostname': False})
@@ -270,7 +277,7 @@ def test_a_machine_trusted_by_tls_alone_is_rejected_and_logged(
 ) -> None:
     # The CA file still has Bob, as right after a removal: the users decide.
     only_alice = users(trust(alice, 'me', OWNER))
-    app = Authenticated(answer, lambda: only_alice)
+    app = Authenticated(answer, Fake(lambda: only_alice))
     server = serve(app, IPv4_LOOPBACK, build_server_sslctx(config(alice, both)))
     sslctx = build_client_sslctx({**config(bob, both), 'check_hostname': False})
     with (
@@ -330,8 +337,8 @@ def test_the_wrapped_app_is_not_asked_about_a_rejected_connection() -> None:
 # --- who may ------------------------------------------------------------------------------------
 
 
-def test_whom_to_trust_is_asked_for_and_not_given(alice: Identity) -> None:
-    with pytest.raises(TypeError, match='read_users must be a function'):
+def test_whom_to_trust_is_asked_of_a_store(alice: Identity) -> None:
+    with pytest.raises(TypeError, match='trust must be a TrustStore'):
         Authenticated(answer, users(trust(alice, 'Alice')))  # type: ignore[arg-type]
 
 

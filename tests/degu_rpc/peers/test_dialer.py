@@ -263,7 +263,7 @@ def test_a_change_of_trust_counts_at_the_next_connect(
     dialer = Dialer(trust, [static(bob, address)])
     with pytest.raises(UnreachableError, match='issued by nobody who is trusted here'):
         dialer.connect(bob.machine_id)
-    trust.add(bob.user_cert, 'Bob', [], 'by hand', NOW)
+    trust.add(bob.user_cert, 'Bob', [], how='by hand', now=NOW)
     with dialer.connect(bob.machine_id) as connection:
         assert connection.get('/').status == 200
 
@@ -273,7 +273,7 @@ def test_a_machine_that_is_denied_is_not_called_either(
 ) -> None:
     carol = Identity.create(tmp_path / 'carol', NOW)
     trust = TrustStore(carol)
-    trust.add(bob.user_cert, 'Bob', [], 'by hand', NOW)
+    trust.add(bob.user_cert, 'Bob', [], how='by hand', now=NOW)
     address = house.open(bob, carol)
     MachineClient(trust, address, bob.machine_id).connect().close()
     trust.deny(bob.user_id, bob.machine_id)

@@ -70,7 +70,7 @@ def _join(home: Path, other: Identity) -> None:
 
 def _add(home: Path, other: Identity) -> TrustStore:
     store = TrustStore(_create(home, other))
-    store.add(other.user_cert, 'Bob', {'peer'}, 'test', NOW)
+    store.add(other.user_cert, 'Bob', {'peer'}, how='test', now=NOW)
     return store
 
 
@@ -92,11 +92,11 @@ def _is_renewed(home: Path, other: Identity) -> bool:
 
 
 def _is_trusted(home: Path, other: Identity) -> bool:
-    return other.user_id in TrustStore(Identity.open(home)).read()
+    return other.user_id in TrustStore(Identity.open(home)).users()
 
 
 def _is_denied(home: Path, other: Identity) -> bool:
-    users = TrustStore(Identity.open(home)).read()
+    users = TrustStore(Identity.open(home)).users()
     return other.machine_id in users[other.user_id].denied
 
 
@@ -127,7 +127,9 @@ CHANGES = {
         _create, 'Identity.open(home).rotate(now.replace(year=2030, month=6))\n', _is_renewed
     ),
     'add': Change(
-        _create, STORE + 'store.add(other.user_cert, "Bob", {"peer"}, "test", now)\n', _is_trusted
+        _create,
+        STORE + 'store.add(other.user_cert, "Bob", {"peer"}, how="test", now=now)\n',
+        _is_trusted,
     ),
     'remove': Change(
         _add,
@@ -136,7 +138,7 @@ CHANGES = {
     ),
     'revive': Change(
         _remove,
-        STORE + 'store.add(other.user_cert, "Bob", {"peer"}, "test", now, revive=True)\n',
+        STORE + 'store.add(other.user_cert, "Bob", {"peer"}, how="test", now=now, revive=True)\n',
         _is_trusted,
     ),
     'deny': Change(_add, STORE + 'store.deny(other.user_id, other.machine_id)\n', _is_denied),
@@ -255,7 +257,7 @@ def build_peering(home: Path) -> Peering:
 
 
 def trusts(home: Path, other: Path) -> bool:
-    return Identity.open(other).user_id in TrustStore(Identity.open(home)).read()
+    return Identity.open(other).user_id in TrustStore(Identity.open(home)).users()
 
 
 def pair_with_killed_joiner(strace: str, joiner: Path, window: Path, kill: str) -> None:

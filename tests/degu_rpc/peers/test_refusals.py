@@ -14,6 +14,7 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -329,7 +330,7 @@ def call_alice(
 
     sslctx = build_client_sslctx({**config, 'check_hostname': False})
     trusted = users or trust(ALICE, BOB)
-    guarded = Authenticated(app, lambda: trusted)
+    guarded = Authenticated(app, SimpleNamespace(users=lambda: trusted))
     attempt = call(alice_config, partial(SSLClient, sslctx), caplog, guarded)
     assert reached == ([BOB.ids.machine_id] if attempt.error is None else [])
     return attempt
@@ -356,7 +357,7 @@ class Trusting:
     def client_sslctx(self) -> ssl.SSLContext:
         return self.sslctx
 
-    def read(self) -> dict[str, TrustedUser]:
+    def users(self) -> dict[str, TrustedUser]:
         return trust(BOB)
 
 
@@ -506,7 +507,7 @@ def test_the_next_request_of_whom_we_trust_no_longer_is_refused_with_the_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     trusted = trust(ALICE, BOB)
-    app = Authenticated(answer, lambda: trusted)
+    app = Authenticated(answer, SimpleNamespace(users=lambda: trusted))
     config = build_config(tmp_path / 'bob', BOB.cert, BOB.key)
     sslctx = build_client_sslctx({**config, 'check_hostname': False})
     with (

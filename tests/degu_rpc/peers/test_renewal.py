@@ -13,7 +13,7 @@ from degu.rgi import Validator
 from degu_rpc.errors import RenewalError
 from degu_rpc.peers import Authenticated, Identity, IdentityError, MachineClient, TrustStore
 from degu_rpc.peers.limits import MAX_CERTIFICATE_SIZE
-from degu_rpc.peers.renewal import Certifier, renew, rotate
+from degu_rpc.peers.renewal import Certifier, renew_over, rotate_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ def joined(tmp_path: Path, issuer: Identity) -> Identity:
 def connect(serve: Callable[..., Any], issuer: Identity) -> Callable[[Identity], MachineClient]:
     """Give `connect(identity)`: a client of the issuer's server, as that identity."""
     trust = TrustStore(issuer)
-    app = Validator(Authenticated(Certifier(issuer, trust), trust.read))
+    app = Validator(Authenticated(Certifier(trust), trust))
     server = serve(app, IPv4_LOOPBACK, trust.server_sslctx)
 
     def build(identity: Identity) -> MachineClient:
@@ -51,11 +51,11 @@ def test_a_renewed_certificate_is_for_the_same_key(
     connect: Callable[[Identity], MachineClient], joined: Identity
 ) -> None:
     assert joined.needs_renewal(NOW)
-    renewed = renew(joined, connect(joined), '', NOW)
+    renewed = renew_over(connect(joined), '', joined)
     assert not renewed.needs_renewal(NOW)
     assert renewed.machine_id == joined.machine_id
     assert Identity.open(joined.directory) == renewed
-    assert renew(renewed, connect(renewed), '', NOW).machine_id == joined.machine_id
+    assert renew_over(connect(renewed), '', renewed).machine_id == joined.machine_id
 
 
 def test_a_rotated_key_is_another_machine_and_the_former_is_denied(
@@ -63,24 +63,25 @@ def test_a_rotated_key_is_another_machine_and_the_former_is_denied(
 ) -> None:
     client = connect(joined)
     before = SSLClient(TrustStore(joined).client_sslctx(), client.address)
-    rotated = rotate(joined, client, '', NOW)
+    rotated = rotate_over(client, '', joined)
     assert rotated.machine_id != joined.machine_id
     assert Identity.open(joined.directory) == rotated
-    assert TrustStore(issuer).read()[issuer.user_id].denied == {joined.machine_id}
+    assert TrustStore(issuer).users()[issuer.user_id].denied == {joined.machine_id}
     with before.connect() as connection, pytest.raises(ConnectionError):
         connection.post('/renew')
-    assert renew(rotated, client, '', NOW).machine_id == rotated.machine_id
+    assert renew_over(client, '', rotated).machine_id == rotated.machine_id
 
 
 def test_only_a_machine_of_the_same_user_is_certified(
     connect: Callable[[Identity], MachineClient], issuer: Identity, bob: Identity
 ) -> None:
-    TrustStore(issuer).add(bob.user_cert, 'Bob', {'peer'}, 'test', NOW)
+    TrustStore(issuer).add(bob.user_cert, 'Bob', {'peer'}, how='test', now=NOW)
     trust = TrustStore(bob)
-    former = trust.add(issuer.user_cert, 'Alice', {'peer'}, 'test', NOW, revive=True)
+    former = trust.remember(issuer.user_id)
+    trust.add(issuer.user_cert, 'Alice', {'peer'}, how='test', now=NOW, revive=True)
     try:
         with pytest.raises(RenewalError, match='403: this is for machines of the same user'):
-            renew(bob, connect(bob), '', NOW)
+            renew_over(connect(bob), '', bob)
     finally:
         trust.put_back(former)
 
@@ -89,7 +90,7 @@ def test_only_a_machine_of_the_same_user_is_certified(
 def test_a_local_caller_is_not_certified(
     serve: Callable[..., Any], issuer: Identity, tmp_path: Path, peer: str
 ) -> None:
-    app = Authenticated(Certifier(issuer, TrustStore(issuer)))
+    app = Authenticated(Certifier(TrustStore(issuer)))
     server = serve(app, str(tmp_path / 'sock') if peer == 'local' else IPv4_LOOPBACK)
     with Client(server.address).connect() as connection:
         for path in ('/renew', '/rotate', '/retire'):
@@ -133,8 +134,8 @@ def test_a_request_proves_the_key_and_decides_nothing_else(
 
 
 def test_a_certifier_needs_the_key_of_the_user(joined: Identity) -> None:
-    with pytest.raises(IdentityError, match='has no key of the user'):
-        Certifier(joined, TrustStore(joined))
+    with pytest.raises(IdentityError, match='cannot certify others'):
+        Certifier(TrustStore(joined))
 
 
 # --- an issuer that does not do its work ---------------------------------------------------------
@@ -151,7 +152,7 @@ def connect_to(serve: Callable[..., Any], issuer: Identity, joined: Identity) ->
     return build
 
 
-@pytest.mark.parametrize('use', [renew, rotate])
+@pytest.mark.parametrize('use', [renew_over, rotate_over])
 @pytest.mark.parametrize(
     ('answer', 'error'),
     [
@@ -166,18 +167,18 @@ def test_an_answer_that_is_no_certificate_changes_nothing(
     connect_to: Any, joined: Identity, use: Any, answer: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error) as caught:
-        use(joined, connect_to(lambda c, r: answer), '', NOW)
+        use(connect_to(lambda c, r: answer), '', joined)
     assert '\x1b' not in str(caught.value)
     assert Identity.open(joined.directory) == joined
 
 
-@pytest.mark.parametrize('use', [renew, rotate])
+@pytest.mark.parametrize('use', [renew_over, rotate_over])
 def test_a_certificate_for_another_key_changes_nothing(
     connect_to: Any, issuer: Identity, joined: Identity, use: Any
 ) -> None:
     client = connect_to(lambda c, r: (200, 'OK', {}, issuer.machine_cert))
     with pytest.raises(pki.CertificateError):
-        use(joined, client, '', NOW)
+        use(client, '', joined)
     assert Identity.open(joined.directory) == joined
 
 
@@ -186,8 +187,8 @@ def test_a_certificate_that_is_not_valid_by_our_clock_is_not_kept(
 ) -> None:
     public_key = joined.read_machine_key().public_key()
     cert = issuer.certify(public_key, NOW - timedelta(days=400))
-    with pytest.raises(RenewalError, match='set the clock that is wrong'):
-        renew(joined, connect_to(lambda c, r: (200, 'OK', {}, cert)), '', NOW)
+    with pytest.raises(pki.CertificateError, match='set the clock that is wrong'):
+        renew_over(connect_to(lambda c, r: (200, 'OK', {}, cert)), '', joined)
     assert Identity.open(joined.directory) == joined
 
 
@@ -202,6 +203,6 @@ def test_a_rotation_that_could_not_retire_the_former_id_says_what_to_do(
         return 500, 'Internal Server Error', {}, None
 
     with pytest.raises(RenewalError, match=f'deny machine {joined.machine_id}') as caught:
-        rotate(joined, connect_to(app), '', NOW)
-    assert caught.value.is_installed
+        rotate_over(connect_to(app), '', joined)
+    assert caught.value.former_id == joined.machine_id
     assert Identity.open(joined.directory).machine_id != joined.machine_id

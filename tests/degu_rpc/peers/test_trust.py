@@ -12,10 +12,11 @@ import threading
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
-from degu import pki
+from degu import durable, pki
 from degu_rpc.peers import (
     OWNER,
     Identity,
@@ -52,7 +53,7 @@ def store(me: Identity) -> TrustStore:
 
 
 def add(store: TrustStore, identity: Identity, name: str = 'Bob', **options: Any) -> Any:
-    return store.add(identity.user_cert, name, {'peer'}, 'test', NOW, **options)
+    return store.add(identity.user_cert, name, how='test', now=NOW, **options)
 
 
 def path_of(store: TrustStore, identity: Identity) -> Path:
@@ -67,7 +68,7 @@ def snapshot(store: TrustStore) -> dict[str, bytes]:
 
 
 def test_a_new_store_trusts_my_own_user_and_nobody_else(me: Identity, store: TrustStore) -> None:
-    (user,) = store.read().values()
+    (user,) = store.users().values()
     assert user.user_id == me.user_id
     assert user.ca_cert == me.user_cert
     assert user.roles == {OWNER}
@@ -76,9 +77,14 @@ def test_a_new_store_trusts_my_own_user_and_nobody_else(me: Identity, store: Tru
 
 def test_a_user_is_trusted_by_name_and_roles(store: TrustStore, bob: Identity) -> None:
     store.add(
-        bob.user_cert, 'Bob', {'peer', 'family'}, 'test', NOW, machines={bob.machine_id: 'laptop'}
+        bob.user_cert,
+        'Bob',
+        {'peer', 'family'},
+        how='test',
+        now=NOW,
+        machines={bob.machine_id: 'laptop'},
     )
-    user = store.read()[bob.user_id]
+    user = store.users()[bob.user_id]
     assert user == (
         bob.user_id,
         bob.user_cert,
@@ -86,33 +92,32 @@ def test_a_user_is_trusted_by_name_and_roles(store: TrustStore, bob: Identity) -
         frozenset({'peer', 'family'}),
         {bob.machine_id: 'laptop'},
         frozenset(),
+        NOW.isoformat(timespec='seconds'),
+        'test',
     )
-    record = json.loads(path_of(store, bob).read_bytes())
-    assert record['added_how'] == 'test'
-    assert datetime.fromisoformat(record['added_at']) == NOW.replace(microsecond=0)
 
 
 def test_another_store_of_the_same_identity_says_the_same(
     me: Identity, store: TrustStore, bob: Identity
 ) -> None:
     other = TrustStore(me)
-    assert bob.user_id not in other.read()
+    assert bob.user_id not in other.users()
     add(store, bob)
-    assert other.read() == store.read()
+    assert other.users() == store.users()
     store.remove(bob.user_id, NOW)
-    assert bob.user_id not in other.read()
+    assert bob.user_id not in other.users()
 
 
 def test_while_nothing_changes_it_is_the_same_mapping(store: TrustStore, bob: Identity) -> None:
     add(store, bob)
-    users = store.read()
-    assert store.read() is users
+    users = store.users()
+    assert store.users() is users
     path_of(store, bob).touch()
-    assert store.read() is users
+    assert store.users() is users
     with pytest.raises(TypeError):
         users['x'] = None  # type: ignore[index]
     add(store, bob, 'Robert')
-    assert store.read() is not users
+    assert store.users() is not users
     assert users[bob.user_id].name == 'Bob'
 
 
@@ -121,7 +126,7 @@ def test_every_change_is_seen_however_fast_it_follows_another(
 ) -> None:
     for number in range(50):
         add(store, bob, f'Bob {number:03}')
-        assert store.read()[bob.user_id].name == f'Bob {number:03}'
+        assert store.users()[bob.user_id].name == f'Bob {number:03}'
 
 
 def test_a_change_in_the_same_tick_of_the_clock_is_seen(
@@ -130,10 +135,10 @@ def test_a_change_in_the_same_tick_of_the_clock_is_seen(
     add(store, bob)
     tick = store.directory.stat().st_mtime_ns
     monkeypatch.setattr(time, 'time_ns', lambda: tick)
-    assert store.read()[bob.user_id].name == 'Bob'
+    assert store.users()[bob.user_id].name == 'Bob'
     add(store, bob, 'Rob')
     os.utime(store.directory, ns=(tick, tick))
-    assert store.read()[bob.user_id].name == 'Rob'
+    assert store.users()[bob.user_id].name == 'Rob'
 
 
 def test_a_settled_store_is_not_read_again(
@@ -142,44 +147,77 @@ def test_a_settled_store_is_not_read_again(
     add(store, bob)
     old = 10**18
     os.utime(store.directory, ns=(old, old))
-    users = store.read()
+    users = store.users()
     monkeypatch.setattr(os, 'listdir', None)
-    assert store.read() is users
+    assert store.users() is users
 
 
 def test_a_change_keeps_what_it_does_not_name(store: TrustStore, bob: Identity) -> None:
     add(store, bob, machines={IDS[0]: 'laptop'})
     store.deny(bob.user_id, IDS[1])
     add(store, bob, 'Robert', machines={IDS[1]: 'phone'})
-    user = store.read()[bob.user_id]
+    user = store.users()[bob.user_id]
     assert user.name == 'Robert'
     assert user.machines == {IDS[0]: 'laptop', IDS[1]: 'phone'}
     assert user.denied == {IDS[1]}
     store.allow(bob.user_id, IDS[1])
-    assert store.read()[bob.user_id].denied == frozenset()
+    assert store.users()[bob.user_id].denied == frozenset()
 
 
 def test_a_machine_of_my_own_can_be_named_and_denied(me: Identity, store: TrustStore) -> None:
     store.add_machine(me.user_id, IDS[0], 'phone')
     store.deny(me.user_id, IDS[0])
-    user = store.read()[me.user_id]
+    user = store.users()[me.user_id]
     assert (user.machines, user.denied) == ({IDS[0]: 'phone'}, {IDS[0]})
     assert user.roles == {OWNER}
     assert user.ca_cert == me.user_cert
 
 
 def test_a_change_can_be_taken_back(store: TrustStore, bob: Identity) -> None:
-    nobody = snapshot(store)
-    first = add(store, bob)
-    former = snapshot(store)
-    second = add(store, bob, 'Robert')
-    store.put_back(second)
-    assert snapshot(store) == former
-    assert store.read()[bob.user_id].name == 'Bob'
+    nobody = snapshot(store), store.remember(bob.user_id)
+    add(store, bob)
+    once = snapshot(store), store.remember(bob.user_id)
+    add(store, bob, 'Robert', machines={IDS[0]: 'laptop'})
     for _ in range(2):
-        store.put_back(first)
-        assert snapshot(store) == nobody
-    assert bob.user_id not in store.read()
+        store.put_back(once[1])
+        assert snapshot(store) == once[0]
+        assert store.users()[bob.user_id].name == 'Bob'
+    for _ in range(2):
+        store.put_back(nobody[1])
+        assert snapshot(store) == nobody[0]
+    assert bob.user_id not in store.users()
+
+
+def test_a_change_that_failed_after_its_file_was_there_can_be_taken_back(
+    store: TrustStore, bob: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = store.remember(bob.user_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, 'sync_directory', Mock(side_effect=OSError('a broken disk')))
+        with pytest.raises(OSError, match='a broken disk'):
+            add(store, bob)
+    assert bob.user_id in store.users()
+    store.put_back(former)
+    assert bob.user_id not in store.users()
+
+
+def test_what_was_denied_meanwhile_stays_denied(store: TrustStore, bob: Identity) -> None:
+    add(store, bob)
+    former = store.remember(bob.user_id)
+    add(store, bob, 'Robert')
+    store.deny(bob.user_id, IDS[0])
+    store.put_back(former)
+    user = store.users()[bob.user_id]
+    assert (user.name, user.denied) == ('Bob', {IDS[0]})
+
+
+def test_who_was_removed_meanwhile_stays_removed(store: TrustStore, bob: Identity) -> None:
+    add(store, bob)
+    former = store.remember(bob.user_id)
+    add(store, bob, 'Robert')
+    store.remove(bob.user_id)
+    store.put_back(former)
+    assert bob.user_id not in store.users()
 
 
 # --- removal sticks ------------------------------------------------------------------------------
@@ -192,7 +230,7 @@ def test_a_removed_user_comes_back_only_when_somebody_decides_it(
     backup = snapshot(store)
     for _ in range(2):
         store.remove(bob.user_id, NOW)
-        assert bob.user_id not in store.read()
+        assert bob.user_id not in store.users()
         with pytest.raises(RemovedUserError, match='was removed here, as') as caught:
             add(store, bob)
         assert caught.value.name == 'Bob'
@@ -201,11 +239,11 @@ def test_a_removed_user_comes_back_only_when_somebody_decides_it(
         for name, content in backup.items():
             (store.directory / name).write_bytes(content)
             (store.directory / name).chmod(0o600)
-        assert bob.user_id not in store.read()
+        assert bob.user_id not in store.users()
         with pytest.raises(RemovedUserError):
             add(store, bob)
         add(store, bob, revive=True)
-        assert store.read()[bob.user_id].name == 'Bob'
+        assert store.users()[bob.user_id].name == 'Bob'
         add(store, bob, 'Robert')
         add(store, bob)
 
@@ -214,14 +252,16 @@ def test_who_comes_back_has_what_is_new_only(store: TrustStore, bob: Identity) -
     add(store, bob, machines={IDS[0]: 'laptop'})
     store.remove(bob.user_id, NOW)
     add(store, bob, revive=True, machines={IDS[1]: 'phone'})
-    assert store.read()[bob.user_id].machines == {IDS[1]: 'phone'}
+    assert store.users()[bob.user_id].machines == {IDS[1]: 'phone'}
 
 
 def test_taking_back_who_came_back_leaves_the_removal(store: TrustStore, bob: Identity) -> None:
     add(store, bob)
     store.remove(bob.user_id, NOW)
     removed = snapshot(store)
-    store.put_back(add(store, bob, revive=True))
+    former = store.remember(bob.user_id)
+    add(store, bob, revive=True)
+    store.put_back(former)
     assert snapshot(store) == removed
     with pytest.raises(RemovedUserError):
         add(store, bob)
@@ -271,14 +311,14 @@ def test_what_cannot_be_kept_is_refused(
     store: TrustStore, bob: Identity, name: str, roles: Any, machines: Any, reason: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(reason)):
-        store.add(bob.user_cert, name, roles, 'test', NOW, machines=machines)
+        store.add(bob.user_cert, name, roles, how='test', now=NOW, machines=machines)
     assert snapshot(store) == {}
 
 
 def test_a_certificate_that_is_no_users_is_refused(store: TrustStore, bob: Identity) -> None:
     for cert in (bob.machine_cert, b'', bob.user_cert + b'\0'):
         with pytest.raises(pki.CertificateError):
-            store.add(cert, 'Bob', {'peer'}, 'test', NOW)
+            store.add(cert, 'Bob', {'peer'}, how='test', now=NOW)
 
 
 def test_one_user_too_many_is_refused(store: TrustStore, bob: Identity, alice: Identity) -> None:
@@ -303,11 +343,11 @@ def test_as_much_as_the_limits_allow_about_a_user_can_be_kept(
     record['denied'] = sorted(machines)[: MAX_DENIED - 1]
     path_of(store, bob).write_text(json.dumps(record))
     store.deny(bob.user_id, make_id(9999))
-    assert len(store.read()[bob.user_id].denied) == MAX_DENIED
+    assert len(store.users()[bob.user_id].denied) == MAX_DENIED
     assert path_of(store, bob).stat().st_size < MAX_RECORD_SIZE
-    with pytest.raises(ValueError, match='denied'):
+    with pytest.raises(TrustError, match=f'more than {MAX_DENIED} denied machines; allow one'):
         store.deny(bob.user_id, 'b' * 48)
-    with pytest.raises(ValueError, match='machines'):
+    with pytest.raises(TrustError, match=f'more than {MAX_MACHINES} machines with a name'):
         store.add_machine(bob.user_id, 'b' * 48, 'one more')
 
 
@@ -338,7 +378,7 @@ def test_a_broken_file_trusts_nobody_and_is_logged(
     broken = BROKEN[how](text)
     assert broken != text
     path_of(store, bob).write_bytes(broken.encode(errors='surrogateescape'))
-    assert set(store.read()) == {me.user_id, alice.user_id}
+    assert set(store.users()) == {me.user_id, alice.user_id}
     assert bob.user_id in caplog.text
     assert 'restore it from a backup, or remove the file' in caplog.text
     if how != 'a broken certificate':  # with which nobody is let in, denied or not
@@ -346,7 +386,7 @@ def test_a_broken_file_trusts_nobody_and_is_logged(
             store.deny(bob.user_id, IDS[0])
     path_of(store, bob).unlink()
     add(store, bob)
-    assert bob.user_id in store.read()
+    assert bob.user_id in store.users()
 
 
 def test_a_broken_tombstone_trusts_nobody(
@@ -356,7 +396,7 @@ def test_a_broken_tombstone_trusts_nobody(
     store.remove(bob.user_id, NOW)
     add(store, bob, revive=True)
     (store.directory / f'{bob.user_id}.removed.json').write_bytes(b'')
-    assert bob.user_id not in store.read()
+    assert bob.user_id not in store.users()
     assert 'removed.json cannot be read' in caplog.text
 
 
@@ -365,7 +405,7 @@ def test_a_broken_file_about_me_lets_none_of_my_other_machines_in(
 ) -> None:
     store.deny(me.user_id, IDS[0])
     path_of(store, me).write_bytes(b'{}')
-    assert me.user_id not in store.read()
+    assert me.user_id not in store.users()
 
 
 def test_a_certificate_of_another_user_is_not_trusted_by_a_file_name(
@@ -376,7 +416,7 @@ def test_a_certificate_of_another_user_is_not_trusted_by_a_file_name(
     record = json.loads(path_of(store, bob).read_bytes())
     record['ca_cert'] = json.loads(path_of(store, alice).read_bytes())['ca_cert']
     path_of(store, bob).write_text(json.dumps(record))
-    assert bob.user_id not in store.read()
+    assert bob.user_id not in store.users()
     assert f'its certificate is of {alice.user_id}' in caplog.text
 
 
@@ -384,7 +424,7 @@ def test_the_role_of_the_owner_is_not_taken_from_a_file(store: TrustStore, bob: 
     add(store, bob)
     text = path_of(store, bob).read_text()
     path_of(store, bob).write_text(text.replace('"peer"', '"owner", "peer"'))
-    assert store.read()[bob.user_id].roles == {'peer'}
+    assert store.users()[bob.user_id].roles == {'peer'}
 
 
 def test_a_file_others_could_write_is_refused_with_the_remedy(
@@ -392,7 +432,7 @@ def test_a_file_others_could_write_is_refused_with_the_remedy(
 ) -> None:
     add(store, bob)
     path_of(store, bob).chmod(0o666)
-    assert bob.user_id not in store.read()
+    assert bob.user_id not in store.users()
     assert f'run: chmod 600 {path_of(store, bob)}' in caplog.text
 
 
@@ -405,7 +445,7 @@ def test_a_directory_others_could_enter_is_refused(me: Identity, store: TrustSto
 def test_other_files_in_the_directory_are_nothing(store: TrustStore) -> None:
     for name in ('README', 'x.json', '.hidden', 'a' * 48, 'a' * 48 + '.json~'):
         (store.directory / name).touch()
-    assert len(store.read()) == 1
+    assert len(store.users()) == 1
 
 
 # --- on disk -------------------------------------------------------------------------------------
@@ -435,7 +475,7 @@ FULL = (
     'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
     'resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n'
     'for change in (\n'
-    '    lambda: store.add(other.user_cert, "x", {"peer"}, "test", now),\n'
+    '    lambda: store.add(other.user_cert, "x", {"peer"}, how="test", now=now),\n'
     '    lambda: store.deny(other.user_id, other.machine_id),\n'
     '    lambda: store.remove(other.user_id, now),\n'
     '):\n'
@@ -462,7 +502,7 @@ def test_a_full_disk_changes_nothing(store: TrustStore, me: Identity, bob: Ident
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(store: TrustStore, bob: Identity) -> None:
     (store.directory / f'.{bob.user_id}.json.0123.tmp').touch()
-    assert bob.user_id not in store.read()
+    assert bob.user_id not in store.users()
     add(store, bob)
     assert [path.name for path in store.directory.iterdir()] == [f'{bob.user_id}.json']
 
@@ -476,14 +516,14 @@ def test_changes_at_the_same_time_are_all_made(
         other = TrustStore(me)
         for i in range(20):
             other.add_machine(bob.user_id, f'{"abcd"[number] * 46}{"abcdefghij"[i % 10]}a', f'{i}')
-            assert bob.user_id in other.read()
+            assert bob.user_id in other.users()
 
     threads = [threading.Thread(target=name, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(store.read()[bob.user_id].machines) == 40
+    assert len(store.users()[bob.user_id].machines) == 40
 
 
 # --- contexts ------------------------------------------------------------------------------------

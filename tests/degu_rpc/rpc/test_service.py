@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -350,41 +350,46 @@ async def _async_generator() -> Any:
     yield 1
 
 
-def _iterator() -> Iterator[int]:
-    return iter([1])
-
-
 def _bare_iterator() -> Iterator:  # type: ignore[type-arg]  # what is tested
     return iter([1])
-
-
-def _generator_annotation() -> Generator[int, None, None]:
-    raise NotImplementedError
 
 
 def _async_annotation() -> AsyncIterator[int]:
     raise NotImplementedError
 
 
-def _iterator_parameter(blocks: Iterator[bytes]) -> None:
+def _second_stream(a: Iterator[int], b: Iterator[int]) -> None:
+    pass
+
+
+def _default_stream(a: Iterator[int] = iter([])) -> None:  # noqa: B008  # what is tested
+    pass
+
+
+def _opaque_stream(a: Iterator[Opaque]) -> None:
+    pass
+
+
+def _nested_stream(a: list[Iterator[int]]) -> None:
     pass
 
 
 @pytest.mark.parametrize(
-    'function',
+    ('function', 'why'),
     [
-        _iterator,
-        _bare_iterator,
-        _generator_annotation,
-        _async_annotation,
-        _iterator_parameter,
-        _generator,
-        _async_generator,
+        (_bare_iterator, 'the result is a stream of what'),
+        (_async_annotation, 'the result is a stream for coroutines'),
+        (_generator, 'the result of a generator is a stream'),
+        (_async_generator, 'not coroutines'),
+        (_second_stream, "parameter 'b' is a second stream"),
+        (_default_stream, "parameter 'a' is a stream and cannot have a default"),
+        (_opaque_stream, "an item of parameter 'a': .*Opaque.* cannot travel"),
+        (_nested_stream, 'cannot travel'),
     ],
 )
-def test_streams_are_refused_at_decoration(function: Any) -> None:
+def test_stream_that_cannot_be_is_refused_at_decoration(function: Any, why: str) -> None:
     function.__name__ = 'watch'
-    with pytest.raises(TypeError, match=r'a\.B/watch: .*stream'):
+    with pytest.raises(TypeError, match=rf'a\.B/watch: .*{why}'):
         Service('a.B').method(allow='peer')(function)
 
 

@@ -33,7 +33,7 @@ with Discovery() as discovery:
         with discovery.announce_pairing([window.address]):
             print(window.code, flush=True)
             print(window.wait().name, flush=True)
-    server = SSLServer(trust.server_sslctx, ('::', 0, 0, 0), Authenticated(app, trust.read))
+    server = SSLServer(trust.server_sslctx, ('::', 0, 0, 0), Authenticated(app, trust))
     with server, discovery.announce(identity.machine_id, [server.address]):
         sys.stdin.readline()
 """
@@ -70,5 +70,5 @@ def test_two_machines_that_never_met_pair_and_call_each_other(cable: Cable, tmp_
         assert shown.stdout.readline() == 'far\n'
         shown.communicate('\n', timeout=20)
         assert shown.returncode == 0
-    assert TrustStore(ours).read()[theirs.user_id].machines == {theirs.machine_id: 'far'}
-    assert TrustStore(theirs).read()[ours.user_id].machines == {ours.machine_id: 'near'}
+    assert TrustStore(ours).users()[theirs.user_id].machines == {theirs.machine_id: 'far'}
+    assert TrustStore(theirs).users()[ours.user_id].machines == {ours.machine_id: 'near'}

@@ -76,13 +76,13 @@ class Home(NamedTuple):
     @property
     def friends(self) -> dict[str, str]:
         """The names of the users that are trusted, by id, without my own."""
-        users = TrustStore(self.identity).read()
+        users = TrustStore(self.identity).users()
         return {u.user_id: u.name for u in users.values() if u.user_id != self.identity.user_id}
 
     @property
     def machines(self) -> dict[str, str]:
         """The names of my own user's other machines."""
-        return dict(TrustStore(self.identity).read()[self.identity.user_id].machines)
+        return dict(TrustStore(self.identity).users()[self.identity.user_id].machines)
 
 
 @dataclass

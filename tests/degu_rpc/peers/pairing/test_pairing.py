@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -29,7 +28,7 @@ def call(caller, called) -> bytes:
     with SSLServer(
         called.trust.server_sslctx,
         IPv4_LOOPBACK,
-        Authenticated(app, called.trust.read, os.getuid()),
+        Authenticated(app, called.trust),
     ) as server:
         client = MachineClient(caller.trust, server.address, called.identity.machine_id)
         with client.connect() as connection:
@@ -52,7 +51,7 @@ def test_two_users_trust_each_other_after_one_short_code(ada, ben, open_window, 
     assert window.wait() == paired_with(ben)
     assert ada.friends == {ben.identity.user_id: 'Ben'}
     assert ben.friends == {ada.identity.user_id: 'Ada'}
-    user = ada.trust.read()[ben.identity.user_id]
+    user = ada.trust.users()[ben.identity.user_id]
     assert user.machines == {ben.identity.machine_id: 'Ben'}
 
 
@@ -70,7 +69,7 @@ def test_a_code_is_drawn_anew_for_each_window(ada) -> None:
 
 def test_a_removed_user_comes_back_when_a_code_is_typed(ada, ben, open_window) -> None:
     for home, other in ((ada, ben), (ben, ada)):
-        home.trust.add(other.identity.user_cert, other.name, {'peer'}, 'by hand', NOW)
+        home.trust.add(other.identity.user_cert, other.name, {'peer'}, how='by hand', now=NOW)
         home.trust.remove(other.identity.user_id, NOW)
     window = open_window(ada.peering())
     pair(window.address, window.code, ben.peering())
@@ -78,7 +77,7 @@ def test_a_removed_user_comes_back_when_a_code_is_typed(ada, ben, open_window) -
 
 
 def test_one_sided_trust_is_mended_by_pairing_again(ada, ben, open_window) -> None:
-    ada.trust.add(ben.identity.user_cert, 'Ben', {'peer'}, 'by hand', NOW)
+    ada.trust.add(ben.identity.user_cert, 'Ben', {'peer'}, how='by hand', now=NOW)
     window = open_window(ada.peering())
     pair(window.address, window.code, ben.peering())
     assert ben.friends == {ada.identity.user_id: 'Ada'}
@@ -88,7 +87,7 @@ def test_users_who_trust_each_other_already_are_told_and_nothing_changes(
     ada, ben, open_window, refused
 ) -> None:
     for home, other in ((ada, ben), (ben, ada)):
-        home.trust.add(other.identity.user_cert, 'as before', {'as before'}, 'by hand', NOW)
+        home.trust.add(other.identity.user_cert, 'as before', {'as before'}, how='by hand', now=NOW)
     window = open_window(ada.peering())
     with refused(PairingFault.ALREADY_PAIRED):
         pair(window.address, window.code, ben.peering())
@@ -138,7 +137,7 @@ def test_a_new_machine_joins_after_one_short_code(ada, open_window, tmp_path) ->
     assert phone.user_id == ada.identity.user_id
     assert not phone.can_certify
     assert ada.machines == {phone.machine_id: 'phone'}
-    assert TrustStore(phone).read()[phone.user_id].machines == {ada.identity.machine_id: 'Ada'}
+    assert TrustStore(phone).users()[phone.user_id].machines == {ada.identity.machine_id: 'Ada'}
 
 
 def test_a_joined_machine_is_the_owner(ada, open_window, tmp_path) -> None:
@@ -156,7 +155,7 @@ def test_a_machine_that_has_an_identity_does_not_join(ben) -> None:
 
 def test_a_machine_without_the_key_of_the_user_admits_nobody(ada) -> None:
     (ada.identity.directory / 'user.key').unlink()
-    with pytest.raises(IdentityError, match='open the window where the user was made'):
+    with pytest.raises(IdentityError, match='do this on the machine where the user was made'):
         ada.admission()
 
 
@@ -167,7 +166,7 @@ def test_a_clock_that_is_wrong_is_told_and_nothing_is_stored(
     past = NOW - timedelta(days=30)
     with refused(PairingFault.CERTIFICATE) as caught:
         pair(window.address, window.code, Joining(tmp_path / 'phone', 'phone', past))
-    assert f'the clock here says {past}' in str(caught.value)
+    assert f'our clock says {past}' in str(caught.value)
     with refused(PairingFault.CERTIFICATE):
         window.wait()
     assert not (tmp_path / 'phone').exists()
