@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from degu_rpc.peers.pairing import pair
     from degu_rpc.peers.window import PairingWindow
     from degu_rpc.router import Router
+    from degu_rpc.rpc.aio import AsyncRpcClient
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.connect import RpcApp
-    from degu_rpc.rpc.service import Context, Service
+    from degu_rpc.rpc.context import Context, current_context
+    from degu_rpc.rpc.service import Service
+    from degu_rpc.rpc.target import connect
 
 __all__ = [
     'Admission',
+    'AsyncRpcClient',
     'Code',
     'Context',
     'Fetched',
@@ -41,14 +45,17 @@ __all__ = [
     'RpcClient',
     'RpcError',
     'Service',
+    'connect',
+    'current_context',
     'fetch',
     'pair',
 ]
 
 _MODULES = {
     'Admission': 'degu_rpc.peers.agreement',
+    'AsyncRpcClient': 'degu_rpc.rpc.aio',
     'Code': 'degu_rpc.errors',
-    'Context': 'degu_rpc.rpc.service',
+    'Context': 'degu_rpc.rpc.context',
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
     'Joining': 'degu_rpc.peers.agreement',
@@ -63,6 +70,8 @@ _MODULES = {
     'RpcClient': 'degu_rpc.rpc.client',
     'RpcError': 'degu_rpc.errors',
     'Service': 'degu_rpc.rpc.service',
+    'connect': 'degu_rpc.rpc.target',
+    'current_context': 'degu_rpc.rpc.context',
     'fetch': 'degu_rpc.files.fetch',
     'pair': 'degu_rpc.peers.pairing',
 }
