@@ -27,7 +27,7 @@ May be called by many threads; everything is set once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu_rpc.errors import Code, CodecError, RpcError
 from degu_rpc.rpc.codec import JSON
@@ -40,12 +40,11 @@ from degu_rpc.rpc.schema import describe_service
 from degu_rpc.rpc.service import Kind, index_services, join_roles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from degu.rgi import Response
     from degu_rpc.peers import Peer
-    from degu_rpc.rpc.context import Context
-from degu_rpc.rpc.service import Method, Service
+    from degu_rpc.rpc.service import Method, Service
 
 RESERVED = 'rpc'
 """Names that begin with it and a dot are the protocol's own. Source: "Request object"."""
@@ -67,6 +66,14 @@ _NUMBERS = {code: -32000 - number for number, code in enumerate(Code, 1)}
 
 class _NoSuchMethodError(Exception):
     """There is no such method; the specification has the whole answer."""
+
+
+class _Caller(NamedTuple):
+    """Who calls, and what a Context needs to know of their request."""
+
+    peer: Peer
+    headers: dict[str, Any]
+    is_gone: Callable[[], bool]
 
 
 class JsonRpcApp:
@@ -107,19 +114,20 @@ class JsonRpcApp:
             data = read_message(request['body'])
         except RpcError as error:
             return *error.code.http_status, _headers(request), _format_failure(error, b'null')
-        answer = self._answer_message(data, peer, headers)
+        caller = _Caller(peer, headers, connection['rgi.is_client_gone'])
+        answer = self._answer_message(data, caller)
         if answer is None:
             return 204, 'No Content', {}, None
         return 200, 'OK', _headers(request), answer
 
-    def _answer_message(self, data: bytes, peer: Peer, headers: dict[str, Any]) -> bytes | None:
+    def _answer_message(self, data: bytes, caller: _Caller) -> bytes | None:
         """Return the answer to a whole body; None if there is none."""
         try:
             message = JSON.decode(data)
         except CodecError:
             return _format_error(_PARSE_ERROR, b'null')
         if not isinstance(message, list):
-            return self._answer(message, peer, headers, MAX_MESSAGE_SIZE)
+            return self._answer(message, caller, MAX_MESSAGE_SIZE)
         if not message:
             return _format_error(_INVALID_REQUEST, b'null')
         if len(message) > MAX_BATCH:
@@ -128,13 +136,13 @@ class JsonRpcApp:
         answers = []
         room = MAX_MESSAGE_SIZE
         for item in message:
-            answer = self._answer(item, peer, headers, room)
+            answer = self._answer(item, caller, room)
             if answer is not None:
                 answers.append(answer)
                 room -= len(answer)
         return b'[' + b','.join(answers) + b']' if answers else None
 
-    def _answer(self, message: Any, peer: Peer, headers: dict[str, Any], room: int) -> bytes | None:
+    def _answer(self, message: Any, caller: _Caller, room: int) -> bytes | None:
         """Answer one request, in at most about `room` bytes; None for a notification."""
         if not isinstance(message, dict):
             return _format_error(_INVALID_REQUEST, b'null')
@@ -151,7 +159,7 @@ class JsonRpcApp:
         ):
             return _format_error(_INVALID_REQUEST, id_json)
         try:
-            result = self._call(name, params, peer, headers)
+            result = self._call(name, params, caller)
             answer = b'{"jsonrpc":"2.0","result":%b,"id":%b}' % (result, id_json)
             if len(answer) > room:
                 raise RpcError(
@@ -163,23 +171,22 @@ class JsonRpcApp:
             answer = _format_failure(error, id_json)
         return answer if has_id else None
 
-    def _call(
-        self, name: str, params: dict[str, Any] | list[Any], peer: Peer, headers: dict[str, Any]
-    ) -> bytes:
+    def _call(self, name: str, params: dict[str, Any] | list[Any], caller: _Caller) -> bytes:
         if name == DISCOVER:
-            return self._discover(params, peer)
+            return self._discover(params, caller.peer)
         service_name, _, method_name = name.rpartition('.')
         service = self._services.get(service_name)
         if service is None or method_name not in service.methods:
             raise _NoSuchMethodError
-        method = service.authorize(method_name, peer)
+        method = service.authorize(method_name, caller.peer)
         if method.kind is not Kind.UNARY:
             raise RpcError(
                 Code.UNIMPLEMENTED, f'{method.full_name} has a stream, and JSON-RPC has none'
             )
         if isinstance(params, list):
             params = _name_parameters(method, params)
-        return method.call(JSON.encode(params), JSON, Context(peer, method.full_name, headers))
+        context = Context(caller.peer, method.full_name, caller.headers, None, caller.is_gone)
+        return method.call(JSON.encode(params), JSON, context)
 
     def _discover(self, params: dict[str, Any] | list[Any], peer: Peer) -> bytes:
         """Return the OpenRPC document of what the caller may call."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
     from degu.client import Client
 
+HANG_S = 10.0
 HEADERS = {'content-type': 'application/json'}
 PARSE_ERROR = {
     'jsonrpc': '2.0',
@@ -80,6 +84,16 @@ def build_services(calls: list[str]) -> list[Service]:
     def zeros(size: int) -> str:
         calls.append('zeros')
         return '0' * size
+
+    @more.method(allow='peer')
+    def count(stop: int) -> Iterator[int]:
+        calls.append('counted')
+        yield from range(stop)
+
+    @more.method(allow='peer')
+    def total(numbers: Iterator[int]) -> int:
+        calls.append('added')
+        return sum(numbers)
 
     @more.method(allow='owner')
     def wipe() -> None:
@@ -422,6 +436,52 @@ def test_notification_that_fails_is_not_answered(
     message = {'jsonrpc': '2.0', 'method': method, 'params': params}
     assert post(message) == (204, '')
     assert post([message, message]) == (204, '')
+
+
+# --- what JSON-RPC cannot say --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('method', 'params'), [('more.v1.More.count', [3]), ('more.v1.More.total', {'numbers': [1]})]
+)
+def test_method_with_a_stream_is_unimplemented(
+    post: Callable[..., tuple[int, Any]], calls: list[str], method: str, params: Any
+) -> None:
+    status, answer = post(request(method, params))
+    assert (status, answer['error']['code']) == (200, -32601)
+    assert answer['error']['data']['code'] == 'unimplemented'
+    assert 'stream' in answer['error']['data']['message']
+    assert calls == []
+
+
+def test_client_that_is_gone_is_noticed_by_check(serve: Callable[..., Any]) -> None:
+    started, ended = threading.Event(), threading.Event()
+    outcomes: list[Code] = []
+    service = Service('a.B')
+
+    @service.method(allow='peer')
+    def work(ctx: Context) -> None:
+        started.set()
+        try:
+            while not ended.wait(0.01):
+                ctx.check()
+        except RpcError as error:
+            outcomes.append(error.code)
+            raise
+        finally:
+            ended.set()
+
+    client, _ = serve(JsonRpcApp([service]))
+    body = json.dumps(request('a.B.work')).encode()
+    with socket.create_connection(client.address) as sock:
+        head = 'POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n'
+        sock.sendall(f'{head}content-length: {len(body)}\r\n\r\n'.encode() + body)
+        assert started.wait(HANG_S)
+    try:
+        assert ended.wait(HANG_S)
+    finally:
+        ended.set()
+    assert outcomes == [Code.CANCELED]
 
 
 # --- who may call --------------------------------------------------------------------------------
