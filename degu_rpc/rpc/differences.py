@@ -8,6 +8,7 @@ What counts is whether calls work, not whether all is equal:
 
 - Parameters travel to the service: what it asks for must be sent, and what is sent must be known.
 - Results travel to the client: a field that it needs must be there, and others are ignored.
+- Streams are on the same sides; how the parameter that is one is named does not matter.
 - A type fits if each value of the sender's is one of the receiver's. An int is a float, too.
 
 Constraints (lengths, ranges, patterns) are not compared: the service checks them at each call.
@@ -29,11 +30,19 @@ from degu_rpc.rpc.schema import (
     Schemas,
     ServiceDescription,
 )
+from degu_rpc.rpc.service import Kind, find_kind, find_stream_item
 from degu_rpc.rpc.stubs import TypeWriter, part
 
 if TYPE_CHECKING:
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.schema import Schema
+
+_KINDS = {
+    Kind.UNARY: 'no stream',
+    Kind.SERVER_STREAM: 'a stream of results',
+    Kind.CLIENT_STREAM: 'a stream from the caller',
+    Kind.BIDI_STREAM: 'streams both ways',
+}
 
 
 def check_stub(client: RpcClient, api: type, service: str) -> list[str]:
@@ -68,9 +77,21 @@ def _describe_function(name: str, function: Any, schemas: Schemas) -> MethodDesc
     for needed in ('return', *(parameter.name for parameter in parameters)):
         if needed not in hints:
             raise TypeError(f'{function.__qualname__}: {needed!r} has no annotation')
+    items = {
+        parameter.name: item
+        for parameter in parameters
+        if (item := find_stream_item(f'parameter {parameter.name!r}', hints[parameter.name]))
+    }
+    if len(items) > 1:
+        raise TypeError(f'{function.__qualname__}: {" and ".join(items)} are two streams')
+    stream_parameter, item = next(iter(items.items()), (None, None))
+    parameters = [parameter for parameter in parameters if parameter.name not in items]
+    result_item = find_stream_item('the result', hints['return'])
+    result = result_item or build_shape(hints['return'])
     return MethodDescription(
         name=name,
         description='',
+        kind=find_kind(item is not None, result_item is not None),
         safe=False,
         idempotent=False,
         parameters={
@@ -84,7 +105,9 @@ def _describe_function(name: str, function: Any, schemas: Schemas) -> MethodDesc
             ],
             'additionalProperties': False,
         },
-        result=schemas.build(build_shape(hints['return']).annotation),
+        stream_parameter=stream_parameter,
+        item=None if item is None else schemas.build(item.annotation),
+        result=schemas.build(result.annotation),
     )
 
 
@@ -96,6 +119,12 @@ def find_differences(stub: ServiceDescription, live: ServiceDescription) -> list
         found = methods.get(method.name)
         if found is None:
             lines.append(f'{method.name}: the server has no such method for you')
+            continue
+        if found.kind is not method.kind:
+            lines.append(
+                f'{method.name}: the server has {_KINDS[found.kind]}, '
+                f'the stub has {_KINDS[method.kind]}'
+            )
             continue
         for name in part(found.parameters, 'required', list):
             if (
@@ -109,8 +138,13 @@ def find_differences(stub: ServiceDescription, live: ServiceDescription) -> list
             f'{method.name}: {path.removeprefix(".")}: {reason}'
             for path, reason in parameters.compare(method.parameters, found.parameters)
         ]
+        if method.kind.takes_stream:
+            lines += [
+                f'{method.name}: {method.stream_parameter}[]{path}: {reason}'
+                for path, reason in parameters.compare(method.item, found.item)
+            ]
         lines += [
-            f'{method.name}: result{path}: {reason}'
+            f'{method.name}: result{"[]" if method.kind.gives_stream else ""}{path}: {reason}'
             for path, reason in result.compare(found.result, method.result)
         ]
     return lines

@@ -3,8 +3,10 @@
 - `build_openapi()`: OpenAPI 3.1, of the services as the Connect protocol serves them, in JSON.
 - `build_openrpc()`: OpenRPC 1.3, of the services as JSON-RPC serves them.
 
-Both are made of descriptions alone, so they can be made from a live server's `meta.v1.Meta`, too.
-The definitions of all services are in one place there, so each has its service before its name.
+Methods with a stream are in neither: OpenAPI cannot say what is in envelopes, and JSON-RPC does not
+serve them. Both are made of descriptions alone, so they can be made from a live server's
+`meta.v1.Meta`, too. The definitions of all services are in one place there, so each has its service
+before its name.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from degu_rpc.errors import Code
 from degu_rpc.rpc.schema import DIALECT, REFERENCE
+from degu_rpc.rpc.service import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,7 +59,7 @@ def build_openapi(services: Iterable[ServiceDescription], prefix: str = '/rpc') 
         'paths': {
             f'/{service.name}/{method.name}': {'post': _build_operation(service, method)}
             for service in services
-            for method in service.methods
+            for method in _list_unary(service)
         },
         'components': {
             'schemas': {_ERROR: _ERROR_SCHEMA, **_join_definitions(services, lambda it: it)}
@@ -97,7 +100,9 @@ def build_openrpc(services: Iterable[ServiceDescription]) -> dict[str, Any]:
         'openrpc': '1.3.2',
         'info': _INFO,
         'methods': [
-            _build_method(service, method) for service in services for method in service.methods
+            _build_method(service, method)
+            for service in services
+            for method in _list_unary(service)
         ],
         'components': {'schemas': _join_definitions(services, _make_draft_7)},
     }
@@ -122,6 +127,10 @@ def _build_method(service: ServiceDescription, method: MethodDescription) -> dic
             'schema': _convert(method.result, service.name, _make_draft_7),
         },
     }
+
+
+def _list_unary(service: ServiceDescription) -> list[MethodDescription]:
+    return [method for method in service.methods if method.kind is Kind.UNARY]
 
 
 def _describe(method: MethodDescription) -> dict[str, str]:

@@ -3,8 +3,8 @@
 1. `Schemas` turns annotations into JSON Schema 2020-12. Classes become definitions that are
    referred to by name, so that a type may be part of itself.
 2. `describe_service()` puts together what a caller with certain roles may call: names, docstrings,
-   and the schemas of parameters and results. Documents, stubs and comparisons are made of that, and
-   so they can be made on the other side of a connection too.
+   which sides are streams, and the schemas of parameters, items and results. Documents, stubs and
+   comparisons are made of that, and so they can be made on the other side of a connection too.
 
 The schemas say what our codecs take and give in JSON, which is not what msgspec's own say: a
 datetime has a time zone, a Decimal may be a number, keys of a map can be an enum. They promise no
@@ -24,6 +24,7 @@ import msgspec.inspect as mi
 
 from degu_rpc.errors import CodecError
 from degu_rpc.rpc.codec import JSON
+from degu_rpc.rpc.service import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
@@ -49,14 +50,21 @@ _NO_DEFAULT = msgspec.NODEFAULT
 
 
 class MethodDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """A method as its callers see it; `parameters` and `result` are JSON Schema."""
+    """A method as its callers see it; `parameters`, `item` and `result` are JSON Schema."""
 
     name: str
     description: str
+    kind: Kind
     safe: bool
     idempotent: bool
     parameters: dict[str, Any]
+    """Those that are no stream, as one object."""
+    stream_parameter: str | None = None
+    """The name of the parameter that is a stream from the caller."""
+    item: dict[str, Any] | None = None
+    """Each item of that stream."""
     result: dict[str, Any]
+    """The result, or each of a stream of results."""
 
 
 class ServiceDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +100,7 @@ def _describe_method(name: str, method: Method, schemas: Schemas) -> MethodDescr
     return MethodDescription(
         name=name,
         description=inspect.getdoc(method.function) or '',
+        kind=method.kind,
         safe=method.safe,
         idempotent=method.idempotent,
         parameters={
@@ -100,6 +109,8 @@ def _describe_method(name: str, method: Method, schemas: Schemas) -> MethodDescr
             'required': [parameter for parameter in properties if parameter in method.required],
             'additionalProperties': False,
         },
+        stream_parameter=method.stream_parameter,
+        item=None if method.item is None else schemas.build(method.item.annotation),
         result=schemas.build(method.result.annotation),
     )
 

@@ -94,6 +94,16 @@ class Kind(enum.Enum):
     CLIENT_STREAM = 'client_stream'
     BIDI_STREAM = 'bidi_stream'
 
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the caller sends a stream."""
+        return self in (Kind.CLIENT_STREAM, Kind.BIDI_STREAM)
+
+    @property
+    def gives_stream(self) -> bool:
+        """Whether the results are a stream."""
+        return self in (Kind.SERVER_STREAM, Kind.BIDI_STREAM)
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -403,19 +413,18 @@ def _build_method(
         struct=Shape(struct, any(shape.has_datetime for shape in shapes.values())),
         context_parameter=context_parameter,
         result=result,
-        kind=_KINDS[stream_item is not None, result_item is not None],
+        kind=find_kind(stream_item is not None, result_item is not None),
         stream_parameter=stream_parameter,
         item=stream_item,
         interceptors=interceptors,
     )
 
 
-_KINDS = {
-    (False, False): Kind.UNARY,
-    (False, True): Kind.SERVER_STREAM,
-    (True, False): Kind.CLIENT_STREAM,
-    (True, True): Kind.BIDI_STREAM,
-}
+def find_kind(takes_stream: bool, gives_stream: bool) -> Kind:
+    """Return the kind of a call by which of its sides are streams."""
+    if takes_stream:
+        return Kind.BIDI_STREAM if gives_stream else Kind.CLIENT_STREAM
+    return Kind.SERVER_STREAM if gives_stream else Kind.UNARY
 
 
 def find_stream_item(what: str, annotation: Any) -> Shape | None:

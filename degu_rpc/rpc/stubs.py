@@ -4,7 +4,8 @@
 
 Such a class is for RpcClient.bind(), and a type checker knows what it takes and gives. A type of a
 service becomes a msgspec struct, because that can be renamed, tagged or an array like the type that
-it stands for; an enum becomes a Literal.
+it stands for; an enum becomes a Literal. A stream is an Iterator, and the caller's is the last
+parameter.
 
 A description may come from a stranger, and what is written is meant to be imported. So every name
 is checked or replaced, every value is written with repr(), and docstrings are escaped. What is not
@@ -179,19 +180,29 @@ def _write_method(method: MethodDescription, types: TypeWriter) -> str:
         raise ValueError(f'no method can be named {method.name!r}')
     required = part(method.parameters, 'required', list)
     properties = part(method.parameters, 'properties', dict)
-    parameters = ['self' if 'self' not in properties else 'this', '/'] if properties else ['self']
+    kinds = {name: types.write(schema) for name, schema in properties.items()}
+    if method.kind.takes_stream:
+        name = method.stream_parameter or ''
+        if name in kinds:
+            raise ValueError(f'{method.name}: no two parameters can be named {name!r}')
+        kinds[name] = f'_abc.Iterator[{types.write(method.item)}]'
+        required = [*required, name]
+    parameters = ['self' if 'self' not in kinds else 'this', '/'] if kinds else ['self']
     is_optional = False
-    for name, schema in properties.items():
+    for name, kind in kinds.items():
         if not name.isidentifier() or keyword.iskeyword(name) or name.startswith('__'):
             raise ValueError(f'{method.name}: no parameter can be named {name!r}')
-        text = f'{name}: {types.write(schema)}'
+        text = f'{name}: {kind}'
         if name not in required:
             text += ' = ...'
             is_optional = True
         elif is_optional and '*' not in parameters:
             parameters.append('*')
         parameters.append(text)
-    head = f'    def {method.name}({", ".join(parameters)}) -> {types.write(method.result)}:\n'
+    result = types.write(method.result)
+    if method.kind.gives_stream:
+        result = f'_abc.Iterator[{result}]'
+    head = f'    def {method.name}({", ".join(parameters)}) -> {result}:\n'
     return f'{head}{_write_doc(method.description, 8)}        raise NotImplementedError\n'
 
 

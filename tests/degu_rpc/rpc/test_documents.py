@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +28,7 @@ from degu_rpc.rpc.documents import build_openapi, build_openrpc
 from degu_rpc.rpc.jsonrpc import JsonRpcApp
 from degu_rpc.rpc.meta import META, build_meta
 from degu_rpc.rpc.schema import ServiceDescription, describe_service
+from degu_rpc.rpc.service import Kind
 
 if TYPE_CHECKING:
     import pathlib
@@ -137,6 +139,14 @@ def build_services() -> list[Service]:
     def nothing() -> None:
         pass
 
+    @values.method(allow='peer')
+    def count(stop: int) -> Iterator[int]:
+        raise NotImplementedError
+
+    @values.method(allow='peer')
+    def total(numbers: Iterator[int]) -> int:
+        raise NotImplementedError
+
     failures = Service('failures.v1.Failures')
 
     @failures.method(allow='peer')
@@ -185,6 +195,16 @@ def test_openapi_operation_tells_what_is_declared() -> None:
     assert node['properties']['children']['items'] == {
         '$ref': '#/components/schemas/values.v1.Values.Node'
     }
+
+
+def test_methods_with_a_stream_are_in_no_document() -> None:
+    described = describe('owner')
+    kinds = {method.name: method.kind for service in described for method in service.methods}
+    assert (kinds['count'], kinds['total']) == (Kind.SERVER_STREAM, Kind.CLIENT_STREAM)
+    streams = {name for name, kind in kinds.items() if kind is not Kind.UNARY}
+    paths = {path.rpartition('/')[2] for path in build_openapi(described)['paths']}
+    names = {it['name'].rpartition('.')[2] for it in build_openrpc(described)['methods']}
+    assert paths == names == set(kinds) - streams
 
 
 @pytest.mark.slow

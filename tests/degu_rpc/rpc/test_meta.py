@@ -111,6 +111,7 @@ def test_description_is_a_valid_schema_document(call: Callable[..., Any], codec:
         {
             'name': 'show',
             'description': 'Show a photo.',
+            'kind': 'unary',
             'safe': True,
             'idempotent': True,
             'parameters': {
@@ -119,6 +120,8 @@ def test_description_is_a_valid_schema_document(call: Callable[..., Any], codec:
                 'required': ['name'],
                 'additionalProperties': False,
             },
+            'stream_parameter': None,
+            'item': None,
             'result': {'$ref': '#/$defs/Photo'},
         }
     ]
@@ -128,7 +131,7 @@ def test_description_is_a_valid_schema_document(call: Callable[..., Any], codec:
 def test_it_describes_itself(call: Callable[..., Any]) -> None:
     document = call('describe', 'friend', service=META)
     assert [method['name'] for method in document['methods']] == ['list_services', 'describe']
-    assert {'ServiceDescription', 'MethodDescription'} == set(document['$defs'])
+    assert {'ServiceDescription', 'MethodDescription', 'Kind'} == set(document['$defs'])
 
 
 def test_a_meta_beside_another_is_refused() -> None:

@@ -7,6 +7,7 @@ import enum
 import functools
 import json
 import math
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
@@ -22,6 +23,7 @@ from degu_rpc import Context, Service
 from degu_rpc.errors import CodecError
 from degu_rpc.rpc.codec import JSON, build_shape, format_value, parse_value
 from degu_rpc.rpc.schema import DIALECT, Schemas, describe_service
+from degu_rpc.rpc.service import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -368,6 +370,50 @@ def test_method_is_described_with_docstring_flags_and_schemas(service: Service) 
         'additionalProperties': False,
     }
     assert find.result == {'$ref': '#/$defs/Node'}
+
+
+def test_streams_are_described_with_the_schema_of_their_items() -> None:
+    service = Service('trees.v1.Trees')
+
+    @service.method(allow='peer')
+    def plant(depth: int, nodes: Iterator[Node]) -> Iterator[Point]:
+        raise NotImplementedError
+
+    @service.method(allow='peer')
+    def count(nodes: Iterator[Node]) -> int:
+        raise NotImplementedError
+
+    @service.method(allow='peer')
+    def walk() -> Iterator[Point]:
+        raise NotImplementedError
+
+    description = describe_service(service, {'peer'})
+    plant_, count_, walk_ = description.methods
+    node, point = {'$ref': '#/$defs/Node'}, {'$ref': '#/$defs/Point'}
+    assert (plant_.kind, plant_.stream_parameter, plant_.item, plant_.result) == (
+        Kind.BIDI_STREAM,
+        'nodes',
+        node,
+        point,
+    )
+    assert plant_.parameters == {
+        'type': 'object',
+        'properties': {'depth': {'type': 'integer'}},
+        'required': ['depth'],
+        'additionalProperties': False,
+    }
+    assert (count_.kind, count_.item, count_.result) == (
+        Kind.CLIENT_STREAM,
+        node,
+        {'type': 'integer'},
+    )
+    assert (walk_.kind, walk_.stream_parameter, walk_.item, walk_.result) == (
+        Kind.SERVER_STREAM,
+        None,
+        None,
+        point,
+    )
+    assert set(description.definitions) == {'Node', 'Point'}
 
 
 def test_description_has_only_what_its_reader_may_call(service: Service) -> None:

@@ -9,6 +9,7 @@ import itertools
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
@@ -25,11 +26,12 @@ from degu_rpc.rpc.codec import CODECS
 from degu_rpc.rpc.differences import check_stub, describe_api, find_differences
 from degu_rpc.rpc.meta import META, build_meta
 from degu_rpc.rpc.schema import MethodDescription, ServiceDescription, describe_service
+from degu_rpc.rpc.service import Kind
 from degu_rpc.rpc.stubs import write_stubs
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 NAME = 'shop.v1.Shop'
 modules = itertools.count()
@@ -118,6 +120,20 @@ def build_service() -> Service:
         return [text, 'list']
 
     @shop.method(allow='peer')
+    def browse(first: int, last: int = 3) -> Iterator[Item]:
+        for number in range(first, last):
+            yield Item(f'tea {number}', Decimal(number), datetime(2026, 1, 1, tzinfo=UTC))
+
+    @shop.method(allow='peer')
+    def cost(items: Iterator[Item], discount: Decimal = Decimal(0)) -> Decimal:
+        return sum((item.price for item in items), -discount)
+
+    @shop.method(allow='peer')
+    def shout(words: Iterator[str]) -> Iterator[str]:
+        for word in words:
+            yield word.upper()
+
+    @shop.method(allow='peer')
     def names() -> List[str]:  # noqa: UP006  # list is a method here
         return ['tea']
 
@@ -171,6 +187,29 @@ def test_each_type_passes_through_a_stub(client: RpcClient, source: str) -> None
     assert (found.shape.from_, found.place.y) == (5, 0.5)
 
 
+def test_streams_pass_through_a_stub(client: RpcClient, source: str) -> None:
+    stub = load(source)
+    shop = client.bind(stub.Shop, NAME)
+    items = [*shop.browse(1)]
+    assert [(type(item), item.name) for item in items] == [
+        (stub.Item, 'tea 1'),
+        (stub.Item, 'tea 2'),
+    ]
+    assert shop.cost(items=iter(items)) == 3
+    assert shop.cost(items=iter(items), discount=Decimal(1)) == 2
+    assert [*shop.shout(iter(['a', 'b']))] == ['A', 'B']
+
+
+def test_streams_are_iterators_and_the_callers_is_the_last_parameter(source: str) -> None:
+    heads = [line.strip() for line in source.splitlines() if 'Iterator' in line]
+    assert heads == [
+        'def browse(self, /, first: int, last: int = ...) -> _abc.Iterator[Item]:',
+        'def cost(self, /, discount: _decimal.Decimal = ..., *, items: _abc.Iterator[Item])'
+        ' -> _decimal.Decimal:',
+        'def shout(self, /, words: _abc.Iterator[str]) -> _abc.Iterator[str]:',
+    ]
+
+
 def test_docstrings_are_kept(source: str) -> None:
     stub = load(source)
     assert stub.Shop.find.__doc__.split('\n')[0] == 'Find an item.'
@@ -180,7 +219,13 @@ def test_docstrings_are_kept(source: str) -> None:
 def test_a_stub_of_meta_reads_descriptions(client: RpcClient) -> None:
     stub = load(write_stubs([describe_service(build_meta([build_service()]), {'peer'})]))
     found = client.bind(stub.Meta, META).describe(NAME)
-    assert [method.name for method in found.methods] == ['find', 'echo', 'list', 'names']
+    assert [method.name for method in found.methods] == [
+        *('find', 'echo', 'list'),
+        *('browse', 'cost', 'shout', 'names'),
+    ]
+    assert [method.kind for method in found.methods][3:] == [
+        *('server_stream', 'client_stream', 'bidi_stream', 'unary')
+    ]
 
 
 def test_services_with_types_of_one_name_are_told_apart() -> None:
@@ -195,6 +240,11 @@ CALLS = [
     ("shop.find('tea', 3, price=Decimal('1')).part_of", None),
     ("shop.list('x')[0].upper()", None),
     ('shop.names()[0].upper()', None),
+    ('next(shop.browse(1)).name.upper()', None),
+    ('shop.cost(items=shop.browse(1)) + 1', None),
+    ("next(shop.shout(iter(['x']))).upper()", None),
+    ("shop.shout(['x'])", 'arg-type'),
+    ('shop.browse(1).name', 'attr-defined'),
     ('shop.find(7, price=Decimal(1))', 'arg-type'),
     ("shop.find('tea')", 'call-arg'),
     ("shop.find('tea', price=Decimal(1), colour=2)", 'call-arg'),
@@ -275,17 +325,22 @@ HARMLESS = (ast.ImportFrom, ast.Import, ast.ClassDef, ast.Assign, ast.Expr)
     definitions=st.dictionaries(texts, schemas, max_size=3),
     result=schemas,
     parameter=schemas,
+    kind=st.sampled_from(Kind),
+    item=st.none() | schemas,
     text=texts,
 )
 def test_a_strangers_description_becomes_types_and_nothing_else(
-    definitions: dict[str, Any], result: Any, parameter: Any, text: str
+    definitions: dict[str, Any], result: Any, parameter: Any, kind: Kind, item: Any, text: str
 ) -> None:
     method = MethodDescription(
         name='call',
         description=text,
+        kind=kind,
         safe=False,
         idempotent=False,
         parameters={'properties': {'a': parameter}, 'required': []},
+        stream_parameter='b',
+        item=item,
         result=result,
     )
     service = ServiceDescription(name='a.B', methods=[method], definitions=definitions)
@@ -313,6 +368,7 @@ def test_name_that_python_cannot_have_is_refused(service: str, method: str, para
     described = MethodDescription(
         name=method,
         description='',
+        kind=Kind.UNARY,
         safe=False,
         idempotent=False,
         parameters={'properties': {parameter: {}}, 'required': []},
@@ -320,6 +376,23 @@ def test_name_that_python_cannot_have_is_refused(service: str, method: str, para
     )
     with pytest.raises(ValueError, match='can be named'):
         write_stubs([ServiceDescription(name=service, methods=[described], definitions={})])
+
+
+@pytest.mark.parametrize('name', ['a', 'class', '__b', 'b=evil(), c', '', None])
+def test_stream_with_a_name_that_python_cannot_have_is_refused(name: str | None) -> None:
+    described = MethodDescription(
+        name='call',
+        description='',
+        kind=Kind.CLIENT_STREAM,
+        safe=False,
+        idempotent=False,
+        parameters={'properties': {'a': {}}, 'required': []},
+        stream_parameter=name,
+        item={},
+        result={},
+    )
+    with pytest.raises(ValueError, match='can be named'):
+        write_stubs([ServiceDescription(name='a.B', methods=[described], definitions={})])
 
 
 # --- the comparison with a live service ----------------------------------------------------------
@@ -417,6 +490,12 @@ def compare(stub: dict[str, Any], live: dict[str, Any]) -> list[str]:
         pytest.param({'result': Any}, {'result': Tree}, id='anything'),
         pytest.param({'result': Tree}, {'result': Tree}, id='part of itself'),
         pytest.param({'result': AbstractSet[str]}, {'result': frozenset[str]}, id='sets'),
+        pytest.param({'result': Iterator[float]}, {'result': Iterator[int]}, id='stream'),
+        pytest.param(
+            {'result': None, 'a': Iterator[int]},
+            {'result': None, 'b': Iterator[float]},
+            id='stream with another name',
+        ),
     ],
 )
 def test_what_works_is_no_difference(stub: dict[str, Any], live: dict[str, Any]) -> None:
@@ -496,12 +575,42 @@ def test_what_works_is_no_difference(stub: dict[str, Any], live: dict[str, Any])
             {'result': OtherTree},
             ['f: result.size: the server has str, the stub has int'],
         ),
+        (
+            {'result': Iterator[int]},
+            {'result': Iterator[float]},
+            ['f: result[]: the server has float, the stub has int'],
+        ),
+        (
+            {'result': Iterator[Larger]},
+            {'result': Iterator[Smaller]},
+            ['f: result[].stock: the stub needs it, the server does not have it'],
+        ),
+        (
+            {'result': None, 'a': Iterator[str]},
+            {'result': None, 'a': Iterator[int]},
+            ['f: a[]: the stub has str, the server has int'],
+        ),
+        (
+            {'result': list[int]},
+            {'result': Iterator[int]},
+            ['f: the server has a stream of results, the stub has no stream'],
+        ),
+        (
+            {'result': Iterator[int], 'a': Iterator[int]},
+            {'result': int, 'a': Iterator[int]},
+            ['f: the server has a stream from the caller, the stub has streams both ways'],
+        ),
     ],
 )
 def test_what_does_not_work_is_told_in_a_line(
     stub: dict[str, Any], live: dict[str, Any], lines: list[str]
 ) -> None:
     assert compare(stub, live) == lines
+
+
+def test_class_with_two_streams_in_one_method_is_refused() -> None:
+    with pytest.raises(TypeError, match='a and b are two streams'):
+        compare({'result': None, 'a': Iterator[int], 'b': Iterator[int]}, {'result': None})
 
 
 def test_method_that_the_server_does_not_have_is_a_difference() -> None:
