@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import json
 import os
 import subprocess
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-HERE = str(Path(__file__).parent)
+HERE = Path(__file__).parent
+OPENRPC = HERE / 'openrpc'
 
 
 class Color(enum.Enum):
@@ -225,7 +225,7 @@ def test_schemathesis_finds_nothing_against_the_live_server(
             *('--exclude-checks', 'unsupported_method,allow_header_conformance'),
         ],
         cwd=tmp_path,
-        env=os.environ | {'SCHEMATHESIS_HOOKS': 'schemathesis_hooks', 'PYTHONPATH': HERE},
+        env=os.environ | {'SCHEMATHESIS_HOOKS': 'schemathesis_hooks', 'PYTHONPATH': str(HERE)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -237,13 +237,24 @@ def test_schemathesis_finds_nothing_against_the_live_server(
 # --- OpenRPC -------------------------------------------------------------------------------------
 
 
-@functools.cache
-def build_openrpc_validator() -> jsonschema.Draft7Validator:
-    """Build the validator of OpenRPC documents, whose schemas are of draft 7.
+@pytest.fixture(scope='session')
+def openrpc_validator(
+    require_program: Callable[[str], str], require_packages: Callable[[Path], None]
+) -> jsonschema.Draft7Validator:
+    """Give the validator of OpenRPC documents, whose schemas are of draft 7.
 
-    Source of the file: npm, @open-rpc/meta-schema 1.14.9 (Apache-2.0), written as JSON.
+    Source of the schema: npm, @open-rpc/meta-schema. It is a module, so node says what is in it.
     """
-    meta = json.loads(Path(HERE, 'openrpc-meta-schema.json').read_text('utf-8'))
+    program = require_program('node')
+    require_packages(OPENRPC)
+    done = subprocess.run(
+        [program, '-p', "JSON.stringify(require('@open-rpc/meta-schema').default)"],
+        cwd=OPENRPC,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     draft7 = {
         **jsonschema.Draft7Validator.META_SCHEMA,
         'definitions': {
@@ -257,13 +268,15 @@ def build_openrpc_validator() -> jsonschema.Draft7Validator:
             ('https://meta.json-schema.tools/', DRAFT7.create_resource(draft7)),
         ]
     )
-    return jsonschema.Draft7Validator(meta, registry=registry)
+    return jsonschema.Draft7Validator(json.loads(done.stdout), registry=registry)
 
 
 @pytest.mark.parametrize('roles', [('owner',), ('peer',), ()], ids=str)
-def test_openrpc_document_is_valid(roles: tuple[str, ...]) -> None:
+def test_openrpc_document_is_valid(
+    openrpc_validator: jsonschema.Draft7Validator, roles: tuple[str, ...]
+) -> None:
     document = json.loads(json.dumps(build_openrpc(describe(*roles)), allow_nan=False))
-    build_openrpc_validator().validate(document)
+    openrpc_validator.validate(document)
 
 
 @pytest.mark.parametrize(
@@ -278,10 +291,12 @@ def test_openrpc_document_is_valid(roles: tuple[str, ...]) -> None:
     ],
     ids=['info', 'version', 'params', 'unknown member', 'schema', 'component'],
 )
-def test_openrpc_document_that_is_wrong_would_be_found(change: Callable[[Any], Any]) -> None:
+def test_openrpc_document_that_is_wrong_would_be_found(
+    openrpc_validator: jsonschema.Draft7Validator, change: Callable[[Any], Any]
+) -> None:
     document = build_openrpc(describe('owner'))
     change(document)
-    assert not build_openrpc_validator().is_valid(document)
+    assert not openrpc_validator.is_valid(document)
 
 
 def test_openrpc_parameters_that_may_be_left_out_are_the_last() -> None:
@@ -304,7 +319,7 @@ def test_openrpc_schemas_are_of_draft_7() -> None:
 
 
 def test_discover_gives_the_document_of_what_the_caller_may_call(
-    serve: Callable[..., Any],
+    serve: Callable[..., Any], openrpc_validator: jsonschema.Draft7Validator
 ) -> None:
     client, _ = serve(JsonRpcApp(build_services()))
     headers = {'content-type': 'application/json'}
@@ -315,7 +330,7 @@ def test_discover_gives_the_document_of_what_the_caller_may_call(
             for params in (b'', b',"params":[]', b',"params":[1]')
         ]
     document = answers[0]['result']
-    build_openrpc_validator().validate(document)
+    openrpc_validator.validate(document)
     names = {method['name'] for method in document['methods']}
     assert 'failures.v1.Failures.fail' in names
     assert 'failures.v1.Failures.wipe' not in names
