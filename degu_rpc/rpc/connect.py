@@ -478,6 +478,7 @@ def refuse(request: dict[str, Any], status: int, reason: str, why: str, **header
 
 
 def identify_caller(connection: dict[str, Any]) -> Peer:
+    """Return who calls. Raises RpcError (`unauthenticated`) where nobody said who it is."""
     try:
         return find_caller(connection)
     except UnknownPeerError as error:

@@ -17,7 +17,8 @@ answered with one error and not with a list, a batch of notifications with nothi
 A method's name has a dot before its last part, as clients make names of attributes:
 `server.files.v1.Files.stat(path='/a')`. Parameters by position have the order of the signature. A
 notification is a call whose caller wants to know nothing, not even that it failed. `rpc.discover`
-answers with an OpenRPC document of what the caller may call.
+answers with an OpenRPC document of what the caller may call. A method with a stream is not
+implemented here: the protocol has none.
 
 It is an app of its own, beside RpcApp and not in it, because who calls what stands in the body here
 and in the URL there: `router.mount('/rpc/jsonrpc', JsonRpcApp(services))`.
