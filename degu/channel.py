@@ -7,6 +7,7 @@
 
 Inside a body a peer is judged by what it moves in the time we wait for it (`Pace`). No clock is
 read as long as one receive or one send is enough, which is the case for every small message.
+Whoever uses the channel can end all waits at a point in time of its own: `set_deadline()`.
 
 A channel belongs to the one thread that serves or uses its connection. It knows nothing of HTTP but
 where a preamble and a line end.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import socket
 import ssl
 from time import monotonic, sleep
@@ -41,6 +43,8 @@ LINGER_SIZE = 64 * KIB
 LINGER_TIMEOUT_S = 1.0
 """How much, and for how long, the peer may still send while we close."""
 
+_SLACK = 1.03
+_HALF_SLACK = 1.015
 _TURN = 8
 """How many preambles and chunks a thread may take from its buffer before others have a turn."""
 _DONT_WAIT = int(socket.MSG_DONTWAIT)
@@ -87,8 +91,8 @@ class Channel:
 
     # Set once: sock, limits, _closes_after_failed_body, _recv, _recv_into, _send, _is_plain,
     # _piece, _max_receive, _wait_all, _idle_s.
-    # Changed by the one thread that uses the channel: buffered, write_error, _wait_s, _has_waited,
-    # _pace, _taken.
+    # Changed by the one thread that uses the channel: buffered, write_error, deadline, _wait_s,
+    # _has_waited, _pace, _taken.
     __slots__ = (
         '_closes_after_failed_body',
         '_has_waited',
@@ -104,6 +108,7 @@ class Channel:
         '_wait_all',
         '_wait_s',
         'buffered',
+        'deadline',
         'limits',
         'sock',
         'write_error',
@@ -128,17 +133,50 @@ class Channel:
         """What a write failed with, to tell it from what the source of a body failed with."""
         self.buffered = b''
         """What was received and nobody asked for yet."""
+        self.deadline: Deadline | None = None
+        """When every wait ends, however long the limits would let it be; see set_deadline()."""
         self._pace = Pace(limits)
         self._wait_s = 0.0
         self._set_wait(self._idle_s)
         self._has_waited = False  # since the last preamble, elsewhere than for a preamble to begin
         self._taken = 0  # preambles and chunks that were in the buffer already
 
+    def set_deadline(self, deadline: Deadline | None) -> None:
+        """End each wait, to read or to write, at `deadline` at the latest: PeerTimeoutError then.
+
+        It stays until it is set anew; None takes it away.
+        """
+        self.deadline = deadline
+
+    def is_peer_gone(self) -> bool:
+        """Look, without waiting, whether the peer has ended its side of the connection, or all.
+
+        What it sent before that may still be unread. Source: poll(2), POLLRDHUP.
+        """
+        poller = select.poll()
+        poller.register(self.sock, select.POLLRDHUP)  # errors and hang-ups are always told
+        return bool(poller.poll(0))
+
     def _set_wait(self, timeout_s: float) -> None:
         self._has_waited = True
+        if self.deadline is not None:
+            left = self._check_deadline(self.deadline)
+            if left < timeout_s:
+                # The same deadline message after message needs no new timeout of the socket each
+                # time: one that is a little too long does.
+                if left <= self._wait_s <= left * _SLACK:
+                    return
+                timeout_s = left * _HALF_SLACK
         if timeout_s != self._wait_s:
             set_timeout(self.sock, timeout_s)
             self._wait_s = timeout_s
+
+    def _check_deadline(self, deadline: Deadline) -> float:
+        """Return the seconds left. Raises PeerTimeoutError for none."""
+        left = deadline.remaining()
+        if not left:
+            raise PeerTimeoutError('a deadline', deadline.timeout_s)
+        return left
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -148,16 +186,16 @@ class Channel:
         Raises PeerTimeoutError, ProtocolError (431, or a bare CR or LF; what there is of the
         preamble is in `buffered` then), ClosedConnectionError for an end in the middle, OSError.
         """
-        if self._has_waited:
+        if self._has_waited or self.deadline is not None:
             self._pace.begin()
             self._set_wait(self._idle_s)
-            self._has_waited = False
+            self._has_waited = self.deadline is not None
         data = self.buffered
         if not data:
             try:
                 data = self._recv(RECEIVE_SIZE)
             except WAIT_ENDED:
-                raise PeerTimeoutError('idle between messages', self._idle_s) from None
+                raise self._explain_wait('idle between messages', self._idle_s) from None
             if not data:
                 return None
         else:
@@ -282,7 +320,13 @@ class Channel:
         try:
             return self._recv(RECEIVE_SIZE)
         except WAIT_ENDED:
-            raise PeerTimeoutError('the next chunk', gap_s) from None
+            raise self._explain_wait('the next chunk', gap_s) from None
+
+    def _explain_wait(self, limit: str, timeout_s: float) -> PeerTimeoutError:
+        """Build the error for one long wait that ran out: which of the two bounds it was."""
+        if self.deadline is not None and self.deadline.timeout_s < timeout_s:
+            return PeerTimeoutError('a deadline', self.deadline.timeout_s)
+        return PeerTimeoutError(limit, timeout_s)
 
     def _receive(self, size: int, flags: int = 0) -> bytes:
         size = min(size, self._max_receive)

@@ -132,6 +132,27 @@ class Connection:
         sock = self._channel.sock
         return sock.getpeercert(True) if isinstance(sock, ssl.SSLSocket) else None
 
+    def set_deadline(self, deadline: net.Deadline | None) -> None:
+        """End each wait for the server at `deadline` at the latest, with PeerTimeoutError.
+
+        It counts beside the client's `timeout_s`, for this and further requests and their bodies,
+        until it is set anew; None takes it away.
+
+        Raises ClosedConnectionError.
+        """
+        if self._channel is None:
+            raise ClosedConnectionError('the connection is closed')
+        self._channel.set_deadline(deadline)
+
+    def is_server_gone(self) -> bool:
+        """Look, without waiting, whether the server has ended the connection by now.
+
+        Raises ClosedConnectionError.
+        """
+        if self._channel is None:
+            raise ClosedConnectionError('the connection is closed')
+        return self._channel.closed or self._channel.is_peer_gone()
+
     def close(self) -> None:
         """Close the connection; a second time does nothing."""
         if self._channel is not None:

@@ -297,11 +297,12 @@ def read_credentials(sock: socket.socket) -> Credentials:
 
 
 class Deadline:
-    """A point in time that several waits share."""
+    """A point in time that several waits share; `.timeout_s` is how far off it was at first."""
 
-    __slots__ = ('_end',)
+    __slots__ = ('_end', 'timeout_s')
 
     def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self._end = monotonic() + timeout_s
 
     def remaining(self) -> float:

@@ -13,6 +13,9 @@ connection before any request; the connection goes on only if it returns True.
     rgi.Output, rgi.ChunkedOutput, rgi.FileOutput    the classes to build response bodies with
     ssl_cipher, ssl_compression    with TLS
     ssl_peer_cert     with TLS: the client's verified certificate (DER bytes), or None
+    rgi.set_deadline      a function: end each wait for this client at a `degu.net.Deadline`, until
+                          the response is written; PeerTimeoutError tells it. None takes it away
+    rgi.is_client_gone    a function: whether the client ended its side of the connection by now
     credentials       on AF_UNIX: pid, uid, gid of who connected
 
 `on_connect` may add keys that start with `_`, a request handler keys that start with `__`.
@@ -74,6 +77,8 @@ _CONNECTION_TYPES: dict[str, type | tuple[type, ...]] = {
     'rgi.Output': type,
     'rgi.ChunkedOutput': type,
     'rgi.FileOutput': type,
+    'rgi.set_deadline': Callable,  # type: ignore[dict-item]  # isinstance() takes it
+    'rgi.is_client_gone': Callable,  # type: ignore[dict-item]
 }
 _TLS_TYPES: dict[str, type | tuple[type, ...]] = {
     'ssl_cipher': tuple,

@@ -412,6 +412,8 @@ class Server:
         """Prepare and serve one connection; return or raise why it ended."""
         self._prepare(client, connection)
         channel = Channel(client.sock, self.limits)
+        connection['rgi.set_deadline'] = channel.set_deadline
+        connection['rgi.is_client_gone'] = channel.is_peer_gone
         ending = self._ask_on_connect(client, connection)
         if ending is None:
             ending = serve_requests(client, channel, connection, self.app, self._stop)

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from degu_rpc.peers.caller import Peer
     from degu_rpc.peers.pairing import Intent, PairingWindow, join, pair
     from degu_rpc.router import Router
+    from degu_rpc.rpc.aio import AsyncRpcClient
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.connect import RpcApp
-    from degu_rpc.rpc.service import Context, Service
+    from degu_rpc.rpc.context import Context, current_context
+    from degu_rpc.rpc.service import Service
+    from degu_rpc.rpc.target import connect
 
 __all__ = [
+    'AsyncRpcClient',
     'Code',
     'Context',
     'Fetched',
@@ -37,14 +41,17 @@ __all__ = [
     'RpcClient',
     'RpcError',
     'Service',
+    'connect',
+    'current_context',
     'fetch',
     'join',
     'pair',
 ]
 
 _MODULES = {
+    'AsyncRpcClient': 'degu_rpc.rpc.aio',
     'Code': 'degu_rpc.errors',
-    'Context': 'degu_rpc.rpc.service',
+    'Context': 'degu_rpc.rpc.context',
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
     'Intent': 'degu_rpc.peers.pairing',
@@ -58,6 +65,8 @@ _MODULES = {
     'RpcClient': 'degu_rpc.rpc.client',
     'RpcError': 'degu_rpc.errors',
     'Service': 'degu_rpc.rpc.service',
+    'connect': 'degu_rpc.rpc.target',
+    'current_context': 'degu_rpc.rpc.context',
     'fetch': 'degu_rpc.files.fetch',
     'join': 'degu_rpc.peers.pairing',
     'pair': 'degu_rpc.peers.pairing',

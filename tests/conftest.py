@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 
@@ -141,13 +141,32 @@ def require_program() -> Callable[[str], str]:
     def require(name: str) -> str:
         path = shutil.which(name)
         if path is None:
-            reason = f'the program {name!r} is not installed'
-            if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
-                pytest.fail(reason, pytrace=False)
-            pytest.skip(reason)
+            _end_without(f'the program {name!r} is not installed')
         return path
 
     return require
+
+
+@pytest.fixture(scope='session')
+def require_packages() -> Callable[[Path], None]:
+    """Give `require_packages(directory)`: node's packages are installed there, or the test ends.
+
+    They are installed once, by `npm ci --ignore-scripts --prefix` and that directory.
+    """
+
+    def require(directory: Path) -> None:
+        if not (directory / 'node_modules').is_dir():
+            place = directory.relative_to(Path(__file__).parents[1])
+            _end_without(f'run once: npm ci --ignore-scripts --prefix {place}')
+
+    return require
+
+
+def _end_without(what: str) -> NoReturn:
+    """End a test that lacks something: it is skipped, or failed where all is required, as in CI."""
+    if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
 
 
 @pytest.fixture(scope='session')

@@ -212,6 +212,11 @@ MUTATIONS = [
         # --- time
         ('preamble_time', 'channel', 'if deadline.remaining() == 0:', 'if False:', LIMITS),
         ('body_rate', 'channel', 'if self._moved < self._rate * self._window_s:', 'if False:', LIMITS),
+        ('deadline_ignored', 'channel', '                timeout_s = left * _HALF_SLACK\n', '', CHANNEL),
+        ('deadline_stays', 'exchange', 'if channel.deadline is not None:', 'if False:', SERVER),
+        ('deadline_not_for_idle', 'channel', 'if self._has_waited or self.deadline is not None:', 'if self._has_waited:', CHANNEL),
+        ('deadline_leaves_its_wait', 'channel', 'self._has_waited = self.deadline is not None', 'self._has_waited = False', CHANNEL),
+        ('half_gone_is_not_gone', 'channel', 'select.POLLRDHUP)', '0)', CHANNEL),
         ('body_rate_each', 'channel', '            self._pace.begin()\n            self._set_wait(self._idle_s)\n', '            self._set_wait(self._idle_s)\n', CHANNEL),
         ('chunk_gap', 'channel', 'if gap_s is None:', 'if True:', LIMITS),
         ('client_preamble_time', 'client', '            preamble_timeout_s=timeout_s,\n', '', CLIENT_HOSTILE),

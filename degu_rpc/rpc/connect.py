@@ -1,224 +1,491 @@
-"""Connect over HTTP/1.1: the RGI app that serves services, and the pieces its client shares.
+"""Connect over HTTP/1.1: the RGI app that serves services.
 
-    POST {prefix}/{service}/{method}     content-type: application/json or application/msgpack
+    POST {prefix}/{service}/{method}     content-type: see degu_rpc.rpc.protocol
+    GET  {prefix}/{service}/{method}?encoding=json&message=...     for methods that are safe
 
-The body is one map of named parameters, the response is the bare result in the same encoding.
-Source: Connect protocol, "Unary (Request-Response) RPCs", with JSON and msgpack as its codecs.
+The body is one map of named parameters, the response is the bare result in the same encoding. With
+a stream on either side both are envelopes: first the parameters, then the items of the caller's
+stream; back come the results, and the end, which may be an error.
+Source: Connect protocol, "Unary (Request-Response) RPCs" and "Streaming RPCs".
 
 1. What is no call is answered by HTTP alone: 404 without a service of that name, 405 with another
-   verb than POST, 415 with another content type.
+   verb than POST (or GET, where the method is safe), 415 with another content type than those for
+   methods of its kind. HEAD is no call: the protocol knows no such thing.
 2. Who calls is what the connection says, `connection['_peer']`; they must be allowed to call the
    method before the body is read.
-3. The body is read up to the limit, never further.
-4. The method is called; its result is the response, and a RpcError is sent as JSON with the HTTP
-   status of its code.
+3. The body is read up to the limit, never further, and a stream one message after the other.
+4. A call with an `idempotency-key`, where the method is neither safe nor idempotent, is made once:
+   see degu_rpc.rpc.replay. The answer to a later one says `idempotency-replayed: true`.
+5. The method is called; its result is the response, and a RpcError is sent as JSON with the HTTP
+   status of its code, or at the end of the stream.
 
-Where the body was not read, and may be large, the connection ends with the response. A peer that
-breaks off inside its request is the server's to handle: there is nobody left to answer.
+All waits for the caller end with the time that it gave the call (`connect-timeout-ms`). Where the
+body was not read, and may be large, the connection ends with the response. A peer that breaks off
+inside its request is the server's to handle: there is nobody left to answer.
 
-What it does not do: streams, GET, timeouts, compression (a request that has a `content-encoding` is
-refused, as the protocol asks). May be called by many threads; everything is set once.
+Streams are half-duplex: results go out once the caller's stream was read to its end, because a
+caller that still writes does not read. A method that answers earlier has its results held back.
+
+May be called by many threads; everything is set once.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import base64
+import binascii
+import contextlib
+import re
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import parse_qsl
 
-from degu.bodies import ChunkedInput
-from degu.errors import BodyTooLargeError
-from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError, escape_controls
+from degu.errors import DeguError, PeerTimeoutError, ProtocolError
+from degu.net import Deadline
+from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError
 from degu_rpc.peers import find_caller
 from degu_rpc.rpc.codec import CODECS, JSON
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
-from degu_rpc.rpc.service import Context, Service, build_internal_error
+from degu_rpc.rpc.compression import GZIP, compress, decompress
+from degu_rpc.rpc.context import REQUEST_ID, Context
+from degu_rpc.rpc.envelope import END, parse_envelopes
+from degu_rpc.rpc.limits import (
+    END_TIMEOUT_S,
+    MAX_HELD_SIZE,
+    MAX_MESSAGE_SIZE,
+    MAX_TIMEOUT_S,
+    MIN_COMPRESSED_SIZE,
+)
+from degu_rpc.rpc.protocol import (
+    IDEMPOTENCY_KEY,
+    STREAM_ENCODING,
+    STREAM_TYPES,
+    UNARY_ENCODING,
+    UNARY_TYPES,
+    Encoding,
+    check_version,
+    find_codec,
+    find_stream_codec,
+    format_end,
+    format_error,
+    pack_message,
+    parse_encoding,
+    parse_timeout,
+    read_message,
+    unpack_message,
+)
+from degu_rpc.rpc.replay import Outcome, ReplayStore
+from degu_rpc.rpc.service import Kind, Service, build_internal_error, index_services
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from degu.bodies import Input
+    from degu.bodies import ChunkedInput, Input
     from degu.rgi import Response
     from degu_rpc.peers import Peer
     from degu_rpc.rpc.codec import Codec
+    from degu_rpc.rpc.service import Method
 
-PROTOCOL_VERSION = '1'
+_CODECS_BY_NAME = {codec.name: codec for codec in CODECS}
+_UNARY = ', '.join(UNARY_TYPES)
+_STREAMS = ', '.join(STREAM_TYPES)
+_MAX_QUERY_FIELDS = 32
 
-_CONTENT_TYPES = {codec.content_type: codec for codec in CODECS} | {
-    # JSON has no such parameter and is UTF-8 without it, but many HTTP clients add it.
-    f'{JSON.content_type}; charset=utf-8': JSON,
-    f'{JSON.content_type};charset=utf-8': JSON,
-}
-_ACCEPT_POST = ', '.join(codec.content_type for codec in CODECS)
-
-# Source: Connect protocol, "HTTP to Error Code".
-_INFERRED_CODES = {
-    400: Code.INTERNAL,
-    401: Code.UNAUTHENTICATED,
-    403: Code.PERMISSION_DENIED,
-    404: Code.UNIMPLEMENTED,
-    429: Code.UNAVAILABLE,
-    502: Code.UNAVAILABLE,
-    503: Code.UNAVAILABLE,
-    504: Code.UNAVAILABLE,
-}
+# What a method may say with its result; what the protocol and HTTP say is not its business.
+_match_header = re.compile(r'(?!connect-|content-|trailer-)[0-9a-z-]{1,64}').fullmatch
+_match_header_value = re.compile(r'(?! )[ -~]+(?<! )').fullmatch
+_REPLAYED = 'idempotency-replayed'
+_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, _REPLAYED}
 
 
 class RpcApp:
     """An RGI app that serves services; it can be mounted at any prefix."""
 
-    # Set once: _services.
+    # Set once: _services, _replays.
 
     def __init__(self, services: Iterable[Service]) -> None:
         """Raises ValueError for two services with one name, TypeError for a service on its own."""
-        if isinstance(services, Service):
-            raise TypeError('services must be several, or a list with one: RpcApp([service])')
-        self._services: dict[str, Service] = {}
-        for service in services:
-            if service.name in self._services:
-                raise ValueError(f'two services are named {service.name!r}')
-            self._services[service.name] = service
+        self._replays = ReplayStore()
+        self._services = index_services(services)
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer one call."""
         path = request['path']
         service = self._services.get(path[0]) if len(path) == 2 else None
         if service is None:
-            return _refuse(request, 404, 'Not Found', 'no such service here: check prefix and name')
+            return refuse(request, 404, 'Not Found', 'no such service here: check prefix and name')
+        name = path[1]
+        if request['method'] == 'GET':
+            return self._answer_get(connection, request, service, name)
         if request['method'] != 'POST':
-            return _refuse(
-                request, 405, 'Method Not Allowed', 'a call is a POST request', allow='POST'
-            )
+            return _refuse_verb(request)
+        content_type = request['headers'].get('content-type')
+        codec = find_codec(content_type)
+        if codec is not None:
+            return self._answer_unary(connection, request, service, name, codec)
+        codec = find_stream_codec(content_type)
+        if codec is not None:
+            return self._answer_stream(connection, request, service, name, codec)
+        return _refuse_type(request, f'{_UNARY}, {_STREAMS}')
+
+    # --- calls without a stream ------------------------------------------------------------------
+
+    def _answer_unary(
+        self,
+        connection: dict[str, Any],
+        request: dict[str, Any],
+        service: Service,
+        name: str,
+        codec: Codec,
+    ) -> Response:
         headers = request['headers']
-        codec = find_codec(headers.get('content-type'))
-        if codec is None:
-            why = f'content-type must be one of these: {_ACCEPT_POST}'
-            return _refuse(
-                request, 415, 'Unsupported Media Type', why, **{'accept-post': _ACCEPT_POST}
-            )
+        context = None
         try:
-            _check_headers(headers)
-            peer = _find_caller(connection)
-            method = service.authorize(path[1], peer)
-            data = read_message(request['body'])
-            result = method.call(data, codec, Context(peer, method.full_name, headers))
-            if len(result) > MAX_MESSAGE_SIZE:
-                raise RpcError(Code.RESOURCE_EXHAUSTED, _too_large('the result'))
+            check_version(headers)
+            encoding = parse_encoding(headers, UNARY_ENCODING)
+            peer = identify_caller(connection)
+            method = service.authorize(name, peer)
+            if method.kind is not Kind.UNARY:
+                return _refuse_type(request, _STREAMS)
+            context = _build_context(connection, peer, method, headers)
+            data = _read_whole(request['body'], context)
+            if IDEMPOTENCY_KEY in headers and not method.idempotent:
+                return self._call_once(method, data, codec, encoding, context)
+            return _call(method, data, codec, encoding, context)
         except RpcError as error:
-            return _answer_error(request, error)
-        return 200, 'OK', {'content-type': codec.content_type}, result
+            return _answer_error(connection, request, error, context)
+
+    def _call_once(
+        self, method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
+    ) -> Response:
+        """Call a method, or answer as the call did that had the same key."""
+        data = _unpack(data, encoding)
+
+        def call() -> Outcome:
+            result, error = b'', None
+            try:
+                result = method.call(data, codec, context)
+                headers = _check_response_headers(context)
+            except RpcError as caught:
+                error, headers = caught, {}
+            return Outcome(result, error, headers)
+
+        outcome, is_replay = self._replays.run(
+            context.peer,
+            method.full_name,
+            context.headers[IDEMPOTENCY_KEY],
+            codec.name.encode() + data,
+            call,
+        )
+        context.is_replay = is_replay
+        if outcome.error is not None:
+            raise outcome.error
+        return _answer_result(outcome.result, codec, encoding, context, outcome.headers)
+
+    def _answer_get(
+        self, connection: dict[str, Any], request: dict[str, Any], service: Service, name: str
+    ) -> Response:
+        """Answer a call whose message is in the query.
+
+        Source: Connect protocol, "Unary-Get-Request".
+        """
+        headers = request['headers']
+        context = None
+        try:
+            peer = identify_caller(connection)
+            method = service.authorize(name, peer)
+            if not method.safe or method.kind is not Kind.UNARY:
+                return _refuse_verb(request)
+            query = _parse_query(request['query'])
+            codec = _CODECS_BY_NAME.get(query.get('encoding', ''))
+            if codec is None:
+                return _refuse_type(request, _UNARY)
+            if query.get('connect', 'v1') != 'v1':
+                raise RpcError(Code.INVALID_ARGUMENT, 'connect must be v1')
+            stated = {'content-encoding': query.get('compression', 'identity')}
+            if 'accept-encoding' in headers:
+                stated['accept-encoding'] = headers['accept-encoding']
+            encoding = parse_encoding(stated, UNARY_ENCODING)
+            context = _build_context(connection, peer, method, headers)
+            return _call(method, _parse_query_message(query), codec, encoding, context)
+        except RpcError as error:
+            return _answer_error(connection, request, error, context)
+
+    # --- calls with a stream ---------------------------------------------------------------------
+
+    def _answer_stream(
+        self,
+        connection: dict[str, Any],
+        request: dict[str, Any],
+        service: Service,
+        name: str,
+        codec: Codec,
+    ) -> Response:
+        headers = request['headers']
+        answer_headers = {'content-type': f'application/connect+{codec.name}'}
+        try:
+            check_version(headers)
+            encoding = parse_encoding(headers, STREAM_ENCODING)
+            peer = identify_caller(connection)
+            method = service.authorize(name, peer)
+            if method.kind is Kind.UNARY:
+                return _refuse_type(request, _UNARY)
+            if IDEMPOTENCY_KEY in headers and not method.idempotent:
+                raise RpcError(
+                    Code.UNIMPLEMENTED, f'a call with a stream cannot have an {IDEMPOTENCY_KEY}'
+                )
+            context = _build_context(connection, peer, method, headers)
+        except RpcError as error:
+            end = pack_message(format_end(error, {}), END, False)
+            return 200, 'OK', {**answer_headers, **close_unread(request)}, end
+        _add_call_headers(answer_headers, context)
+        if encoding.takes_gzip:
+            answer_headers['connect-content-encoding'] = GZIP
+        source = _write_stream(connection, request['body'], method, codec, encoding, context)
+        return 200, 'OK', answer_headers, connection['rgi.ChunkedOutput'](source)
 
 
-def _answer_error(request: dict[str, Any], error: RpcError) -> Response:
+def _write_stream(
+    connection: dict[str, Any],
+    body: Input | ChunkedInput | None,
+    method: Method,
+    codec: Codec,
+    encoding: Encoding,
+    context: Context,
+) -> Iterator[bytes]:
+    """Yield the chunks of a response: each result in an envelope, the end, and the empty chunk.
+
+    What else than RpcError goes wrong is raised: the response is then cut off before its end.
+    """
+    messages = _read_messages(body, encoding.uses_gzip, context)
+    held: list[bytes] = []
+    held_size = 0
+    error = None
     try:
-        data = format_error(error)
+        with contextlib.closing(method.stream(messages, codec, context)) as results:  # type: ignore[type-var]  # a generator
+            for result in results:
+                _check_size(result)
+                envelope = pack_message(result, 0, encoding.takes_gzip)
+                if body is not None and not body.closed:
+                    held.append(envelope)
+                    held_size += len(envelope)
+                    if held_size > MAX_HELD_SIZE:
+                        raise RpcError(
+                            Code.RESOURCE_EXHAUSTED,
+                            f'more than {MAX_HELD_SIZE} bytes of results before the end of '
+                            f'{method.stream_parameter}',
+                        )
+                    continue
+                if held:
+                    yield from held
+                    held = []
+                yield envelope
+        metadata = _check_response_headers(context)
+    except RpcError as caught:
+        error, metadata = caught, {}
+    yield from held
+    if context.deadline is not None:
+        connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
+    try:
+        end = format_end(error, metadata)
+    except CodecError:
+        assert error is not None
+        error = build_internal_error(f'sending the details of {error.code.value}')
+        end = format_end(error, {})
+    yield pack_message(end, END, encoding.takes_gzip)
+    yield b''
+
+
+def _read_messages(
+    body: Input | ChunkedInput | None, uses_gzip: bool, context: Context
+) -> Iterator[bytes]:
+    """Yield each message of a caller's stream.
+
+    Raises RpcError: `deadline_exceeded`, `canceled` where the caller broke off, `invalid_argument`
+    for what is outside the protocol, `resource_exhausted` for a message above the limit.
+    """
+    envelopes = parse_envelopes(body or (), MAX_MESSAGE_SIZE)
+    while True:
+        try:
+            envelope = next(envelopes, None)
+            if envelope is None:
+                return
+            flags, message = envelope
+            if flags & END:
+                raise RpcError(Code.INVALID_ARGUMENT, 'a request has no envelope for its end')
+            message = unpack_message(message, flags, uses_gzip)
+        except (CodecError, ProtocolError) as error:
+            raise RpcError(Code.INVALID_ARGUMENT, str(error)) from None
+        except (OSError, DeguError) as error:
+            context.check()
+            raise RpcError(Code.CANCELED, f'the caller broke off: {error}') from None
+        yield message
+
+
+# --- what all kinds of calls share ---------------------------------------------------------------
+
+
+def _build_context(
+    connection: dict[str, Any], peer: Peer, method: Method, headers: dict[str, Any]
+) -> Context:
+    """Begin a call: from here on all waits for the caller end with the time that it gave."""
+    timeout_s = parse_timeout(headers)
+    deadline = None
+    if timeout_s is not None:
+        deadline = Deadline(min(timeout_s, MAX_TIMEOUT_S))
+        connection['rgi.set_deadline'](deadline)
+    return Context(peer, method.full_name, headers, deadline, connection['rgi.is_client_gone'])
+
+
+def _read_whole(body: Input | ChunkedInput | None, context: Context) -> bytes:
+    try:
+        return read_message(body)
+    except PeerTimeoutError:
+        context.check()  # where it was the call's time that ran out, there is somebody to tell
+        raise
+
+
+def _call(
+    method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
+) -> Response:
+    result = method.call(_unpack(data, encoding), codec, context)
+    return _answer_result(result, codec, encoding, context, _check_response_headers(context))
+
+
+def _unpack(data: bytes, encoding: Encoding) -> bytes:
+    if not encoding.uses_gzip:
+        return data
+    try:
+        return decompress(data, MAX_MESSAGE_SIZE)
+    except CodecError as error:
+        raise RpcError(Code.INVALID_ARGUMENT, str(error)) from None
+
+
+def _answer_result(
+    result: bytes,
+    codec: Codec,
+    encoding: Encoding,
+    context: Context,
+    method_headers: Mapping[str, str],
+) -> Response:
+    _check_size(result)
+    headers = {'content-type': codec.content_type, **method_headers}
+    if encoding.takes_gzip and len(result) >= MIN_COMPRESSED_SIZE:
+        result = compress(result)
+        headers['content-encoding'] = GZIP
+    return 200, 'OK', _add_call_headers(headers, context), result
+
+
+def _add_call_headers(headers: dict[str, str], context: Context) -> dict[str, str]:
+    if context.sent_request_id is not None:
+        headers[REQUEST_ID] = context.sent_request_id
+    if context.is_replay:
+        headers[_REPLAYED] = 'true'
+    return headers
+
+
+def _check_size(result: bytes) -> None:
+    if len(result) > MAX_MESSAGE_SIZE:
+        raise RpcError(
+            Code.RESOURCE_EXHAUSTED, f'the result is larger than {MAX_MESSAGE_SIZE} bytes'
+        )
+
+
+def _check_response_headers(context: Context) -> dict[str, str]:
+    """Return what the method wants to send as headers. Raises RpcError where it must not."""
+    if not context.has_response_headers:
+        return {}
+    for name, value in context.response_headers.items():
+        if name in _RESERVED or not _match_header(name) or not _match_header_value(value):
+            _refuse_response_header(context, name)
+    return context.response_headers
+
+
+def _refuse_response_header(context: Context, name: str) -> NoReturn:
+    try:
+        raise ValueError(f"response header {name!r} is not the method's to send")
+    except ValueError:
+        raise build_internal_error(context.method) from None
+
+
+def _parse_query(query: str) -> dict[str, str]:
+    try:
+        fields = parse_qsl(
+            query,
+            keep_blank_values=True,
+            errors='strict',
+            max_num_fields=_MAX_QUERY_FIELDS,
+        )
+    except ValueError:
+        raise RpcError(
+            Code.INVALID_ARGUMENT,
+            'the query must be percent-encoded UTF-8, use base64=1 for others',
+        ) from None
+    if len(dict(fields)) != len(fields):
+        raise RpcError(Code.INVALID_ARGUMENT, 'a field stands twice in the query')
+    return dict(fields)
+
+
+def _parse_query_message(query: dict[str, str]) -> bytes:
+    if 'message' not in query:
+        raise RpcError(Code.INVALID_ARGUMENT, 'the query has no message')
+    text = query['message']
+    if query.get('base64') != '1':
+        return text.encode()
+    try:
+        padding = '=' * (-len(text) % 4)
+        return base64.b64decode(text.translate(_URL_SAFE) + padding, validate=True)
+    except (ValueError, binascii.Error):
+        raise RpcError(Code.INVALID_ARGUMENT, 'the message is not base64') from None
+
+
+_URL_SAFE = str.maketrans('-_+/', '+/  ')
+
+
+def _answer_error(
+    connection: dict[str, Any], request: dict[str, Any], error: RpcError, context: Context | None
+) -> Response:
+    code, data = settle_error(error)
+    status, reason = code.http_status
+    headers = {'content-type': JSON.content_type, **close_unread(request)}
+    if context is not None:
+        if context.deadline is not None:
+            connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
+        _add_call_headers(headers, context)
+    return status, reason, headers, data
+
+
+def _refuse_verb(request: dict[str, Any]) -> Response:
+    return refuse(request, 405, 'Method Not Allowed', 'a call is a POST request', allow='POST')
+
+
+def _refuse_type(request: dict[str, Any], types: str) -> Response:
+    why = f'content-type must be one of these: {types}'
+    return refuse(request, 415, 'Unsupported Media Type', why, **{'accept-post': types})
+
+
+def settle_error(error: RpcError) -> tuple[Code, bytes]:
+    """Return the code and the JSON of an error; `internal` where its details cannot travel."""
+    try:
+        return error.code, format_error(error)
     except CodecError:
         error = build_internal_error(f'sending the details of {error.code.value}')
-        data = format_error(error)
-    status, reason = error.code.http_status
-    return status, reason, {'content-type': JSON.content_type, **_close_unread(request)}, data
+        return error.code, format_error(error)
 
 
-def _refuse(
-    request: dict[str, Any], status: int, reason: str, why: str, **headers: str
-) -> Response:
+def refuse(request: dict[str, Any], status: int, reason: str, why: str, **headers: str) -> Response:
     """Answer what is no call. `why` holds nothing of the request."""
     body = None if request['method'] == 'HEAD' else f'{why}\n'.encode()
     headers['content-type'] = 'text/plain; charset=utf-8'
-    return status, reason, {**headers, **_close_unread(request)}, body
+    return status, reason, {**headers, **close_unread(request)}, body
 
 
-def _find_caller(connection: dict[str, Any]) -> Peer:
+def identify_caller(connection: dict[str, Any]) -> Peer:
+    """Return who calls. Raises RpcError (`unauthenticated`) where nobody said who it is."""
     try:
         return find_caller(connection)
     except UnknownPeerError as error:
         raise RpcError(Code.UNAUTHENTICATED, str(error)) from None
 
 
-def _close_unread(request: dict[str, Any]) -> dict[str, str]:
+def close_unread(request: dict[str, Any]) -> dict[str, str]:
     """Return the header that tells the client not to send its next call after an unread body."""
     body = request['body']
-    return {} if body is None or body.closed else {'connection': 'close'}
-
-
-def _check_headers(headers: dict[str, Any]) -> None:
-    version = headers.get('connect-protocol-version', PROTOCOL_VERSION)
-    if version != PROTOCOL_VERSION:
-        raise RpcError(
-            Code.INVALID_ARGUMENT, f'connect-protocol-version must be {PROTOCOL_VERSION}'
-        )
-    if headers.get('content-encoding', 'identity') != 'identity':
-        raise RpcError(
-            Code.UNIMPLEMENTED, 'content-encoding must be identity: there is no compression'
-        )
-
-
-def find_codec(content_type: str | None) -> Codec | None:
-    """Return the codec of a content-type header, None for any other.
-
-    Media types are compared without case. Source: RFC 9110 §8.3.1.
-    """
-    return None if content_type is None else _CONTENT_TYPES.get(content_type.lower())
-
-
-def read_message(body: Input | ChunkedInput | None) -> bytes:
-    """Read a request's or response's body, one message.
-
-    Raises RpcError (`resource_exhausted`) for one above MAX_MESSAGE_SIZE, which is left unread, and
-    what reading a body raises.
-    """
-    if body is None:
-        return b''
-    if isinstance(body, ChunkedInput):
-        try:
-            return body.read(MAX_MESSAGE_SIZE)
-        except BodyTooLargeError:
-            raise RpcError(Code.RESOURCE_EXHAUSTED, _too_large('the message')) from None
-    if body.remaining > MAX_MESSAGE_SIZE:
-        raise RpcError(Code.RESOURCE_EXHAUSTED, _too_large('the message'))
-    return body.read()
-
-
-def _too_large(what: str) -> str:
-    return f'{what} is larger than {MAX_MESSAGE_SIZE} bytes'
-
-
-def format_error(error: RpcError) -> bytes:
-    """Return the JSON of an error.
-
-    Source: Connect protocol, "Error and EndStreamResponse".
-
-    Raises CodecError for details that cannot travel.
-    """
-    # A message may hold a file name that is not UTF-8.
-    message = error.message.encode('utf-8', 'backslashreplace').decode()
-    content = {'code': error.code.value, 'message': message}
-    return JSON.encode({**content, 'details': error.details} if error.details else content)
-
-
-def parse_error(status: int, content_type: str | None, data: bytes, uri: str) -> RpcError:
-    """Build the error that a response other than 200 means, whatever is in it.
-
-    Where it is no error in JSON the code is inferred from the HTTP status, and `uri` is named.
-    Control characters in its message are escaped: messages are printed in terminals.
-    """
-    try:
-        content = JSON.decode(data) if find_codec(content_type) is JSON else None
-    except CodecError:
-        content = None
-    if isinstance(content, dict):
-        try:
-            code = Code(content.get('code'))
-        except ValueError:
-            code = None
-        message = content.get('message', '')
-        details = content.get('details', [])
-        if code is not None and isinstance(message, str) and _is_list_of_maps(details):
-            return RpcError(code, escape_controls(message), details)
-    advice = '; is the prefix right?' if status == 404 else ''
-    return RpcError(
-        _INFERRED_CODES.get(status, Code.UNKNOWN),
-        f'the server answered {uri} with HTTP status {status}{advice}',
-    )
-
-
-def _is_list_of_maps(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    return {} if body is None or (body.closed and not body.error) else {'connection': 'close'}

@@ -14,3 +14,35 @@ MAX_CONNECTIONS = 8
 """Connections that one client has at once; a further call waits for one of them."""
 IDLE_TIMEOUT_S = 20.0
 """How long a client keeps an idle connection: less than the 30 s that a server does."""
+MAX_BATCH = 50
+"""Requests in one batch of JSON-RPC."""
+MAX_TIMEOUT_S = 86_400.0
+"""The longest that a server lets a call take whose caller names a time, however long that is."""
+DEFAULT_TIMEOUT_S = 30.0
+"""How long a client lets a call take that has no stream, unless it is told otherwise."""
+LOOK_INTERVAL_S = 0.1
+"""How often a running call looks whether its client is still there, at most."""
+END_TIMEOUT_S = 5.0
+"""How long the end of a stream may take to be sent once its deadline is over."""
+MAX_HELD_SIZE = 4 * 1024 * 1024
+"""Bytes of results that a server holds back while it still reads the caller's stream."""
+MAX_REQUEST_ID_LENGTH = 128
+"""Characters of a request id; a longer one is replaced."""
+MIN_COMPRESSED_SIZE = 1024
+"""A smaller message is never compressed."""
+MAX_ATTEMPTS = 5
+"""How often a client tries a call that it may repeat."""
+BACKOFF_S = 0.05
+"""The longest pause before the second attempt; each further one is twice as long."""
+LOOK_AFTER_S = 0.05
+"""How long a connection may be idle before a client looks, ahead of a call, if it is still open."""
+MAX_KEY_LENGTH = 128
+"""Characters of an idempotency key."""
+MAX_REPLAY_SIZE = 16 * 1024 * 1024
+"""Bytes of outcomes that a server keeps for calls that are made again."""
+REPLAY_COST = 1024
+"""Bytes that an outcome counts besides its result."""
+REPLAY_AGE_S = 600.0
+"""How long an outcome is kept at most."""
+CONNECT_TIMEOUT_S = 10.0
+"""How long a client that connect() builds waits for a connection."""

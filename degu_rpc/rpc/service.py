@@ -6,10 +6,21 @@
     def stat(path: str) -> Stat: ...
 
 1. At decoration the annotations are resolved and compiled: parameters into one struct, the result
-   into a shape. What cannot travel, or is missing, fails there and not at the first call.
+   into a shape. What cannot travel, or is missing, fails there and not at the first call. They say
+   which kind of call it is, too: `Iterator[T]` (or a Generator) as the result is a stream of
+   results, one parameter annotated `Iterator[T]` is a stream from the caller, and both is both.
 2. A call is first authorized: `Service.authorize` looks at who calls, before anything of what was
    sent is read. Nobody is allowed by default, and `allow` has no default.
 3. `Method.call` takes the bytes of one map of named parameters and gives the bytes of the result.
+   `Method.stream` takes and gives messages: in go the map of all parameters but the stream, then
+   the items of the stream; out come the results, or the one result.
+4. Around both is the same: the call is the current one, the interceptors are entered, and what was
+   not meant for the caller becomes an internal error.
+
+An interceptor is a function `interceptor(context)` that returns a context manager. It is entered
+before the parameters are looked at, and left when the call is over: for a stream of results, after
+the last of them. So one shape does for every kind of call. It refuses a call by raising RpcError,
+and sees in `__exit__` what the call ended with.
 
 Roles: a caller needs one of those that `allow` names. `owner` (my own user, my own uid) may call
 everything: my own machines are not strangers to each other.
@@ -24,6 +35,8 @@ many threads at once. There is no I/O here.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import enum
 import inspect
 import logging
 import re
@@ -37,10 +50,19 @@ import msgspec
 
 from degu_rpc.errors import Code, CodecError, Fault, RpcError
 from degu_rpc.peers import build_roles
-from degu_rpc.rpc.codec import Shape, build_error, build_shape, convert_plain, format_value
+from degu_rpc.rpc.codec import (
+    Shape,
+    build_error,
+    build_shape,
+    convert_plain,
+    format_value,
+    parse_value,
+)
+from degu_rpc.rpc.context import Context, enter_context, leave_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from typing import Never
 
     from degu_rpc.peers import Peer
@@ -55,27 +77,32 @@ METHOD_NAME = r'[A-Za-z][A-Za-z0-9_]*'
 _service_name = re.compile(SERVICE_NAME)
 _method_name = re.compile(METHOD_NAME)
 
-_STREAMS = (
-    collections.abc.Iterator,
-    collections.abc.Generator,
-    collections.abc.AsyncIterator,
-    collections.abc.AsyncGenerator,
-)
+_STREAMS = (collections.abc.Iterator, collections.abc.Generator)
+_ASYNC_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncGenerator)
+_NO_INTERCEPTORS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_SWALLOWED = 'an interceptor must not suppress an exception: there is no result then'
+
+if TYPE_CHECKING:
+    Interceptor = Callable[[Context], AbstractContextManager[Any]]
 
 
-class Context:
-    """One call, as its function sees it: a parameter annotated with this class is given it.
+class Kind(enum.Enum):
+    """Which side of a call is a stream."""
 
-    `.peer` is who calls, `.method` the full name (`files.v1.Files/stat`), `.headers` those of the
-    request, with casefolded names.
-    """
+    UNARY = 'unary'
+    SERVER_STREAM = 'server_stream'
+    CLIENT_STREAM = 'client_stream'
+    BIDI_STREAM = 'bidi_stream'
 
-    __slots__ = ('headers', 'method', 'peer')
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the caller sends a stream."""
+        return self in (Kind.CLIENT_STREAM, Kind.BIDI_STREAM)
 
-    def __init__(self, peer: Peer, method: str, headers: Mapping[str, Any]) -> None:
-        self.peer = peer
-        self.method = method
-        self.headers = headers
+    @property
+    def gives_stream(self) -> bool:
+        """Whether the results are a stream."""
+        return self in (Kind.SERVER_STREAM, Kind.BIDI_STREAM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +122,13 @@ class Method:
     """All of them in one struct."""
     context_parameter: str | None
     result: Shape
+    """The result, or each of a stream of results."""
+    kind: Kind
+    stream_parameter: str | None
+    """The parameter that is a stream from the caller; it is none of `parameters`."""
+    item: Shape | None
+    """Each item of that stream."""
+    interceptors: tuple[Interceptor, ...]
 
     def call(self, data: bytes, codec: Codec, context: Context) -> bytes:
         """Call the function with the parameters in `data` and return the bytes of its result.
@@ -103,15 +137,80 @@ class Method:
         that the function did not mean to raise or a result that cannot travel, and what the
         function raises.
         """
+        token = enter_context(context)
         try:
-            arguments = self._parse_arguments(data, codec)
-            if self.context_parameter is not None:
-                arguments[self.context_parameter] = context
-            return format_value(self.function(**arguments), self.result, codec)
+            with self._intercept(context):
+                result = self.function(**self._prepare(data, codec, context))
+                return format_value(result, self.result, codec)
+            raise RuntimeError(_SWALLOWED)
         except RpcError:
             raise
         except Exception:  # noqa: BLE001  # whatever it is, it is logged and answered
             raise build_internal_error(self.full_name) from None
+        finally:
+            leave_context(token)
+
+    def stream(self, messages: Iterator[bytes], codec: Codec, context: Context) -> Iterator[bytes]:
+        """Call the function of a method with a stream, and yield the bytes of each result.
+
+        The first of `messages` has the parameters; the function is called once it is there. It
+        takes the others as it likes, and what `messages` raises is raised where it does. Between
+        two results the context is checked. The function's generator is closed when this one is.
+
+        Raises what call() does, at any point.
+        """
+        token = enter_context(context)
+        try:
+            with self._intercept(context):
+                data = next(messages, None)
+                if data is None:
+                    raise RpcError(Code.INVALID_ARGUMENT, 'there is no message with the parameters')
+                arguments = self._prepare(data, codec, context)
+                if self.stream_parameter is not None:
+                    arguments[self.stream_parameter] = self._parse_items(messages, codec)
+                elif next(messages, None) is not None:
+                    raise RpcError(Code.INVALID_ARGUMENT, 'there is more than one message')
+                result = self.function(**arguments)
+                if self.kind is Kind.CLIENT_STREAM:
+                    yield format_value(result, self.result, codec)
+                    return
+                with contextlib.closing(_closable(result)) as results:
+                    for item in results:
+                        context.check()
+                        yield format_value(item, self.result, codec)
+                return
+            raise RuntimeError(_SWALLOWED)
+        except RpcError:
+            raise
+        except Exception:  # noqa: BLE001  # whatever it is, it is logged and answered
+            raise build_internal_error(self.full_name) from None
+        finally:
+            leave_context(token)
+
+    def _intercept(self, context: Context) -> AbstractContextManager[Any]:
+        if not self.interceptors:
+            return _NO_INTERCEPTORS
+        with contextlib.ExitStack() as stack:
+            for interceptor in self.interceptors:
+                stack.enter_context(interceptor(context))
+            return stack.pop_all()
+
+    def _prepare(self, data: bytes, codec: Codec, context: Context) -> dict[str, Any]:
+        arguments = self._parse_arguments(data, codec)
+        if self.context_parameter is not None:
+            arguments[self.context_parameter] = context
+        return arguments
+
+    def _parse_items(self, messages: Iterator[bytes], codec: Codec) -> Iterator[Any]:
+        assert self.item is not None
+        for index, data in enumerate(messages):
+            try:
+                item = parse_value(data, self.item, codec)
+            except CodecError as error:
+                raise RpcError(
+                    Code.INVALID_ARGUMENT, f'{self.stream_parameter}, item {index}: {error}'
+                ) from None
+            yield item
 
     def _parse_arguments(self, data: bytes, codec: Codec) -> dict[str, Any]:
         try:
@@ -148,13 +247,21 @@ class Method:
 class Service:
     """Methods under one name, which has its version in it: `files.v1.Files`."""
 
-    # Set once: name, _methods (by decoration, before serving).
+    # Set once: name, _interceptors, _methods (by decoration, before serving).
 
-    def __init__(self, name: str) -> None:
-        """Raises ValueError for a name that is not identifiers with dots between them."""
+    def __init__(self, name: str, interceptors: Iterable[Interceptor] = ()) -> None:
+        """Give it a name, and what is entered around each call, the first one outermost.
+
+        Raises ValueError for a name that is not identifiers with dots between them, TypeError for
+        an interceptor that is no function.
+        """
         if not _service_name.fullmatch(name):
             raise ValueError(f'name must be like files.v1.Files, not {name!r}')
         self.name = name
+        self._interceptors = tuple(interceptors)
+        for interceptor in self._interceptors:
+            if not callable(interceptor):
+                raise TypeError(f'an interceptor must be callable, not {interceptor!r}')
         self._methods: dict[str, Method] = {}
 
     def __repr__(self) -> str:
@@ -194,7 +301,7 @@ class Service:
                 raise ValueError(f'{full_name} is declared already')
             try:
                 self._methods[name] = _build_method(
-                    full_name, function, roles, safe, idempotent or safe
+                    full_name, function, roles, safe, idempotent or safe, self._interceptors
                 )
             except (TypeError, NameError) as error:
                 raise TypeError(f'{full_name}: {error}') from error
@@ -216,6 +323,27 @@ class Service:
         return method
 
 
+def index_services(services: Iterable[Service]) -> dict[str, Service]:
+    """Return services by name.
+
+    Raises ValueError for two with one name, TypeError for a service on its own.
+    """
+    if isinstance(services, Service):
+        raise TypeError('services must be several, or a list with one: [service]')
+    found: dict[str, Service] = {}
+    for service in services:
+        if service.name in found:
+            raise ValueError(f'two services are named {service.name!r}')
+        found[service.name] = service
+    return found
+
+
+def join_roles(services: Iterable[Service]) -> frozenset[str]:
+    """Return the roles that may call anything of `services`."""
+    methods = [method for service in services for method in service.methods.values()]
+    return frozenset[str]().union(*(method.roles for method in methods))
+
+
 def build_internal_error(what: str) -> RpcError:
     """Log the exception being handled, and build the error that tells a caller nothing of it."""
     reference = secrets.token_hex(8)
@@ -229,16 +357,21 @@ def _build_method(
     roles: frozenset[str],
     safe: bool,
     idempotent: bool,
+    interceptors: tuple[Interceptor, ...],
 ) -> Method:
     """Compile a function. Raises TypeError or NameError for one that cannot be called."""
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError('a generator is a stream, and methods take and return single values')
-    if inspect.iscoroutinefunction(function):
-        raise TypeError('methods are plain functions, not coroutines')
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError('methods are plain functions and generators, not coroutines')
     hints = typing.get_type_hints(function, include_extras=True)
     if 'return' not in hints:
         raise TypeError('the result has no annotation; write -> None if there is none')
-    result = _build_shape('the result', hints['return'])
+    result_item = find_stream_item('the result', hints['return'])
+    if inspect.isgeneratorfunction(function) and result_item is None:
+        raise TypeError('the result of a generator is a stream: write -> Iterator[...]')
+    result = _build_shape(
+        'the result', hints['return'] if result_item is None else result_item.annotation
+    )
+    stream_parameter = stream_item = None
     shapes = {}
     required = set()
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
@@ -253,6 +386,14 @@ def _build_method(
             if context_parameter is not None:
                 raise TypeError(f'parameter {name!r} is a second Context')
             context_parameter = name
+            continue
+        item = find_stream_item(f'parameter {name!r}', annotation)
+        if item is not None:
+            if stream_parameter is not None:
+                raise TypeError(f'parameter {name!r} is a second stream')
+            if parameter.default is not parameter.empty:
+                raise TypeError(f'parameter {name!r} is a stream and cannot have a default')
+            stream_parameter, stream_item = name, item
             continue
         shapes[name] = _build_shape(f'parameter {name!r}', annotation)
         if parameter.default is parameter.empty:
@@ -272,12 +413,42 @@ def _build_method(
         struct=Shape(struct, any(shape.has_datetime for shape in shapes.values())),
         context_parameter=context_parameter,
         result=result,
+        kind=find_kind(stream_item is not None, result_item is not None),
+        stream_parameter=stream_parameter,
+        item=stream_item,
+        interceptors=interceptors,
     )
 
 
+def find_kind(takes_stream: bool, gives_stream: bool) -> Kind:
+    """Return the kind of a call by which of its sides are streams."""
+    if takes_stream:
+        return Kind.BIDI_STREAM if gives_stream else Kind.CLIENT_STREAM
+    return Kind.SERVER_STREAM if gives_stream else Kind.UNARY
+
+
+def find_stream_item(what: str, annotation: Any) -> Shape | None:
+    """Return the shape of each item where an annotation is that of a stream, None where it is not.
+
+    Raises TypeError for a stream that does not say of what, or of what cannot travel.
+    """
+    origin = typing.get_origin(annotation)
+    if origin in _ASYNC_STREAMS or annotation in _ASYNC_STREAMS:
+        raise TypeError(f'{what} is a stream for coroutines; use Iterator')
+    if annotation in _STREAMS:
+        raise TypeError(f'{what} is a stream of what? Write Iterator[...]')
+    if origin not in _STREAMS:
+        return None
+    return _build_shape(f'an item of {what}', typing.get_args(annotation)[0])
+
+
+def _closable(result: Any) -> Any:
+    """Return an iterator over `result` that has a close(), as a generator's does."""
+    results = iter(result)
+    return results if hasattr(results, 'close') else (item for item in results)
+
+
 def _build_shape(what: str, annotation: Any) -> Shape:
-    if typing.get_origin(annotation) in _STREAMS or annotation in _STREAMS:
-        raise TypeError(f'{what} is a stream, and methods take and return single values')
     try:
         return build_shape(annotation)
     except TypeError as error:

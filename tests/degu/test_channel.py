@@ -14,6 +14,7 @@ import pytest
 from degu.channel import LINGER_SIZE, LINGER_TIMEOUT_S, MAX_PIECE, TLS_PIECE, Channel, Pace
 from degu.errors import ClosedConnectionError, PeerTimeoutError, ProtocolError
 from degu.limits import DEFAULT_LIMITS, Limits
+from degu.net import Deadline
 from degu.tls import build_client_sslctx, build_server_sslctx
 
 KIB = 1024
@@ -373,6 +374,109 @@ def test_a_chunk_may_come_late_within_its_own_limit(make_pair):
     with Peer(act), Times(0.6):
         for _ in range(3):
             assert channel.read_line(512) == b'5'
+
+
+# --- a deadline ----------------------------------------------------------------------------------
+
+WAITS = {
+    'preamble': lambda channel: channel.read_preamble(),
+    'rest of a preamble': lambda channel: channel.read_preamble(),
+    'body': lambda channel: channel.read(100),
+    'some of a body': lambda channel: channel.read_some(100),
+    'into a buffer': lambda channel: channel.read_into(memoryview(bytearray(100))),
+    'line': lambda channel: channel.read_line(100),
+    'write': lambda channel: channel.write(bytes(64 * MIB)),
+}
+
+
+@pytest.mark.parametrize('gap_s', [None, HANG_S], ids=['pace', 'gap'])
+@pytest.mark.parametrize('wait', WAITS)
+def test_a_deadline_ends_every_wait(make_pair, wait, gap_s):
+    channel, theirs = make_pair(DEFAULT_LIMITS._replace(chunk_gap_timeout_s=gap_s))
+    if wait == 'rest of a preamble':
+        theirs.sendall(b'GET')
+    channel.set_deadline(Deadline(0.2))
+    started = time.monotonic()
+    with pytest.raises(PeerTimeoutError, match=r'a deadline \(0.2 s\)'):
+        WAITS[wait](channel)
+    assert 0.15 < time.monotonic() - started < HANG_S / 2
+
+
+def test_a_deadline_holds_for_a_peer_that_moves_enough(make_pair):
+    channel, theirs = make_pair()
+    stop = threading.Event()
+
+    def send():
+        while not stop.wait(0.01):
+            theirs.sendall(bytes(KIB))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        channel.set_deadline(Deadline(0.2))
+        with pytest.raises(PeerTimeoutError, match='a deadline'):
+            channel.read(MIB)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_deadline_is_one_for_several_messages(plain_pair):
+    ours, theirs = plain_pair
+    channel = Channel(ours, DEFAULT_LIMITS)
+    channel.set_deadline(Deadline(1.0))
+    started = time.monotonic()
+    timer = threading.Timer(0.8, theirs.sendall, (b'A\r\n\r\n',))
+    timer.start()
+    assert channel.read_preamble() == b'A'
+    timer.join()
+    with pytest.raises(PeerTimeoutError, match='a deadline'):
+        channel.read_preamble()
+    assert time.monotonic() - started < 1.6  # and not 0.8 and a whole second
+
+
+def test_without_a_deadline_the_limits_hold_again(make_pair):
+    channel, theirs = make_pair(DEFAULT_LIMITS._replace(idle_timeout_s=HANG_S))
+    channel.set_deadline(Deadline(0.1))
+    theirs.sendall(b'A\r\n\r\n')
+    assert channel.read_preamble() == b'A'
+    channel.set_deadline(None)
+    timer = threading.Timer(0.3, theirs.sendall, (b'B\r\n\r\n',))
+    timer.start()
+    assert channel.read_preamble() == b'B'
+    timer.join()
+
+
+def test_deadlines_of_the_same_time_do_not_set_the_sockets_timeout_anew(make_pair, monkeypatch):
+    channel, theirs = make_pair()
+    waits = []
+    monkeypatch.setattr('degu.channel.set_timeout', lambda sock, wait_s: waits.append(wait_s))
+    for _ in range(5):
+        channel.set_deadline(Deadline(20.0))
+        theirs.sendall(b'A\r\n\r\n')
+        assert channel.read_preamble() == b'A'
+    assert len(waits) == 1
+    assert 20 <= waits[0] < 21
+
+
+def test_a_peer_that_is_there_is_not_gone(make_pair):
+    channel, theirs = make_pair()
+    theirs.sendall(b'something unread')
+    assert not channel.is_peer_gone()
+
+
+@pytest.mark.parametrize('how', ['close', 'shutdown'])
+def test_a_peer_that_ended_its_side_is_gone_whatever_is_unread(make_pair, how):
+    channel, theirs = make_pair()
+    theirs.sendall(b'something unread')
+    if how == 'close':
+        theirs.close()
+    else:
+        socket.socket.shutdown(theirs, socket.SHUT_WR)
+    assert channel.is_peer_gone()
+
+
+# --- lines ---------------------------------------------------------------------------------------
 
 
 def test_lines_are_read_one_by_one(make_pair):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import os
@@ -35,6 +36,7 @@ from degu.errors import (
     UnconsumedResponseError,
     UnderFlowError,
 )
+from degu.net import Deadline
 from degu.rgi import ContentRange, Range, Validator
 from degu.server import build_server_sslctx
 
@@ -958,6 +960,30 @@ def test_an_idle_connection_has_no_time_on_the_client_s_side(serve):
         conn.get('/')
         time.sleep(SHORT_S * 2)  # longer than any wait may take
         assert conn.get('/').status == 200
+
+
+def test_a_deadline_counts_beside_the_time_of_each_wait(script):
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n')
+        with contextlib.suppress(ConnectionError):
+            while True:
+                raw.send(b'1\r\nx\r\n')
+                time.sleep(SHORT_S / 20)  # as a source that never stops
+
+    with Client(script(handle).address, timeout_s=LATE_S).connect() as conn:
+        conn.set_deadline(Deadline(SHORT_S))
+        body = conn.get('/').body
+        with pytest.raises(PeerTimeoutError, match='a deadline'):
+            body.read()
+        assert conn.closed
+
+
+def test_a_deadline_needs_an_open_connection(serve):
+    conn = Client(serve(Validator(ok)).address).connect()
+    conn.close()
+    with pytest.raises(ClosedConnectionError):
+        conn.set_deadline(Deadline(1))
 
 
 # --- closing -------------------------------------------------------------------------------------

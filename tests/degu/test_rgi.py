@@ -31,6 +31,8 @@ CONNECTION = {
     'rgi.Output': Output,
     'rgi.ChunkedOutput': ChunkedOutput,
     'rgi.FileOutput': FileOutput,
+    'rgi.set_deadline': id,
+    'rgi.is_client_gone': id,
 }
 TLS = {
     'scheme': 'https',
@@ -128,6 +130,8 @@ def test_a_connection_that_keeps_the_contract_passes(change):
         ({'rgi.Output': Output([], 0)}, r"connection\['rgi.Output'\] must be <class 'type'>"),
         ({'rgi.ChunkedOutput': None}, r"connection\['rgi.ChunkedOutput'\] must be"),
         ({'rgi.FileOutput': 'FileOutput'}, r"connection\['rgi.FileOutput'\] must be"),
+        ({'rgi.set_deadline': None}, r"connection\['rgi.set_deadline'\] must be"),
+        ({'rgi.is_client_gone': True}, r"connection\['rgi.is_client_gone'\] must be"),
         *(
             ({**TLS, name: MISSING}, f'connection must have {name!r}')
             for name in ('ssl_cipher', 'ssl_compression', 'ssl_peer_cert')

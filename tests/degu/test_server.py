@@ -5,25 +5,31 @@ from __future__ import annotations
 import io
 import logging
 import os
+import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from degu import IPv4_LOOPBACK, IPv6_LOOPBACK
 from degu.bodies import ChunkedInput, ChunkedOutput, FileOutput, Input, Output
 from degu.client import Client, SSLClient, build_client_sslctx
-from degu.net import Credentials
+from degu.errors import PeerTimeoutError
+from degu.net import Credentials, Deadline
 from degu.rgi import ContentRange, Range, Validator
 from degu.server import Server, build_server_sslctx
 
-CLASSES = {
+TOOLS = {
     'rgi.Output': Output,
     'rgi.ChunkedOutput': ChunkedOutput,
     'rgi.FileOutput': FileOutput,
+    'rgi.set_deadline': ANY,
+    'rgi.is_client_gone': ANY,
 }
 TIMEOUT_S = 10.0
 """After this long a test hangs, and fails."""
@@ -162,7 +168,7 @@ def test_connection_over_ipv4_is_exactly_this(serve, dial):
             'server': server.address,
             'client': peer.sock.getsockname(),
             'requests': requests,
-            **CLASSES,
+            **TOOLS,
         }
         for requests in (0, 1)
     ]
@@ -195,7 +201,7 @@ def test_connection_over_af_unix_has_credentials(serve, dial, tmp_path, is_abstr
             'client': peer.sock.getsockname(),
             'requests': 0,
             'credentials': Credentials(os.getpid(), os.getuid(), os.getgid()),
-            **CLASSES,
+            **TOOLS,
         }
     ]
 
@@ -223,7 +229,7 @@ def test_connection_over_tls_has_cipher_and_verified_certificate(serve, temp_pki
         'ssl_cipher': connection['ssl_cipher'],
         'ssl_compression': None,
         'ssl_peer_cert': certificate,
-        **CLASSES,
+        **TOOLS,
     }
     assert connection['ssl_cipher'][1] == 'TLSv1.3'
 
@@ -311,6 +317,68 @@ def test_a_content_length_of_0_without_a_body_is_dropped(serve, dial, method):
     peer.send(method + b' / HTTP/1.1\r\ncontent-length: 0\r\n\r\n')
     assert peer.read_preamble() == b'HTTP/1.1 200 OK\r\n\r\n'
     assert app.requests[0]['headers'] == {}
+
+
+# --- deadlines, and clients that are gone --------------------------------------------------------
+
+
+def test_a_deadline_ends_the_wait_for_a_body_and_can_be_answered(serve, dial):
+    def app(connection, request):
+        connection['rgi.set_deadline'](Deadline(0.1))
+        with pytest.raises(PeerTimeoutError, match='a deadline'):
+            request['body'].read()
+        connection['rgi.set_deadline'](None)
+        return 504, 'Gateway Timeout', {}, b'too late'
+
+    peer = dial(serve(Validator(app)).address)
+    peer.send(b'POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhel')
+    assert peer.read_to_end().endswith(b'\r\n\r\ntoo late')
+
+
+def test_a_deadline_ends_with_its_request(serve, dial):
+    def app(connection, request):
+        if request['path'] == ['first']:
+            connection['rgi.set_deadline'](Deadline(0.05))
+            return 200, 'OK', {}, b'1'
+        return 200, 'OK', {}, request['body'].read()
+
+    peer = dial(serve(Validator(app)).address)
+    peer.send(b'GET /first HTTP/1.1\r\n\r\n')
+    peer.read_preamble()
+    time.sleep(0.1)  # the first deadline passes between two requests ...
+    peer.send(b'POST /second HTTP/1.1\r\ncontent-length: 5\r\n\r\nhel')
+    time.sleep(0.1)  # ... and inside the second
+    peer.send(b'lo')
+    peer.read_preamble()
+    assert peer.read(5) == b'hello'
+
+
+@pytest.mark.parametrize('has_tls', [False, True])
+def test_a_client_that_is_gone_can_be_noticed(serve, temp_pki, has_tls):
+    found = []
+    called, closed, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def app(connection, request):
+        found.append(connection['rgi.is_client_gone']())
+        called.set()
+        closed.wait(TIMEOUT_S)
+        found.append(connection['rgi.is_client_gone']())
+        ended.set()
+        return 200, 'OK', {}, None
+
+    server = serve(
+        Validator(app),
+        sslctx=build_server_sslctx(temp_pki.get_server_config()) if has_tls else None,
+    )
+    sock = socket.create_connection(server.address)
+    if has_tls:
+        sock = build_client_sslctx(temp_pki.get_client_config()).wrap_socket(sock)
+    with sock:
+        sock.sendall(b'GET / HTTP/1.1\r\n\r\n')
+        assert called.wait(TIMEOUT_S)
+    closed.set()
+    assert ended.wait(TIMEOUT_S)
+    assert found == [False, True]
 
 
 # --- on_connect ----------------------------------------------------------------------------------

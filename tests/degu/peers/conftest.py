@@ -104,17 +104,12 @@ def start_nginx(
 
 
 @pytest.fixture(scope='session')
-def couchdb_command(require_program: Callable[[str], str]) -> list[str]:
-    """Give the command that starts a CouchDB-compatible server; a socket path goes behind it.
-
-    Its packages are installed beside it, once, by `npm ci --prefix tests/degu/peers/couchdb`.
-    """
+def couchdb_command(
+    require_program: Callable[[str], str], require_packages: Callable[[Path], None]
+) -> list[str]:
+    """Give the command that starts a CouchDB-compatible server; a socket path goes behind it."""
     program = require_program('node')
-    if not (COUCHDB / 'node_modules').is_dir():
-        reason = f'run once: npm ci --ignore-scripts --prefix {COUCHDB.relative_to(PROJECT)}'
-        if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    require_packages(COUCHDB)
     return [program, str(COUCHDB / 'server.js')]
 
 

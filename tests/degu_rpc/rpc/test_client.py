@@ -17,7 +17,7 @@ from degu.server import Server, SSLServer, build_server_sslctx
 from degu_rpc import Code, Router, RpcApp, RpcClient, RpcError, Service
 from degu_rpc.errors import CodecError
 from degu_rpc.peers import Identity, MachineClient, TrustStore
-from degu_rpc.rpc import client as client_module
+from degu_rpc.rpc import pool as pool_module
 from degu_rpc.rpc.codec import CODECS, JSON, MSGPACK, Codec
 from degu_rpc.rpc.limits import MAX_CONNECTIONS, MAX_MESSAGE_SIZE
 
@@ -481,7 +481,8 @@ def test_connection_that_was_idle_for_long_is_not_used_again(
     served: Any, rpc: RpcClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert rpc[FILES].double(n=1) == 2
-    monkeypatch.setattr(client_module, 'IDLE_TIMEOUT_S', -1.0)
+    monkeypatch.setattr(pool_module, 'LOOK_AFTER_S', -1.0)
+    monkeypatch.setattr(pool_module, 'IDLE_TIMEOUT_S', -1.0)
     assert rpc[FILES].double(n=1) == 2
     assert served[1].connections == 2
 
@@ -504,7 +505,7 @@ def test_closed_client_makes_no_further_call(served: Any) -> None:
     assert [connection.closed for connection in client.connections] == [True]
     with pytest.raises(RpcError, match='closed') as caught:
         rpc[FILES].double(n=1)
-    assert caught.value.code is Code.UNAVAILABLE
+    assert caught.value.code is Code.CANCELED
 
 
 def test_close_lets_running_calls_end_and_wakes_those_that_wait(
@@ -531,7 +532,7 @@ def test_close_lets_running_calls_end_and_wakes_those_that_wait(
         leave.set()
         outcomes = [call.exception(timeout=20) for call in running]
     assert outcomes.count(None) == MAX_CONNECTIONS
-    assert {str(error) for error in outcomes if error} == {'unavailable: this client is closed'}
+    assert {str(error) for error in outcomes if error} == {'canceled: this client is closed'}
     assert [connection.closed for connection in client.connections] == [True] * MAX_CONNECTIONS
 
 
@@ -553,6 +554,7 @@ def test_json_is_the_codec_unless_told(serve: Callable[..., Any]) -> None:
             {
                 'content-type': 'application/json',
                 'connect-protocol-version': '1',
+                'connect-timeout-ms': '30000',
                 'content-length': 2,
             },
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -349,41 +350,46 @@ async def _async_generator() -> Any:
     yield 1
 
 
-def _iterator() -> Iterator[int]:
-    return iter([1])
-
-
 def _bare_iterator() -> Iterator:  # type: ignore[type-arg]  # what is tested
     return iter([1])
-
-
-def _generator_annotation() -> Generator[int, None, None]:
-    raise NotImplementedError
 
 
 def _async_annotation() -> AsyncIterator[int]:
     raise NotImplementedError
 
 
-def _iterator_parameter(blocks: Iterator[bytes]) -> None:
+def _second_stream(a: Iterator[int], b: Iterator[int]) -> None:
+    pass
+
+
+def _default_stream(a: Iterator[int] = iter([])) -> None:  # noqa: B008  # what is tested
+    pass
+
+
+def _opaque_stream(a: Iterator[Opaque]) -> None:
+    pass
+
+
+def _nested_stream(a: list[Iterator[int]]) -> None:
     pass
 
 
 @pytest.mark.parametrize(
-    'function',
+    ('function', 'why'),
     [
-        _iterator,
-        _bare_iterator,
-        _generator_annotation,
-        _async_annotation,
-        _iterator_parameter,
-        _generator,
-        _async_generator,
+        (_bare_iterator, 'the result is a stream of what'),
+        (_async_annotation, 'the result is a stream for coroutines'),
+        (_generator, 'the result of a generator is a stream'),
+        (_async_generator, 'not coroutines'),
+        (_second_stream, "parameter 'b' is a second stream"),
+        (_default_stream, "parameter 'a' is a stream and cannot have a default"),
+        (_opaque_stream, "an item of parameter 'a': .*Opaque.* cannot travel"),
+        (_nested_stream, 'cannot travel'),
     ],
 )
-def test_streams_are_refused_at_decoration(function: Any) -> None:
+def test_stream_that_cannot_be_is_refused_at_decoration(function: Any, why: str) -> None:
     function.__name__ = 'watch'
-    with pytest.raises(TypeError, match=r'a\.B/watch: .*stream'):
+    with pytest.raises(TypeError, match=rf'a\.B/watch: .*{why}'):
         Service('a.B').method(allow='peer')(function)
 
 
@@ -483,3 +489,91 @@ def test_result_is_json_of_the_dataclass(service: Service, peer: BuildPeer) -> N
     method = service.authorize('stat', peer('peer'))
     data = method.call(b'{"path": "/a"}', JSON, Context(peer('peer'), '', {}))
     assert json.loads(data) == {'path': '/a', 'size': 1, 'tags': []}
+
+
+# --- interceptors --------------------------------------------------------------------------------
+
+
+@both
+def test_interceptors_are_entered_around_a_call_the_first_one_outermost(
+    peer: BuildPeer, codec: Codec
+) -> None:
+    events: list[str] = []
+
+    def intercept(name: str) -> Callable[[Context], Any]:
+        @contextlib.contextmanager
+        def interceptor(context: Context) -> Iterator[None]:
+            events.append(f'{name} {context.method}')
+            yield
+            events.append(f'{name} left')
+
+        return interceptor
+
+    service = Service('a', [intercept('outer'), intercept('inner')])
+
+    @service.method(allow='peer')
+    def act(n: int) -> int:
+        events.append('called')
+        return n
+
+    assert call(service, peer('peer'), 'act', codec, n=3) == 3
+    assert events == ['outer a/act', 'inner a/act', 'called', 'inner left', 'outer left']
+
+
+@pytest.mark.parametrize(
+    ('n', 'seen'), [('x', 'invalid_argument'), (0, 'KeyError'), (1, 'not_found')]
+)
+def test_interceptor_sees_what_a_call_ends_with(peer: BuildPeer, n: Any, seen: str) -> None:
+    found: list[str] = []
+
+    @contextlib.contextmanager
+    def interceptor(context: Context) -> Iterator[None]:
+        try:
+            yield
+        except RpcError as error:
+            found.append(error.code.value)
+            raise
+        except Exception as error:
+            found.append(type(error).__name__)
+            raise
+
+    service = Service('a', [interceptor])
+
+    @service.method(allow='peer')
+    def act(n: int) -> None:
+        raise RpcError(Code.NOT_FOUND, 'no') if n else KeyError(n)
+
+    with pytest.raises(RpcError):
+        call(service, peer('peer'), 'act', n=n)
+    assert found == [seen]
+
+
+def test_interceptor_refuses_a_call(peer: BuildPeer) -> None:
+    def refuse(context: Context) -> Any:
+        raise RpcError(Code.UNAVAILABLE, 'closed on Sundays')
+
+    service = Service('a', [refuse])
+
+    @service.method(allow='peer')
+    def act() -> None:
+        pytest.fail('it was called')
+
+    with pytest.raises(RpcError, match='Sundays'):
+        call(service, peer('peer'), 'act')
+
+
+def test_interceptor_that_swallows_an_error_is_an_internal_error(peer: BuildPeer) -> None:
+    service = Service('a', [lambda context: contextlib.suppress(KeyError)])
+
+    @service.method(allow='peer')
+    def act() -> None:
+        raise KeyError
+
+    with pytest.raises(RpcError) as caught:
+        call(service, peer('peer'), 'act')
+    assert caught.value.code is Code.INTERNAL
+
+
+def test_interceptor_must_be_a_function() -> None:
+    with pytest.raises(TypeError, match='callable'):
+        Service('a', ['x'])  # type: ignore[list-item]  # what is tested

@@ -1,0 +1,157 @@
+"""The connections of one client to one server: a few, kept open between calls.
+
+1. `take()` gives the connection that was used last, as the others may then grow old, or makes one.
+   With MAX_CONNECTIONS in use it waits for one of them.
+2. `put()` takes it back; after anything that went wrong with it, it is closed.
+3. A connection that was idle for a moment is looked at before it is given out: a server that
+   restarted has closed it, and a call that is not sent need not fail.
+
+Streams do not use the pool: they may last, and would keep calls waiting.
+
+Threads: any number; `_free` (a Condition) guards the pool and is never held during I/O.
+"""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from degu.errors import DeguError, PeerRejectedError, ProtocolError
+from degu.pki import CertificateError
+from degu_rpc.errors import Code, RpcError, UnknownPeerError, UnreachableError
+from degu_rpc.rpc.limits import IDLE_TIMEOUT_S, LOOK_AFTER_S, MAX_CONNECTIONS
+
+if TYPE_CHECKING:
+    from degu.client import Client, Connection
+    from degu.net import Address, Deadline
+    from degu_rpc.peers import DialedClient
+
+
+class NotSentError(RpcError):
+    """There is no connection: nothing of the call was sent, so it may be made again."""
+
+
+class Pool:
+    """Connections that calls take and put back."""
+
+    # Set once: client. Guarded by _free: _idle, _count, _closed.
+
+    def __init__(self, client: Client | DialedClient) -> None:
+        """Connect to nothing yet; `client` says where and how."""
+        self.client = client
+        self._free = threading.Condition()
+        # Each with the time since when; the one that was used last is at the end.
+        self._idle: list[tuple[Connection, float]] = []
+        self._count = 0  # idle ones included
+        self._closed = False
+
+    def close(self) -> None:
+        """End the idle connections now, and those in use with their calls; give out no further.
+
+        A second time does nothing.
+        """
+        with self._free:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            self._count -= len(idle)
+            self._free.notify_all()
+        for connection, _ in idle:
+            connection.close()
+
+    def take(self, deadline: Deadline) -> Connection:
+        """Return a connection, to be given back with put().
+
+        Raises NotSentError: `unavailable` when the server cannot be reached, `unauthenticated` when
+        it is not who was meant, `deadline_exceeded` when the wait for a connection that is in use
+        took too long; RpcError (`canceled`) when the pool is closed.
+        """
+        stale = []
+        try:
+            with self._free:
+                while True:
+                    if self._closed:
+                        raise RpcError(Code.CANCELED, 'this client is closed')
+                    if self._idle:
+                        connection, since_s = self._idle.pop()
+                        idle_s = monotonic() - since_s
+                        if idle_s <= LOOK_AFTER_S or (
+                            idle_s <= IDLE_TIMEOUT_S and not connection.is_server_gone()
+                        ):
+                            return connection
+                        self._count -= 1
+                        stale.append(connection)
+                    elif self._count < MAX_CONNECTIONS:
+                        self._count += 1
+                        break
+                    elif not self._free.wait(deadline.remaining()):
+                        raise NotSentError(
+                            Code.DEADLINE_EXCEEDED,
+                            f'all {MAX_CONNECTIONS} connections were in use for '
+                            f'{deadline.timeout_s:g} s',
+                        )
+        finally:
+            for connection in stale:
+                connection.close()
+        try:
+            return self._connect()
+        except BaseException:
+            self._forget()
+            raise
+
+    def put(self, connection: Connection, reusable: bool) -> None:
+        """Take a connection back, and close it unless it can be used again."""
+        with self._free:
+            if reusable and not self._closed:
+                self._idle.append((connection, monotonic()))
+                self._free.notify()
+                return
+        connection.close()
+        self._forget()
+
+    def open_own(self) -> Connection:
+        """Return a connection that is the caller's to close. Raises what take() raises."""
+        with self._free:
+            if self._closed:
+                raise RpcError(Code.CANCELED, 'this client is closed')
+        return self._connect()
+
+    def _connect(self) -> Connection:
+        try:
+            return self.client.connect()
+        except (OSError, DeguError, UnknownPeerError) as error:
+            raise _explain_connect(error, self.client.address) from error
+
+    def _forget(self) -> None:
+        with self._free:
+            self._count -= 1
+            self._free.notify()
+
+
+def _explain_connect(
+    error: OSError | DeguError | UnknownPeerError, address: Address
+) -> NotSentError:
+    """Build the error that says what it means that there is no connection."""
+    # A machine that was looked for in several places may still come up at another one of them.
+    causes: list[Exception | None] = [error]
+    if isinstance(error, UnreachableError):
+        causes = [attempt.error for attempt in error.attempts if attempt.address is not None]
+    if causes and all(isinstance(cause, CertificateError | UnknownPeerError) for cause in causes):
+        return NotSentError(
+            Code.UNAUTHENTICATED, f'what answers at {address!r} is not who was meant: {error}'
+        )
+    return NotSentError(Code.UNAVAILABLE, f'cannot connect to {address!r}: {error}')
+
+
+def explain_failure(error: OSError | DeguError, uri: str) -> RpcError:
+    """Build the error that says what a connection that failed means for a call."""
+    if isinstance(error, PeerRejectedError):
+        return RpcError(Code.UNAUTHENTICATED, str(error))
+    if isinstance(error, TimeoutError):
+        return RpcError(Code.DEADLINE_EXCEEDED, f'{uri} took too long: {error}')
+    if isinstance(error, ProtocolError):
+        return RpcError(Code.INTERNAL, f'{uri} was answered with no response: {error}')
+    return RpcError(
+        Code.UNAVAILABLE,
+        f'{uri} may or may not have been executed: {error or type(error).__name__}',
+    )

@@ -1,0 +1,143 @@
+"""What became of calls with an idempotency key, for callers who make a call again.
+
+1. The first call with a key runs, and its outcome is kept: result, error and headers.
+2. The same call again gets the same outcome and is not run. While the first one runs it is
+   `aborted`: its caller may come back.
+   An outcome that is `unavailable` is not kept: the method says that another attempt may do.
+3. Another body under the same key is a mistake of the caller: `invalid_argument`.
+
+A key belongs to who calls and to the method: nobody can ask for another's results. Outcomes are
+kept for REPLAY_AGE_S in at most MAX_REPLAY_SIZE bytes. When that is full, the caller who takes most
+of it loses the oldest of theirs, so that nobody can push out what others have.
+
+It is all in memory: a server that restarts has forgotten it, and each worker process has its own.
+
+Threads: any number; `_lock` guards everything and is not held while a call runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections import Counter
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from degu_rpc.errors import Code, RpcError
+from degu_rpc.rpc.limits import MAX_KEY_LENGTH, MAX_REPLAY_SIZE, REPLAY_AGE_S, REPLAY_COST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from degu_rpc.peers import Peer
+
+_match_key = re.compile(rf'[ -~]{{1,{MAX_KEY_LENGTH}}}').fullmatch
+
+
+class Outcome(NamedTuple):
+    """What became of a call: a result or an error, and the headers that the method set."""
+
+    result: bytes
+    error: RpcError | None
+    headers: Mapping[str, str]
+
+
+class _Entry:
+    """A call that runs, or its outcome and since when there is one."""
+
+    __slots__ = ('cost', 'fingerprint', 'outcome', 'since_s')
+
+    def __init__(self, fingerprint: bytes) -> None:
+        self.fingerprint = fingerprint
+        self.outcome: Outcome | None = None
+        self.since_s = 0.0
+        self.cost = REPLAY_COST
+
+
+class ReplayStore:
+    """The outcomes of calls with a key, by caller, method and key."""
+
+    # Set once: _clock, _lock. Guarded by _lock: _entries, _costs.
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        """Begin with nothing; `clock` gives seconds that only grow."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        # Of each caller, the oldest first.
+        self._entries: dict[tuple[Any, ...], dict[tuple[str, str], _Entry]] = {}
+        self._costs: Counter[tuple[Any, ...]] = Counter()
+
+    def run(
+        self, peer: Peer, method: str, key: str, body: bytes, call: Callable[[], Outcome]
+    ) -> tuple[Outcome, bool]:
+        """Return the outcome of `call`, and whether it is that of an earlier one.
+
+        Raises RpcError: `aborted` while the earlier one runs, `invalid_argument` for another body
+        or a key of another form. What `call` raises is raised and not kept.
+        """
+        if not _match_key(key):
+            raise RpcError(
+                Code.INVALID_ARGUMENT,
+                f'idempotency-key must be 1 to {MAX_KEY_LENGTH} printable characters',
+            )
+        caller = (peer.kind, peer.user_id, peer.machine_id, peer.uid)
+        name = (method, key)
+        fingerprint = hashlib.blake2b(body, digest_size=32).digest()
+        with self._lock:
+            self._drop_old(caller)
+            found = self._entries.get(caller, {}).get(name)
+            if found is None:
+                entry = _Entry(fingerprint)
+                self._entries.setdefault(caller, {})[name] = entry
+                self._costs[caller] += entry.cost
+            elif found.fingerprint != fingerprint:
+                raise RpcError(Code.INVALID_ARGUMENT, 'this idempotency-key had another body')
+            elif found.outcome is None:
+                raise RpcError(Code.ABORTED, 'the call with this idempotency-key still runs')
+            else:
+                return found.outcome, True
+        try:
+            outcome = call()
+        except BaseException:
+            with self._lock:
+                self._drop(caller, name)
+            raise
+        with self._lock:
+            if outcome.error is not None and outcome.error.code is Code.UNAVAILABLE:
+                self._drop(caller, name)
+                return outcome, False
+            entry.outcome = outcome
+            entry.since_s = self._clock()
+            entry.cost += len(outcome.result)
+            self._costs[caller] += len(outcome.result)
+            # Its age counts from now on, and so does its place.
+            self._entries[caller][name] = self._entries[caller].pop(name)
+            self._make_room()
+        return outcome, False
+
+    def _drop(self, caller: tuple[Any, ...], name: tuple[str, str]) -> None:
+        entries = self._entries[caller]
+        self._costs[caller] -= entries.pop(name).cost
+        if not entries:
+            del self._entries[caller]
+            del self._costs[caller]
+
+    def _drop_old(self, caller: tuple[Any, ...]) -> None:
+        oldest_s = self._clock() - REPLAY_AGE_S
+        for name, entry in list(self._entries.get(caller, {}).items()):
+            if entry.outcome is None:
+                continue
+            if entry.since_s > oldest_s:
+                break
+            self._drop(caller, name)
+
+    def _make_room(self) -> None:
+        while self._costs.total() > MAX_REPLAY_SIZE:
+            (busiest, _), *_ = self._costs.most_common(1)
+            for name, entry in self._entries[busiest].items():
+                if entry.outcome is not None:
+                    self._drop(busiest, name)
+                    break
+            else:
+                return  # all of these run, and a connection each bounds them

@@ -1,0 +1,266 @@
+"""Idempotency keys: a call is made once, and its outcome belongs to who made it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from degu_rpc import Code, Context, Router, RpcApp, RpcClient, RpcError, Service
+from degu_rpc.peers import Peer, PeerKind
+from degu_rpc.rpc import replay as replay_module
+from degu_rpc.rpc.limits import REPLAY_AGE_S
+from degu_rpc.rpc.replay import Outcome, ReplayStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ANN = Peer(PeerKind.LOCAL, None, None, 'uid:1', frozenset({'peer'}), 1, 1)
+BEN = ANN._replace(uid=2)
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(clock: Clock) -> ReplayStore:
+    return ReplayStore(clock)
+
+
+class Calls:
+    """Calls that count themselves; the outcome is how many there were."""
+
+    count = 0
+
+    def __call__(self) -> Outcome:
+        self.count += 1
+        return Outcome(b'%d' % self.count, None, {})
+
+
+def run(store: ReplayStore, calls: Any, key: str = 'k', **changed: Any) -> tuple[bytes, bool]:
+    args = {'peer': ANN, 'method': 'a/b', 'body': b'{}'} | changed
+    outcome, is_replay = store.run(args['peer'], args['method'], key, args['body'], calls)
+    return outcome.result, is_replay
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+def test_second_call_gets_the_outcome_of_the_first(store: ReplayStore) -> None:
+    calls = Calls()
+    assert run(store, calls) == (b'1', False)
+    assert run(store, calls) == (b'1', True)
+
+
+@pytest.mark.parametrize(
+    'changed', [{'peer': BEN}, {'method': 'a/c'}, {'key': 'l'}], ids=['caller', 'method', 'key']
+)
+def test_another_caller_method_or_key_is_another_call(
+    store: ReplayStore, changed: dict[str, Any]
+) -> None:
+    calls = Calls()
+    run(store, calls)
+    assert run(store, calls, **changed) == (b'2', False)
+
+
+def test_roles_and_names_of_a_caller_may_change(store: ReplayStore) -> None:
+    calls = Calls()
+    run(store, calls)
+    renamed = ANN._replace(name='Ann', roles=frozenset({'owner'}))
+    assert run(store, calls, peer=renamed) == (b'1', True)
+
+
+def test_another_body_is_an_invalid_argument(store: ReplayStore) -> None:
+    run(store, Calls())
+    with pytest.raises(RpcError) as caught:
+        run(store, Calls(), body=b'{"a": 1}')
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize('key', ['', 'x' * 129, 'a\n', 'é'])
+def test_key_of_another_form_is_an_invalid_argument(store: ReplayStore, key: str) -> None:
+    with pytest.raises(RpcError) as caught:
+        run(store, Calls(), key)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_call_that_still_runs_is_aborted(store: ReplayStore) -> None:
+    def call() -> Outcome:
+        with pytest.raises(RpcError) as caught:
+            run(store, Calls())
+        assert caught.value.code is Code.ABORTED
+        return Outcome(b'', None, {})
+
+    assert run(store, call) == (b'', False)
+
+
+def test_call_that_had_no_outcome_may_be_made_again(store: ReplayStore) -> None:
+    def call() -> Outcome:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(store, call)
+    assert run(store, Calls()) == (b'1', False)
+
+
+def test_unavailable_is_no_outcome_to_keep(store: ReplayStore) -> None:
+    later = Outcome(b'', RpcError(Code.UNAVAILABLE, 'later'), {})
+    assert store.run(ANN, 'a/b', 'k', b'{}', lambda: later) == (later, False)
+    assert run(store, Calls()) == (b'1', False)
+
+
+def test_outcome_is_kept_for_its_age(store: ReplayStore, clock: Clock) -> None:
+    calls = Calls()
+    run(store, calls)
+    clock.now_s = REPLAY_AGE_S - 1
+    assert run(store, calls) == (b'1', True)
+    clock.now_s = REPLAY_AGE_S
+    assert run(store, calls) == (b'2', False)
+
+
+def test_age_counts_from_the_end_of_the_call(store: ReplayStore, clock: Clock) -> None:
+    calls = Calls()
+
+    def slow() -> Outcome:
+        clock.now_s = REPLAY_AGE_S * 2
+        return calls()
+
+    run(store, slow)
+    assert run(store, calls) == (b'1', True)
+
+
+def test_who_takes_most_loses_the_oldest(
+    store: ReplayStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, 'MAX_REPLAY_SIZE', 10 * 1024 + 500)
+    calls = Calls()
+    run(store, calls, peer=BEN)
+    for number in range(50):
+        run(store, calls, str(number))
+    count = calls.count
+    assert run(store, calls, peer=BEN) == (b'1', True)
+    assert [run(store, calls, str(number))[1] for number in range(42, 50)] == [True] * 8
+    assert calls.count == count
+    assert run(store, calls, '0') == (b'%d' % (count + 1), False)
+
+
+def test_large_results_count_by_their_size(
+    store: ReplayStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, 'MAX_REPLAY_SIZE', 10 * 1024)
+    run(store, lambda: Outcome(bytes(6000), None, {}), 'a')
+    run(store, lambda: Outcome(bytes(6000), None, {}), 'b')
+    assert run(store, Calls(), 'b')[1]
+    assert not run(store, Calls(), 'a')[1]
+
+
+# --- over HTTP -----------------------------------------------------------------------------------
+
+
+class Account:
+    def __init__(self) -> None:
+        self.total = 0
+        self.entered = threading.Event()
+        self.leave = threading.Event()
+        service = Service('bank.v1.Bank')
+
+        @service.method(allow='peer')
+        def add(ctx: Context, amount: int) -> int:
+            self.total += amount
+            ctx.response_headers['x-total'] = str(self.total)
+            if amount < 0:
+                raise RpcError(Code.OUT_OF_RANGE, 'below zero')
+            return self.total
+
+        @service.method(allow='peer', idempotent=True)
+        def put(amount: int) -> int:
+            self.total += amount
+            return self.total
+
+        @service.method(allow='peer')
+        def block() -> int:
+            self.entered.set()
+            self.leave.wait(20)
+            return 1
+
+        self.app = Router()
+        self.app.mount('/rpc', RpcApp([service]))
+
+
+@pytest.fixture
+def account() -> Account:
+    return Account()
+
+
+@pytest.fixture
+def post(serve: Callable[..., Any], account: Account) -> Callable[..., Any]:
+    client, _ = serve(account.app)
+
+    def ask(method: str, key: str | None = 'k', **args: Any) -> tuple[int, Any, Any]:
+        headers = {'content-type': 'application/json'}
+        if key is not None:
+            headers['idempotency-key'] = key
+        with client.connect() as connection:
+            response = connection.post(
+                f'/rpc/bank.v1.Bank/{method}', headers, json.dumps(args).encode()
+            )
+            return response.status, json.loads(response.body.read()), response.headers
+
+    return ask
+
+
+def test_keyed_call_is_made_once_and_a_replay_says_so(post: Any, account: Account) -> None:
+    status, result, headers = post('add', amount=5)
+    assert (status, result, headers['x-total']) == (200, 5, '5')
+    assert 'idempotency-replayed' not in headers
+    status, result, headers = post('add', amount=5)
+    assert (status, result, headers['x-total']) == (200, 5, '5')
+    assert headers['idempotency-replayed'] == 'true'
+    assert account.total == 5
+
+
+def test_error_is_replayed_too(post: Any, account: Account) -> None:
+    first, second = post('add', amount=-5), post('add', amount=-5)
+    assert first[:2] == second[:2] == (400, {'code': 'out_of_range', 'message': 'below zero'})
+    assert second[2]['idempotency-replayed'] == 'true'
+    assert account.total == -5
+
+
+def test_key_does_nothing_for_a_method_that_is_idempotent(post: Any, account: Account) -> None:
+    assert [post('put', amount=1)[1], post('put', amount=1)[1]] == [1, 2]
+
+
+def test_call_without_a_key_is_made_each_time(post: Any) -> None:
+    assert [post('add', None, amount=1)[1], post('add', None, amount=1)[1]] == [1, 2]
+
+
+def test_other_body_and_running_call_have_their_codes(post: Any, account: Account) -> None:
+    post('add', amount=5)
+    assert post('add', amount=6)[:2][1]['code'] == 'invalid_argument'
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(post, 'block')
+        assert account.entered.wait(20)
+        assert post('block')[1]['code'] == 'aborted'
+        account.leave.set()
+        assert running.result(20)[:2] == (200, 1)
+
+
+def test_keyed_client_gives_each_call_a_key_of_its_own(
+    serve: Callable[..., Any], account: Account
+) -> None:
+    client, _ = serve(account.app)
+    with RpcClient(client) as rpc:
+        bank = rpc.using(keyed=True)['bank.v1.Bank']
+        assert [bank.add(amount=1), bank.add(amount=1)] == [1, 2]
