@@ -52,6 +52,8 @@ DIAL_S = 15.0
 """How long it may take to find and reach a machine, unless told otherwise."""
 CONNECT_S = 3.0
 """How long one address of a machine has to take a connection, TLS included."""
+STAGGER_S = 0.25
+"""How long one address is waited for before the next is tried beside it (RFC 8305 §5)."""
 MAX_PAUSES = 1000
 """Addresses that failed and are not tried again yet."""
 PROBE_S = 0.5
