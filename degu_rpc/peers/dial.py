@@ -10,7 +10,7 @@
 3. A `Dialer` looks for the address. It tries the one that worked last, then what its sources say,
    in their order. A try that has not ended after STAGGER_S goes on beside the next one (RFC 8305
    §5). The first that proves the id wins, and the others are ended. An address is a hint: where
-   another machine is, it is dropped and its source forgets it. One that failed is not tried again
+   the machine is not, its source forgets it. One that failed is not tried again
    for RETRY_ADDRESS_S, so that nobody can have us hammer at an address by announcing it; what a
    person gave is always tried.
 4. A `DialedClient` is what an RpcClient or `fetch` takes to call a machine by its id: it looks for
@@ -135,7 +135,7 @@ class AddressSource(Protocol):
         """
 
     def forget(self, machine_id: str, address: Address) -> None:
-        """Drop an address where another machine is."""
+        """Drop an address where the machine is not: another one, or nobody."""
 
     def explain(self, machine_id: str) -> str:
         """Say to a person why there was no address."""
@@ -258,9 +258,10 @@ class Dialer:
             with self._lock:
                 self._worked[machine_id] = address
             return result
-        if isinstance(result, pki.CertificateError):
+        if not isinstance(result, UnknownPeerError):
             for source in self._sources:
                 source.forget(machine_id, address)
+        if isinstance(result, pki.CertificateError):
             reason = f'whoever is there was refused: {result}'
         elif isinstance(result, OSError):
             reason = _describe(result)

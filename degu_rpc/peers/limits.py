@@ -35,7 +35,9 @@ PAIRING_REPEAT_S = 0.5
 """How soon the last message of a pairing is sent again if it has no answer."""
 
 MAX_ADDRESSES = 8
-"""Addresses that are remembered of one machine."""
+"""Addresses of one machine that are announced and told."""
+MAX_CANDIDATES = 32
+"""Addresses of one machine that are remembered, because some may be false."""
 MAX_UNKNOWN_SIGHTINGS = 64
 """Machines we do not know that are remembered as seen."""
 RETRY_ADDRESS_S = 10.0

@@ -26,7 +26,7 @@ from degu_rpc.errors import DiscoveryClosedError
 from degu_rpc.peers.discovery.diagnosis import collect_facts, explain_nothing_found
 from degu_rpc.peers.discovery.link import IN, QUESTION_PAUSE_S, Link, Question
 from degu_rpc.peers.discovery.sightings import Sighting, Sightings, find_on_link
-from degu_rpc.peers.limits import FIND_S, MAX_ADDRESSES, MAX_QUESTIONS
+from degu_rpc.peers.limits import FIND_S, MAX_ADDRESSES, MAX_CANDIDATES, MAX_QUESTIONS
 from degu_rpc.peers.pauses import Pauses
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 # Source: RFC 1035 §3.2, RFC 3596 §2.1, RFC 2782.
 _A, _PTR, _AAAA, _SRV = 1, 12, 28, 33
+_STEP_S = 0.05  # how long whoever looks for an address is kept from other things
 
 
 class Listener(RecordUpdateListener):
@@ -50,11 +51,14 @@ class Listener(RecordUpdateListener):
         self._kind = kind
         self._asked = Pauses(QUESTION_PAUSE_S, MAX_QUESTIONS)
         self._zeroconf: Zeroconf | None = None
+        self._now = 0.0  # when the packet came, which is when its records were created
         self._names: set[str] = set()
+        self._hosts: set[str] = set()
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
         """Collect the names that a packet is about; the cache has its records only later."""
         self._zeroconf = zc
+        self._now = now
         for update in records:
             record = update.new
             if isinstance(record, DNSPointer) and record.name == self._kind.value:
@@ -62,6 +66,7 @@ class Listener(RecordUpdateListener):
             elif isinstance(record, DNSService):
                 name = record.name
             elif isinstance(record, DNSAddress):
+                self._hosts.add(record.key)
                 services = zc.cache.async_entries_with_server(record.name)
                 self._names.update(service.name for service in services)
                 continue
@@ -74,10 +79,11 @@ class Listener(RecordUpdateListener):
 
     def async_update_records_complete(self) -> None:
         """Look at those names again."""
-        names, self._names = self._names, set()
         if self._zeroconf is not None:
-            for name in names:
+            for name in self._names:
                 self._take(self._zeroconf, name)
+        self._names.clear()
+        self._hosts.clear()
 
     def _find_instance(self, name: str) -> str | None:
         """Return the instance of a full name of our service, None for any other name."""
@@ -100,10 +106,18 @@ class Listener(RecordUpdateListener):
         services = zeroconf.cache.get_all_by_details(name, _SRV, IN)
         if not services:
             self._ask_once((name, _SRV))
-        # The newest: whoever fills the cache with older ones hides nobody.
-        for service in sorted(services, key=lambda record: record.created)[-MAX_ADDRESSES:]:
-            assert isinstance(service, DNSService)
-            self.sightings.add(instance, self._find_addresses(zeroconf, service), service.ttl)
+        # What this packet says, so that in the table nothing counts as said again that was not.
+        said = [
+            service
+            for service in services
+            if isinstance(service, DNSService)
+            and (service.created == self._now or service.server_key in self._hosts)
+        ][-MAX_ADDRESSES:]
+        if said:
+            addresses = [
+                address for service in said for address in self._find_addresses(zeroconf, service)
+            ]
+            self.sightings.add(instance, addresses, max(service.ttl for service in said))
 
     def _find_addresses(self, zeroconf: Zeroconf, service: DNSService) -> list[Address]:
         records = [
@@ -118,6 +132,7 @@ class Listener(RecordUpdateListener):
         return [
             address
             for record in records[-MAX_ADDRESSES:]
+            if self._now in (service.created, record.created)
             for address in find_on_link(
                 record.address, record.scope_id or None, service.port, self._link.interfaces
             )
@@ -173,33 +188,36 @@ class Browser:
         """Give each machine once, as soon as it is seen, until the time is over."""
         return self._sightings.watch(timeout_s)
 
-    def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
-        """Give the addresses where a machine was seen, the newest first, waiting for more.
+    def find(self, machine_id: str, timeout_s: float) -> Iterator[Address | None]:
+        """Give the addresses where a machine was seen, the best first, waiting for more.
 
-        It ends after *timeout_s* or FIND_S. From now on the machine has a place in the table.
-        Raises ValueError for another form of id.
+        None stands for "nothing new yet". It ends after *timeout_s*, FIND_S or MAX_CANDIDATES. From
+        now on the machine has a place in the table. Raises ValueError for another form of id.
         """
-        deadline = Deadline(min(timeout_s, FIND_S))
+        deadline, pause = Deadline(min(timeout_s, FIND_S)), Deadline(0)
         question = (f'{pki.check_id(machine_id)}.{self._kind.value}', _SRV)
         given: set[Address] = set()
         to_us = True
         self._sightings.know(machine_id)
-        while True:
+        while len(given) < MAX_CANDIDATES:
             address = self._sightings.wait_for_address(machine_id, given, 0)
-            if address is None and deadline.remaining():
+            # What is known may do. Once it did not, we ask, however much others say meanwhile.
+            if (address is None or given) and not pause.remaining() and deadline.remaining():
                 with contextlib.suppress(DiscoveryClosedError):  # which closes the sightings, too
                     self._link.call(self._ask(question, to_us))
                 to_us = False
-                pause_s = min(deadline.remaining(), QUESTION_PAUSE_S)
-                address = self._sightings.wait_for_address(machine_id, given, pause_s)
+                pause = Deadline(QUESTION_PAUSE_S)
+            if address is None:
+                wait_s = min(deadline.remaining(), _STEP_S)
+                address = self._sightings.wait_for_address(machine_id, given, wait_s)
             if address is not None:
                 given.add(address)
-                yield address
             elif not deadline.remaining() or self._sightings.closed:
                 return
+            yield address
 
     def forget(self, machine_id: str, address: Address) -> None:
-        """Drop an address where another machine is."""
+        """Drop an address where the machine is not."""
         self._sightings.forget(machine_id, address)
 
     def explain(self, machine_id: str) -> str:

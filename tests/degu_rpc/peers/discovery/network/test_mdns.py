@@ -47,7 +47,7 @@ from degu_rpc.peers import Discovery
 started = time.monotonic()
 found = []
 with Discovery() as discovery, discovery.browse() as browser:
-    for address in browser.find(sys.argv[1], float(sys.argv[3])):
+    for address in filter(None, browser.find(sys.argv[1], float(sys.argv[3]))):
         found.append(address)
         if len(found) == int(sys.argv[2]):
             break
@@ -263,7 +263,7 @@ WATCH = """
 import sys, time
 from degu_rpc.peers import Discovery
 with Discovery() as discovery, discovery.browse() as browser:
-    assert next(browser.find(sys.argv[1], 20))
+    assert next(filter(None, browser.find(sys.argv[1], 20)))
     print('seen', flush=True)
     deadline = time.monotonic() + 20
     while browser.sightings():
@@ -297,7 +297,7 @@ with Discovery() as discovery, discovery.browse(known) as browser:
     print('full', flush=True)
     sys.stdin.readline()
     if not known:
-        print(next(browser.find(sys.argv[1], 20)))
+        print(next(filter(None, browser.find(sys.argv[1], 20))))
     deadline = time.monotonic() + 20
     while sys.argv[1] not in [sighting.machine_id for sighting in browser.sightings()]:
         assert time.monotonic() < deadline
