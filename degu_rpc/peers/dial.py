@@ -10,9 +10,10 @@
 3. A `Dialer` looks for the address. It tries the one that worked last, then what its sources say,
    in their order. A try that has not ended after STAGGER_S goes on beside the next one (RFC 8305
    §5). The first that proves the id wins, and the others are ended. An address is a hint: where
-   the machine is not, its source forgets it. One that failed is not tried again
-   for RETRY_ADDRESS_S, so that nobody can have us hammer at an address by announcing it; what a
-   person gave is always tried.
+   the machine is not, its source forgets it. One that failed is not tried again for
+   RETRY_ADDRESS_S, and of the hints of one source no more than MAX_ADDRESSES are tried, at
+   MAX_PORTS of a host: nobody can have us hammer at an address or scan a host by announcing it.
+   What a person gave is always tried.
 4. A `DialedClient` is what an RpcClient or `fetch` takes to call a machine by its id: it looks for
    the machine at each connect.
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,7 +38,15 @@ from degu.client import Connection, SSLClient
 from degu.net import Deadline, disable_delay, parse_address
 from degu_rpc.errors import Attempt, UnknownPeerError, UnreachableError
 from degu_rpc.peers.caller import derive_machine
-from degu_rpc.peers.limits import CONNECT_S, DIAL_S, MAX_PAUSES, RETRY_ADDRESS_S, STAGGER_S
+from degu_rpc.peers.limits import (
+    CONNECT_S,
+    DIAL_S,
+    MAX_ADDRESSES,
+    MAX_PAUSES,
+    MAX_PORTS,
+    RETRY_ADDRESS_S,
+    STAGGER_S,
+)
 from degu_rpc.peers.pauses import Pauses
 from degu_rpc.peers.tries import Tries
 
@@ -156,7 +166,8 @@ class Dialer:
         self._options = options
         self._lock = threading.Lock()
         self._worked: dict[str, Address] = {}
-        self._pauses = Pauses(RETRY_ADDRESS_S, MAX_PAUSES)
+        # For each machine its own, so that hints about one say nothing of another.
+        self._pauses: dict[str, Pauses] = {}
 
     def client(self, machine_id: str, timeout_s: float = DIAL_S) -> DialedClient:
         """Return a client of a machine, which `connect` finds anew for each of its connections.
@@ -177,19 +188,14 @@ class Dialer:
         places: dict[Address, int] = {}
         """Where in the list of attempts an address is."""
         with contextlib.closing(Tries(self._build_connect(machine_id, deadline))) as tries:
-            for source, is_hint, address in self._find(machine_id, deadline, attempts):
+            for source, address in self._find(machine_id, deadline, attempts, places):
                 wait_s = 0.0
-                if address is not None and address not in places:
+                if address is not None:
                     places[address] = len(attempts)
                     if not deadline.remaining():
                         reason = f'not tried within {timeout_s:g} s'
                         attempts.append(Attempt(source, address, reason))
                         break
-                    pause_s = self._remaining_pause(machine_id, address) if is_hint else 0.0
-                    if pause_s:
-                        reason = f'it failed lately and is tried again in {pause_s:.0f} s'
-                        attempts.append(Attempt(source, address, reason))
-                        continue
                     attempts.append(Attempt(source, address, 'it has not ended'))
                     tries.start(address)
                     wait_s = min(STAGGER_S, deadline.remaining())
@@ -203,32 +209,65 @@ class Dialer:
         raise UnreachableError(machine_id, attempts)
 
     def _find(
-        self, machine_id: str, deadline: Deadline, attempts: list[Attempt]
-    ) -> Iterator[tuple[str, bool, Address | None]]:
-        """Give each source's name, whether it hints, and its addresses; note who has none."""
+        self,
+        machine_id: str,
+        deadline: Deadline,
+        attempts: list[Attempt],
+        places: dict[Address, int],
+    ) -> Iterator[tuple[str, Address | None]]:
+        """Give each source's name and its addresses that are to be tried; note what is not."""
         with self._lock:
             worked = self._worked.get(machine_id)
         if worked is not None:
-            yield 'where it was last', False, worked
+            yield 'where it was last', worked
+        ports: Counter[str | int] = Counter()
         for source in self._sources:
-            found = False
+            found, tried = False, 0
             try:
                 for address in source.find(machine_id, deadline.remaining()):
-                    if address is None:
-                        yield source.name, source.is_hint, None
-                        continue
-                    found = True
-                    try:
-                        resolved = _resolve(address)
-                    except OSError as error:
-                        attempts.append(Attempt(source.name, address, _describe(error), error))
-                        continue
-                    for one in resolved:
-                        yield source.name, source.is_hint, one
+                    found = found or address is not None
+                    for one in self._resolve(source.name, address, attempts):
+                        if one is None:
+                            yield source.name, None
+                        elif one in places:
+                            pass
+                        elif not source.is_hint:
+                            yield source.name, one
+                        elif reason := self._refuse(machine_id, one, ports):
+                            places[one] = len(attempts)
+                            attempts.append(Attempt(source.name, one, reason))
+                        else:
+                            tried += 1
+                            ports[one[0]] += 1
+                            yield source.name, one
+                    if tried >= MAX_ADDRESSES:
+                        break
                 if not found:
                     attempts.append(Attempt(source.name, None, source.explain(machine_id)))
             except OSError as error:
                 attempts.append(Attempt(source.name, None, _describe(error), error))
+
+    def _resolve(
+        self, source: str, address: Address | None, attempts: list[Attempt]
+    ) -> list[Address] | list[None]:
+        if address is None:
+            return [None]
+        try:
+            return _resolve(address)
+        except OSError as error:
+            attempts.append(Attempt(source, address, _describe(error), error))
+            return []
+
+    def _refuse(self, machine_id: str, address: Address, ports: Counter[str | int]) -> str:
+        """Return why a hint is not tried, '' if it is."""
+        with self._lock:
+            pauses = self._pauses.get(machine_id)
+            pause_s = 0.0 if pauses is None else pauses.remaining(address, monotonic())
+        if pause_s:
+            return f'it failed lately and is tried again in {pause_s:.0f} s'
+        if ports[address[0]] == MAX_PORTS:
+            return f'{MAX_PORTS} other ports of that host were tried'
+        return ''
 
     def _build_connect(
         self, machine_id: str, deadline: Deadline
@@ -272,14 +311,13 @@ class Dialer:
         place = places[address]
         attempts[place] = attempts[place]._replace(reason=reason, error=result)
         with self._lock:
-            self._pauses.begin((machine_id, address), monotonic())
+            now = monotonic()
+            self._pauses = {id_: p for id_, p in self._pauses.items() if p.any_remain(now)}
+            pauses = self._pauses.setdefault(machine_id, Pauses(RETRY_ADDRESS_S, MAX_PAUSES))
+            pauses.begin(address, now)
             if self._worked.get(machine_id) == address:
                 del self._worked[machine_id]
         return None
-
-    def _remaining_pause(self, machine_id: str, address: Address) -> float:
-        with self._lock:
-            return self._pauses.remaining((machine_id, address), monotonic())
 
 
 class DialedClient:

@@ -33,7 +33,7 @@ from degu_rpc.peers import (
     check_server,
     dial,
 )
-from degu_rpc.peers.limits import CONNECT_S, RETRY_ADDRESS_S
+from degu_rpc.peers.limits import CONNECT_S, MAX_ADDRESSES, MAX_PAUSES, MAX_PORTS, RETRY_ADDRESS_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,8 +143,8 @@ def test_who_claims_to_be_our_peer_is_dropped_and_the_true_one_reached(
     friend = house.open(alice, alice)  # trusted, but another machine
     stranger = house.open(bob, alice)
     true = house.open(laptop, laptop)
-    hints = Hints(friend, stranger, true)
-    dialer = Dialer(TrustStore(alice), [hints])
+    hints, more = Hints(friend, stranger), static(laptop, true)
+    dialer = Dialer(TrustStore(alice), [hints, more])
     with dialer.connect(laptop.machine_id) as connection:
         check_server(connection.peer_certificate, laptop.machine_id)
     assert hints.forgotten == [(laptop.machine_id, friend), (laptop.machine_id, stranger)]
@@ -276,9 +276,11 @@ def test_silent_addresses_do_not_keep_us_from_the_next_and_leave_nothing(
     # As on a network where somebody announces our peer's id at addresses that do not answer.
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(5)]
-        hints = Hints(*(sock.getsockname() for sock in silent), house.open(laptop, laptop))
+        source = static(
+            laptop, *(sock.getsockname() for sock in silent), house.open(laptop, laptop)
+        )
         started = time.monotonic()
-        with Dialer(TrustStore(alice), [hints]).connect(laptop.machine_id, timeout_s=60):
+        with Dialer(TrustStore(alice), [source]).connect(laptop.machine_id, timeout_s=60):
             assert time.monotonic() - started < 2 * CONNECT_S
             assert not [t for t in threading.enumerate() if t.name == 'degu-dial']
         for sock in silent:
@@ -300,6 +302,44 @@ def test_a_full_queue_does_not_keep_us_from_the_next(
         started = time.monotonic()
         with Dialer(TrustStore(alice), [hints]).connect(laptop.machine_id, timeout_s=60):
             assert time.monotonic() - started < CONNECT_S
+
+
+def test_hints_cannot_have_us_scan_a_host_or_a_network(
+    alice: Identity, laptop: Identity, dead: Address
+) -> None:
+    trust = TrustStore(alice)
+    one_host = Hints(*(('127.0.0.1', port) for port in range(1, 1000)))
+    network = Hints(*((f'127.0.0.{host}', dead[1]) for host in range(1, 255)))
+    for hints, count in ((one_host, MAX_PORTS), (network, MAX_ADDRESSES)):
+        with pytest.raises(UnreachableError) as info:
+            Dialer(trust, [hints]).connect(laptop.machine_id)
+        tried = [attempt for attempt in info.value.attempts if attempt.error is not None]
+        assert len(tried) == count
+
+
+def test_a_source_that_lies_keeps_no_other_from_being_asked(
+    house: House, alice: Identity, laptop: Identity, dead: Address
+) -> None:
+    lies = Hints(*((f'127.0.1.{host}', dead[1]) for host in range(1, 255)))
+    sources = [lies, Hints(house.open(laptop, laptop))]
+    with Dialer(TrustStore(alice), sources).connect(laptop.machine_id):
+        pass
+
+
+def test_hints_about_one_machine_keep_us_from_no_other(
+    house: House, alice: Identity, laptop: Identity, dead: Address
+) -> None:
+    hints = Hints()
+    dialer = Dialer(TrustStore(alice), [hints])
+    for net in range(1 + MAX_PAUSES // MAX_ADDRESSES):
+        hints.addresses = tuple((f'127.1.{net}.{host}', dead[1]) for host in range(1, 255))
+        with pytest.raises(UnreachableError):
+            dialer.connect('x' * 48)
+    hints.addresses = (house.open(laptop, laptop),)
+    with dialer.connect(laptop.machine_id):
+        pass
+    with pytest.raises(UnreachableError, match='is tried again in'):
+        dialer.connect('x' * 48)
 
 
 def test_a_change_of_trust_counts_at_the_next_connect(
