@@ -8,6 +8,7 @@ last one alone, so that somebody who announces another's id adds addresses and t
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
@@ -26,7 +27,13 @@ from degu_rpc.errors import DiscoveryClosedError
 from degu_rpc.peers.discovery.diagnosis import collect_facts, explain_nothing_found
 from degu_rpc.peers.discovery.link import IN, QUESTION_PAUSE_S, Link, Question
 from degu_rpc.peers.discovery.sightings import Sighting, Sightings, find_on_link
-from degu_rpc.peers.limits import FIND_S, MAX_ADDRESSES, MAX_CANDIDATES, MAX_QUESTIONS
+from degu_rpc.peers.limits import (
+    FIND_S,
+    MAX_ADDRESSES,
+    MAX_CANDIDATES,
+    MAX_QUESTIONS,
+    MAX_UNKNOWN_SIGHTINGS,
+)
 from degu_rpc.peers.pauses import Pauses
 
 if TYPE_CHECKING:
@@ -52,8 +59,10 @@ class Listener(RecordUpdateListener):
         self._asked = Pauses(QUESTION_PAUSE_S, MAX_QUESTIONS)
         self._zeroconf: Zeroconf | None = None
         self._now = 0.0  # when the packet came, which is when its records were created
-        self._names: set[str] = set()
+        self._names: dict[str, None] = {}
         self._hosts: set[str] = set()
+        self._addresses: dict[str, list[DNSAddress]] = {}
+        self._incomplete: dict[str, None] = {}  # names whose host has no address yet
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
         """Collect the names that a packet is about; the cache has its records only later."""
@@ -67,23 +76,33 @@ class Listener(RecordUpdateListener):
                 name = record.name
             elif isinstance(record, DNSAddress):
                 self._hosts.add(record.key)
-                services = zc.cache.async_entries_with_server(record.name)
-                self._names.update(service.name for service in services)
                 continue
             else:
                 continue
             if record.ttl == 0:  # RFC 6762 §10.1
                 self._drop(name)
             else:
-                self._names.add(name)
+                self._names[name] = None
 
     def async_update_records_complete(self) -> None:
         """Look at those names again."""
-        if self._zeroconf is not None:
-            for name in self._names:
+        if self._zeroconf is not None and (self._names or self._hosts):
+            wanted = {f'{id_}.{self._kind.value}' for id_ in self.sightings.list_wanted()}
+            wanted.update(self._incomplete)
+            # Whoever has a thousand names at one host must not have us look at each for an address.
+            names = {
+                service.name: None
+                for host in self._hosts
+                for service in self._zeroconf.cache.async_entries_with_server(host)
+                if service.name in wanted
+            }
+            names.update((name, None) for name in self._names if name in wanted)
+            others = (name for name in self._names if name not in wanted)
+            for name in [*names, *islice(others, MAX_UNKNOWN_SIGHTINGS)]:
                 self._take(self._zeroconf, name)
         self._names.clear()
         self._hosts.clear()
+        self._addresses.clear()
 
     def _find_instance(self, name: str) -> str | None:
         """Return the instance of a full name of our service, None for any other name."""
@@ -117,26 +136,38 @@ class Listener(RecordUpdateListener):
             addresses = [
                 address for service in said for address in self._find_addresses(zeroconf, service)
             ]
+            self._incomplete.pop(name, None)
+            if not addresses:
+                self._incomplete[name] = None
+                while len(self._incomplete) > MAX_UNKNOWN_SIGHTINGS:
+                    del self._incomplete[next(iter(self._incomplete))]
             self.sightings.add(instance, addresses, max(service.ttl for service in said))
 
     def _find_addresses(self, zeroconf: Zeroconf, service: DNSService) -> list[Address]:
-        records = [
-            record
-            for kind in (_A, _AAAA)
-            for record in zeroconf.cache.get_all_by_details(service.server, kind, IN)
-            if isinstance(record, DNSAddress)
-        ]
+        records = self._read_addresses(zeroconf, service.server_key)
         if not records:
             self._ask_once((service.server, _A), (service.server, _AAAA))
-        records.sort(key=lambda record: record.created)
         return [
             address
-            for record in records[-MAX_ADDRESSES:]
+            for record in records
             if self._now in (service.created, record.created)
             for address in find_on_link(
                 record.address, record.scope_id or None, service.port, self._link.interfaces
             )
         ]
+
+    def _read_addresses(self, zeroconf: Zeroconf, host: str) -> list[DNSAddress]:
+        """Return the newest addresses of a host; once for each packet, as there may be many."""
+        if host not in self._addresses:
+            records = [
+                record
+                for kind in (_A, _AAAA)
+                for record in zeroconf.cache.get_all_by_details(host, kind, IN)
+                if isinstance(record, DNSAddress)
+            ]
+            records.sort(key=lambda record: record.created)
+            self._addresses[host] = records[-MAX_ADDRESSES:]
+        return self._addresses[host]
 
     def _ask_once(self, *questions: Question) -> None:
         now = monotonic()

@@ -16,6 +16,7 @@ caller works with what it was given.
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
     from degu.net import Address
     from degu_rpc.peers.discovery.interfaces import Interface
+
+
+_EXPIRE_S = 1.0  # how often a full table is searched for those whose time is over
 
 
 class Sighting(NamedTuple):
@@ -94,7 +98,7 @@ class _Seen(NamedTuple):
 class Sightings:
     """The table of what was seen, by machine id, for any number of threads."""
 
-    # Set once: _clock. Guarded by _changed: _known, _seen, _closed.
+    # Set once: _clock. Guarded by _changed: the rest; _strangers counts who is seen and not known.
 
     def __init__(self, known: Iterable[str] = (), clock: Callable[[], float] = monotonic) -> None:
         """Begin with nothing seen; the machine ids in *known* are never pushed out by strangers."""
@@ -102,6 +106,8 @@ class Sightings:
         self._changed = threading.Condition()
         self._known = set(known)
         self._seen: dict[str, dict[Address, _Seen]] = {}
+        self._strangers = 0
+        self._expired_at = -math.inf
         self._closed = False
 
     @property
@@ -119,7 +125,14 @@ class Sightings:
     def know(self, machine_id: str) -> None:
         """Keep a place for this machine from now on."""
         with self._changed:
-            self._known.add(machine_id)
+            if machine_id not in self._known:
+                self._known.add(machine_id)
+                self._strangers -= machine_id in self._seen
+
+    def list_wanted(self) -> set[str]:
+        """Return the ids of those that are known or seen."""
+        with self._changed:
+            return self._known | self._seen.keys()
 
     def takes(self, machine_id: str) -> bool:
         """Tell whether the table has a place for this machine."""
@@ -137,6 +150,8 @@ class Sightings:
             now = self._clock()
             if not addresses or not self._takes(machine_id, now):
                 return
+            if machine_id not in self._seen:
+                self._strangers += machine_id not in self._known
             seen = {a: w for a, w in self._seen.get(machine_id, {}).items() if w.end > now}
             self._seen[machine_id] = seen
             end = now + min(ttl_s, SIGHTING_S)
@@ -153,7 +168,7 @@ class Sightings:
     def remove(self, machine_id: str) -> None:
         """Take a machine out: it said goodbye."""
         with self._changed:
-            self._seen.pop(machine_id, None)
+            self._remove(machine_id)
 
     def forget(self, machine_id: str, address: Address) -> None:
         """Take one address of a machine out: somebody else is there."""
@@ -161,7 +176,7 @@ class Sightings:
             seen = self._seen.get(machine_id, {})
             seen.pop(address, None)
             if not seen:
-                self._seen.pop(machine_id, None)
+                self._remove(machine_id)
 
     def find(self, machine_id: str) -> Sighting | None:
         """Return where a machine was seen, None if nowhere."""
@@ -206,9 +221,14 @@ class Sightings:
             return False
         if machine_id in self._known or machine_id in self._seen:
             return True
-        self._expire(now)
-        strangers = sum(other not in self._known for other in self._seen)
-        return strangers < MAX_UNKNOWN_SIGHTINGS
+        # Whoever sends many names to a full table must not have us look for room each time.
+        if self._strangers >= MAX_UNKNOWN_SIGHTINGS and now - self._expired_at >= _EXPIRE_S:
+            self._expire(now)
+        return self._strangers < MAX_UNKNOWN_SIGHTINGS
+
+    def _remove(self, machine_id: str) -> None:
+        if self._seen.pop(machine_id, None) is not None:
+            self._strangers -= machine_id not in self._known
 
     def _find(self, machine_id: str, now: float) -> Sighting | None:
         ranked = self._rank(machine_id, now)
@@ -236,6 +256,7 @@ class Sightings:
         return next((address for address in ranked if address not in given), None)
 
     def _expire(self, now: float) -> None:
+        self._expired_at = now
         for machine_id, seen in list(self._seen.items()):
             if all(when.end <= now for when in seen.values()):
-                del self._seen[machine_id]
+                self._remove(machine_id)
