@@ -27,6 +27,7 @@ change nothing.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from collections import Counter
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     from degu.net import Address
     from degu_rpc.peers.tries import Adopt, Outcome
     from degu_rpc.peers.trust import TrustStore
+
+
+_log = logging.getLogger('degu_rpc.peers')
 
 
 def check_server(cert_der: bytes | None, machine_id: str) -> None:
@@ -179,14 +183,13 @@ class Dialer:
     def connect(self, machine_id: str, timeout_s: float = DIAL_S) -> Connection:
         """Find a machine, connect, and check that it is the one.
 
-        Raises UnreachableError, which lists what was tried and why each failed, ValueError for
-        another form of id, and what the trust store raises.
+        Raises UnreachableError, which lists what was tried and why each failed, and ValueError for
+        another form of id.
         """
         pki.check_id(machine_id)
         deadline = Deadline(timeout_s)
         attempts: list[Attempt] = []
-        places: dict[Address, int] = {}
-        """Where in the list of attempts an address is."""
+        places: dict[Address, int] = {}  # where in that list an address is
         with contextlib.closing(Tries(self._build_connect(machine_id, deadline))) as tries:
             for source, address in self._find(machine_id, deadline, attempts, places):
                 wait_s = 0.0
@@ -226,7 +229,7 @@ class Dialer:
             try:
                 for address in source.find(machine_id, deadline.remaining()):
                     found = found or address is not None
-                    for one in self._resolve(source.name, address, attempts):
+                    for one in _look_up(source.name, address, attempts):
                         if one is None:
                             yield source.name, None
                         elif one in places:
@@ -246,17 +249,6 @@ class Dialer:
                     attempts.append(Attempt(source.name, None, source.explain(machine_id)))
             except OSError as error:
                 attempts.append(Attempt(source.name, None, _describe(error), error))
-
-    def _resolve(
-        self, source: str, address: Address | None, attempts: list[Attempt]
-    ) -> list[Address] | list[None]:
-        if address is None:
-            return [None]
-        try:
-            return _resolve(address)
-        except OSError as error:
-            attempts.append(Attempt(source, address, _describe(error), error))
-            return []
 
     def _refuse(self, machine_id: str, address: Address, ports: Counter[str | int]) -> str:
         """Return why a hint is not tried, '' if it is."""
@@ -307,7 +299,9 @@ class Dialer:
         elif isinstance(result, UnknownPeerError):
             reason = str(result)
         else:
-            raise result
+            # Whatever one address does to us, the others are tried.
+            _log.warning('machine %s at %r: %r', machine_id, address, result, exc_info=result)
+            reason = f'{type(result).__name__}: {result}'
         place = places[address]
         attempts[place] = attempts[place]._replace(reason=reason, error=result)
         with self._lock:
@@ -336,6 +330,21 @@ class DialedClient:
     def connect(self) -> Connection:
         """Find the machine, connect, and check that it is the one. Raises as Dialer.connect()."""
         return self._dialer.connect(self.machine_id, self._timeout_s)
+
+
+def _look_up(
+    source: str, address: Address | None, attempts: list[Attempt]
+) -> list[Address] | list[None]:
+    """Return what stands for one that a source gave; note why nothing does."""
+    if address is None:
+        return [None]
+    try:
+        return _resolve(address)
+    except OSError as error:
+        attempts.append(Attempt(source, address, _describe(error), error))
+    except (TypeError, ValueError) as error:
+        attempts.append(Attempt(source, address, str(error), error))
+    return []
 
 
 def _resolve(address: Address) -> list[Address]:

@@ -342,6 +342,34 @@ def test_hints_about_one_machine_keep_us_from_no_other(
         dialer.connect('x' * 48)
 
 
+def test_a_hint_that_is_no_address_keeps_us_from_no_other(
+    house: House, alice: Identity, laptop: Identity
+) -> None:
+    odd: list[Any] = [('127.0.0.1', 10**6), ('a', 'b', 'c'), ('a' * 70 + '.é', 1), None, 7]
+    hints = Hints(*odd)
+    dialer = Dialer(TrustStore(alice), [hints])
+    with pytest.raises(UnreachableError) as info:
+        dialer.connect(laptop.machine_id)
+    assert [type(attempt.error) for attempt in info.value.attempts] == [
+        *(ValueError, ValueError, UnicodeError, TypeError)
+    ]
+    hints.addresses = (*odd, house.open(laptop, laptop))
+    with dialer.connect(laptop.machine_id):
+        pass
+
+
+def test_an_error_that_nobody_expects_is_noted_and_logged_and_the_next_address_tried(
+    house: House, alice: Identity, laptop: Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What a server's certificate can do to whoever reads it is seldom an OSError.
+    addresses = [house.open(laptop, laptop) for _ in range(2)]
+    dialer = Dialer(TrustStore(alice), [static(laptop, *addresses)], base_headers={'A': 'b'})
+    with pytest.raises(UnreachableError) as info:
+        dialer.connect(laptop.machine_id)
+    assert [type(attempt.error) for attempt in info.value.attempts] == [ValueError, ValueError]
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
 def test_a_change_of_trust_counts_at_the_next_connect(
     house: House, bob: Identity, tmp_path: Any
 ) -> None:
