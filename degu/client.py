@@ -369,9 +369,12 @@ class Client:
         return Connection(channel, self.base_headers)
 
     def _open(self) -> socket.socket:
-        sock = net.connect(self.address, self.connect_timeout_s)
+        sock = self._connect_socket()
         sock.settimeout(None)
         return sock
+
+    def _connect_socket(self) -> socket.socket:
+        return net.connect(self.address, self.connect_timeout_s)
 
 
 class SSLClient(Client):
@@ -412,7 +415,7 @@ class SSLClient(Client):
     def _open(self) -> socket.socket:
         sslctx = self._check(self.sslctx()) if callable(self.sslctx) else self.sslctx
         deadline = net.Deadline(self.connect_timeout_s)
-        sock = net.connect(self.address, self.connect_timeout_s)
+        sock = self._connect_socket()
         try:
             sock.settimeout(max(deadline.remaining(), 0.001))
             return sslctx.wrap_socket(sock, server_hostname=self.server_hostname)

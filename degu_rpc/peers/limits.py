@@ -35,7 +35,9 @@ PAIRING_REPEAT_S = 0.5
 """How soon the last message of a pairing is sent again if it has no answer."""
 
 MAX_ADDRESSES = 8
-"""Addresses that are remembered of one machine."""
+"""Addresses of one machine that are announced and told, and tried in one connect."""
+MAX_CANDIDATES = 32
+"""Addresses of one machine that are remembered, because some may be false."""
 MAX_UNKNOWN_SIGHTINGS = 64
 """Machines we do not know that are remembered as seen."""
 RETRY_ADDRESS_S = 10.0
@@ -52,7 +54,11 @@ DIAL_S = 15.0
 """How long it may take to find and reach a machine, unless told otherwise."""
 CONNECT_S = 3.0
 """How long one address of a machine has to take a connection, TLS included."""
-MAX_PAUSES = 1000
-"""Addresses that failed and are not tried again yet."""
+STAGGER_S = 0.25
+"""How long one address is waited for before the next is tried beside it (RFC 8305 §5)."""
+MAX_PORTS = 2
+"""Ports of one host that are tried for one machine in one connect, where they are hints."""
+MAX_PAUSES = 64
+"""Addresses of one machine that failed and are not tried again yet."""
 PROBE_S = 0.5
 """How long we listen for our own question when nothing was found."""

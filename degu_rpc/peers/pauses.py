@@ -31,6 +31,10 @@ class Pauses:
             return min(self._ends.values()) - now
         return 0.0
 
+    def any_remain(self, now: float) -> bool:
+        """Tell whether anything must not happen again yet."""
+        return any(end > now for end in self._ends.values())
+
     def begin(self, key: Hashable, now: float) -> None:
         """Begin the pause of *key*."""
         self._ends[key] = now + self._pause_s

@@ -8,6 +8,7 @@ last one alone, so that somebody who announces another's id adds addresses and t
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
@@ -26,7 +27,13 @@ from degu_rpc.errors import DiscoveryClosedError
 from degu_rpc.peers.discovery.diagnosis import collect_facts, explain_nothing_found
 from degu_rpc.peers.discovery.link import IN, QUESTION_PAUSE_S, Link, Question
 from degu_rpc.peers.discovery.sightings import Sighting, Sightings, find_on_link
-from degu_rpc.peers.limits import FIND_S, MAX_ADDRESSES, MAX_QUESTIONS
+from degu_rpc.peers.limits import (
+    FIND_S,
+    MAX_ADDRESSES,
+    MAX_CANDIDATES,
+    MAX_QUESTIONS,
+    MAX_UNKNOWN_SIGHTINGS,
+)
 from degu_rpc.peers.pauses import Pauses
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
 
 # Source: RFC 1035 §3.2, RFC 3596 §2.1, RFC 2782.
 _A, _PTR, _AAAA, _SRV = 1, 12, 28, 33
+_STEP_S = 0.05  # how long whoever looks for an address is kept from other things
 
 
 class Listener(RecordUpdateListener):
@@ -50,11 +58,16 @@ class Listener(RecordUpdateListener):
         self._kind = kind
         self._asked = Pauses(QUESTION_PAUSE_S, MAX_QUESTIONS)
         self._zeroconf: Zeroconf | None = None
-        self._names: set[str] = set()
+        self._now = 0.0  # when the packet came, which is when its records were created
+        self._names: dict[str, None] = {}
+        self._hosts: set[str] = set()
+        self._addresses: dict[str, list[DNSAddress]] = {}
+        self._incomplete: dict[str, None] = {}  # names whose host has no address yet
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
         """Collect the names that a packet is about; the cache has its records only later."""
         self._zeroconf = zc
+        self._now = now
         for update in records:
             record = update.new
             if isinstance(record, DNSPointer) and record.name == self._kind.value:
@@ -62,22 +75,34 @@ class Listener(RecordUpdateListener):
             elif isinstance(record, DNSService):
                 name = record.name
             elif isinstance(record, DNSAddress):
-                services = zc.cache.async_entries_with_server(record.name)
-                self._names.update(service.name for service in services)
+                self._hosts.add(record.key)
                 continue
             else:
                 continue
             if record.ttl == 0:  # RFC 6762 §10.1
                 self._drop(name)
             else:
-                self._names.add(name)
+                self._names[name] = None
 
     def async_update_records_complete(self) -> None:
         """Look at those names again."""
-        names, self._names = self._names, set()
-        if self._zeroconf is not None:
-            for name in names:
+        if self._zeroconf is not None and (self._names or self._hosts):
+            wanted = {f'{id_}.{self._kind.value}' for id_ in self.sightings.list_wanted()}
+            wanted.update(self._incomplete)
+            # Whoever has a thousand names at one host must not have us look at each for an address.
+            names = {
+                service.name: None
+                for host in self._hosts
+                for service in self._zeroconf.cache.async_entries_with_server(host)
+                if service.name in wanted
+            }
+            names.update((name, None) for name in self._names if name in wanted)
+            others = (name for name in self._names if name not in wanted)
+            for name in [*names, *islice(others, MAX_UNKNOWN_SIGHTINGS)]:
                 self._take(self._zeroconf, name)
+        self._names.clear()
+        self._hosts.clear()
+        self._addresses.clear()
 
     def _find_instance(self, name: str) -> str | None:
         """Return the instance of a full name of our service, None for any other name."""
@@ -100,28 +125,49 @@ class Listener(RecordUpdateListener):
         services = zeroconf.cache.get_all_by_details(name, _SRV, IN)
         if not services:
             self._ask_once((name, _SRV))
-        # The newest: whoever fills the cache with older ones hides nobody.
-        for service in sorted(services, key=lambda record: record.created)[-MAX_ADDRESSES:]:
-            assert isinstance(service, DNSService)
-            self.sightings.add(instance, self._find_addresses(zeroconf, service), service.ttl)
+        # What this packet says, so that in the table nothing counts as said again that was not.
+        said = [
+            service
+            for service in services
+            if isinstance(service, DNSService)
+            and (service.created == self._now or service.server_key in self._hosts)
+        ][-MAX_ADDRESSES:]
+        if said:
+            addresses = [
+                address for service in said for address in self._find_addresses(zeroconf, service)
+            ]
+            self._incomplete.pop(name, None)
+            if not addresses:
+                self._incomplete[name] = None
+                while len(self._incomplete) > MAX_UNKNOWN_SIGHTINGS:
+                    del self._incomplete[next(iter(self._incomplete))]
+            self.sightings.add(instance, addresses, max(service.ttl for service in said))
 
     def _find_addresses(self, zeroconf: Zeroconf, service: DNSService) -> list[Address]:
-        records = [
-            record
-            for kind in (_A, _AAAA)
-            for record in zeroconf.cache.get_all_by_details(service.server, kind, IN)
-            if isinstance(record, DNSAddress)
-        ]
+        records = self._read_addresses(zeroconf, service.server_key)
         if not records:
             self._ask_once((service.server, _A), (service.server, _AAAA))
-        records.sort(key=lambda record: record.created)
         return [
             address
-            for record in records[-MAX_ADDRESSES:]
+            for record in records
+            if self._now in (service.created, record.created)
             for address in find_on_link(
                 record.address, record.scope_id or None, service.port, self._link.interfaces
             )
         ]
+
+    def _read_addresses(self, zeroconf: Zeroconf, host: str) -> list[DNSAddress]:
+        """Return the newest addresses of a host; once for each packet, as there may be many."""
+        if host not in self._addresses:
+            records = [
+                record
+                for kind in (_A, _AAAA)
+                for record in zeroconf.cache.get_all_by_details(host, kind, IN)
+                if isinstance(record, DNSAddress)
+            ]
+            records.sort(key=lambda record: record.created)
+            self._addresses[host] = records[-MAX_ADDRESSES:]
+        return self._addresses[host]
 
     def _ask_once(self, *questions: Question) -> None:
         now = monotonic()
@@ -173,33 +219,36 @@ class Browser:
         """Give each machine once, as soon as it is seen, until the time is over."""
         return self._sightings.watch(timeout_s)
 
-    def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
-        """Give the addresses where a machine was seen, the newest first, waiting for more.
+    def find(self, machine_id: str, timeout_s: float) -> Iterator[Address | None]:
+        """Give the addresses where a machine was seen, the best first, waiting for more.
 
-        It ends after *timeout_s* or FIND_S. From now on the machine has a place in the table.
-        Raises ValueError for another form of id.
+        None stands for "nothing new yet". It ends after *timeout_s*, FIND_S or MAX_CANDIDATES. From
+        now on the machine has a place in the table. Raises ValueError for another form of id.
         """
-        deadline = Deadline(min(timeout_s, FIND_S))
+        deadline, pause = Deadline(min(timeout_s, FIND_S)), Deadline(0)
         question = (f'{pki.check_id(machine_id)}.{self._kind.value}', _SRV)
         given: set[Address] = set()
         to_us = True
         self._sightings.know(machine_id)
-        while True:
+        while len(given) < MAX_CANDIDATES:
             address = self._sightings.wait_for_address(machine_id, given, 0)
-            if address is None and deadline.remaining():
+            # What is known may do. Once it did not, we ask, however much others say meanwhile.
+            if (address is None or given) and not pause.remaining() and deadline.remaining():
                 with contextlib.suppress(DiscoveryClosedError):  # which closes the sightings, too
                     self._link.call(self._ask(question, to_us))
                 to_us = False
-                pause_s = min(deadline.remaining(), QUESTION_PAUSE_S)
-                address = self._sightings.wait_for_address(machine_id, given, pause_s)
+                pause = Deadline(QUESTION_PAUSE_S)
+            if address is None:
+                wait_s = min(deadline.remaining(), _STEP_S)
+                address = self._sightings.wait_for_address(machine_id, given, wait_s)
             if address is not None:
                 given.add(address)
-                yield address
             elif not deadline.remaining() or self._sightings.closed:
                 return
+            yield address
 
     def forget(self, machine_id: str, address: Address) -> None:
-        """Drop an address where another machine is."""
+        """Drop an address where the machine is not."""
         self._sightings.forget(machine_id, address)
 
     def explain(self, machine_id: str) -> str:

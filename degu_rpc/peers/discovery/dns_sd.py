@@ -83,19 +83,30 @@ class DnsSd:
     def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:
         """Give the addresses of a machine, at most MAX_ADDRESSES, in at most FIND_S.
 
-        Raises ValueError for another form of id, OSError where no DNS server answers.
+        Each is given as soon as it is known. Raises ValueError for another form of id, and where
+        there is none, OSError if a DNS server did not answer.
         """
         import dns.name
 
         deadline = Deadline(min(timeout_s, FIND_S))
         name = dns.name.Name([pki.check_id(machine_id).encode(), *self._type.labels])
         services = sorted(self._resolve(name, 'SRV', deadline), key=lambda record: record.priority)
-        found: dict[Address, None] = {}
+        found: set[Address] = set()
+        failure: OSError | None = None
         for service in services[:MAX_ADDRESSES]:
             for kind in ('A', 'AAAA'):
-                for record in self._resolve(service.target, kind, deadline):
-                    found.update(dict.fromkeys(_find_address(record.address, service.port)))
-        yield from list(found)[:MAX_ADDRESSES]
+                try:
+                    records = self._resolve(service.target, kind, deadline)
+                except OSError as error:
+                    failure = error
+                    continue
+                for record in records:
+                    for address in _find_address(record.address, service.port):
+                        if address not in found and len(found) < MAX_ADDRESSES:
+                            found.add(address)
+                            yield address
+        if failure is not None and not found:
+            raise failure
 
     def forget(self, machine_id: str, address: Address) -> None:
         """Do nothing: there is no memory here, and a Dialer remembers what failed."""

@@ -2,7 +2,7 @@
 
     with Discovery() as discovery, discovery.announce(identity.machine_id, [server.address]):
         browser = discovery.browse()
-        for address in browser.find(machine_id, timeout_s=3):     # what a Dialer does
+        with Dialer(trust, [browser]).connect(machine_id) as connection:
             ...
 
 1. A `Discovery` opens the mDNS sockets on the local interfaces, and follows the interfaces as they

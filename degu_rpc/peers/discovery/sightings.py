@@ -4,6 +4,9 @@
    nothing if it does not lie in one of our own networks. It is pure.
 2. `Sightings` is the table. A record counts until its time to live is over or its goodbye comes.
    Who is known is always taken; of strangers only so many, and whoever was there first stays.
+   Of a machine's addresses those that were repeated count most, the oldest first. Where there are
+   too many, one that was said only once must go, whichever: so new ones never push out what is
+   confirmed, and what is true is confirmed sooner or later.
 3. `watch` and `wait_for_address` wait for what is not in it yet.
 
 Threads: any number may share a table, one that writes what was seen and others that wait for it.
@@ -13,6 +16,8 @@ caller works with what it was given.
 
 from __future__ import annotations
 
+import math
+import secrets
 import threading
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import monotonic
@@ -20,7 +25,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu import pki
 from degu.net import Deadline
-from degu_rpc.peers.limits import MAX_ADDRESSES, MAX_UNKNOWN_SIGHTINGS, SIGHTING_S
+from degu_rpc.peers.limits import (
+    MAX_ADDRESSES,
+    MAX_CANDIDATES,
+    MAX_UNKNOWN_SIGHTINGS,
+    SIGHTING_S,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -29,8 +39,11 @@ if TYPE_CHECKING:
     from degu_rpc.peers.discovery.interfaces import Interface
 
 
+_EXPIRE_S = 1.0  # how often a full table is searched for those whose time is over
+
+
 class Sighting(NamedTuple):
-    """Where a machine was seen: its addresses, the newest first, and when (by the table's clock).
+    """Where a machine was seen: its best addresses, and when (by the table's clock).
 
     Of a pairing window `machine_id` is the random name that it goes by.
     """
@@ -79,12 +92,13 @@ def _holds(interface: Interface, ip: IPv4Address | IPv6Address) -> bool:
 class _Seen(NamedTuple):
     last_seen: float
     end: float
+    is_confirmed: bool
 
 
 class Sightings:
     """The table of what was seen, by machine id, for any number of threads."""
 
-    # Set once: _clock. Guarded by _changed: _known, _seen, _closed.
+    # Set once: _clock. Guarded by _changed: the rest; _strangers counts who is seen and not known.
 
     def __init__(self, known: Iterable[str] = (), clock: Callable[[], float] = monotonic) -> None:
         """Begin with nothing seen; the machine ids in *known* are never pushed out by strangers."""
@@ -92,6 +106,8 @@ class Sightings:
         self._changed = threading.Condition()
         self._known = set(known)
         self._seen: dict[str, dict[Address, _Seen]] = {}
+        self._strangers = 0
+        self._expired_at = -math.inf
         self._closed = False
 
     @property
@@ -109,7 +125,14 @@ class Sightings:
     def know(self, machine_id: str) -> None:
         """Keep a place for this machine from now on."""
         with self._changed:
-            self._known.add(machine_id)
+            if machine_id not in self._known:
+                self._known.add(machine_id)
+                self._strangers -= machine_id in self._seen
+
+    def list_wanted(self) -> set[str]:
+        """Return the ids of those that are known or seen."""
+        with self._changed:
+            return self._known | self._seen.keys()
 
     def takes(self, machine_id: str) -> bool:
         """Tell whether the table has a place for this machine."""
@@ -119,27 +142,33 @@ class Sightings:
     def add(self, machine_id: str, addresses: Iterable[Address], ttl_s: float) -> None:
         """Note that a machine was seen.
 
-        Of more than MAX_ADDRESSES the oldest go. *ttl_s* counts up to SIGHTING_S. Nothing is noted
-        of a stranger for whom there is no place.
+        What is said in two calls is confirmed. *ttl_s* counts up to SIGHTING_S. Nothing is noted of
+        a stranger for whom there is no place.
         """
-        addresses = list(addresses)
+        addresses = list(dict.fromkeys(addresses))
         with self._changed:
             now = self._clock()
             if not addresses or not self._takes(machine_id, now):
                 return
-            seen = self._seen.setdefault(machine_id, {})
+            if machine_id not in self._seen:
+                self._strangers += machine_id not in self._known
+            seen = {a: w for a, w in self._seen.get(machine_id, {}).items() if w.end > now}
+            self._seen[machine_id] = seen
             end = now + min(ttl_s, SIGHTING_S)
             for address in addresses:
-                before = seen.pop(address, None)
-                seen[address] = _Seen(now, end if before is None else max(end, before.end))
-            while len(seen) > MAX_ADDRESSES:
-                del seen[next(iter(seen))]
+                before = seen.get(address)
+                seen[address] = _Seen(
+                    now, end if before is None else max(end, before.end), before is not None
+                )
+            while len(seen) > MAX_CANDIDATES:
+                once = [address for address, when in seen.items() if not when.is_confirmed]
+                del seen[secrets.choice(once) if once else next(reversed(seen))]
             self._changed.notify_all()
 
     def remove(self, machine_id: str) -> None:
         """Take a machine out: it said goodbye."""
         with self._changed:
-            self._seen.pop(machine_id, None)
+            self._remove(machine_id)
 
     def forget(self, machine_id: str, address: Address) -> None:
         """Take one address of a machine out: somebody else is there."""
@@ -147,7 +176,7 @@ class Sightings:
             seen = self._seen.get(machine_id, {})
             seen.pop(address, None)
             if not seen:
-                self._seen.pop(machine_id, None)
+                self._remove(machine_id)
 
     def find(self, machine_id: str) -> Sighting | None:
         """Return where a machine was seen, None if nowhere."""
@@ -178,7 +207,7 @@ class Sightings:
     def wait_for_address(
         self, machine_id: str, given: set[Address], timeout_s: float
     ) -> Address | None:
-        """Return the newest address of a machine that is not among the *given*, None for none."""
+        """Return the best address of a machine that is not among the *given*, None for none."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or self._find_new(machine_id, given), timeout_s
@@ -192,17 +221,27 @@ class Sightings:
             return False
         if machine_id in self._known or machine_id in self._seen:
             return True
-        self._expire(now)
-        strangers = sum(other not in self._known for other in self._seen)
-        return strangers < MAX_UNKNOWN_SIGHTINGS
+        # Whoever sends many names to a full table must not have us look for room each time.
+        if self._strangers >= MAX_UNKNOWN_SIGHTINGS and now - self._expired_at >= _EXPIRE_S:
+            self._expire(now)
+        return self._strangers < MAX_UNKNOWN_SIGHTINGS
+
+    def _remove(self, machine_id: str) -> None:
+        if self._seen.pop(machine_id, None) is not None:
+            self._strangers -= machine_id not in self._known
 
     def _find(self, machine_id: str, now: float) -> Sighting | None:
-        seen = self._seen.get(machine_id, {})
-        live = {address: when for address, when in seen.items() if when.end > now}
-        if not live:
+        ranked = self._rank(machine_id, now)
+        if not ranked:
             return None
-        last_seen = max(when.last_seen for when in live.values())
-        return Sighting(machine_id, tuple(reversed(live)), last_seen)
+        last_seen = max(self._seen[machine_id][address].last_seen for address in ranked)
+        return Sighting(machine_id, tuple(ranked[:MAX_ADDRESSES]), last_seen)
+
+    def _rank(self, machine_id: str, now: float) -> list[Address]:
+        # In the order in which they were seen first, which the sorting keeps.
+        seen = self._seen.get(machine_id, {})
+        live = [address for address, when in seen.items() if when.end > now]
+        return sorted(live, key=lambda address: not seen[address].is_confirmed)
 
     def _list_new(self, given: Collection[str]) -> list[Sighting]:
         now = self._clock()
@@ -213,11 +252,11 @@ class Sightings:
         return [sighting for sighting in found if sighting is not None]
 
     def _find_new(self, machine_id: str, given: set[Address]) -> Address | None:
-        sighting = self._find(machine_id, self._clock())
-        addresses = () if sighting is None else sighting.addresses
-        return next((address for address in addresses if address not in given), None)
+        ranked = self._rank(machine_id, self._clock())
+        return next((address for address in ranked if address not in given), None)
 
     def _expire(self, now: float) -> None:
+        self._expired_at = now
         for machine_id, seen in list(self._seen.items()):
             if all(when.end <= now for when in seen.values()):
-                del self._seen[machine_id]
+                self._remove(machine_id)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from degu.net import Address
 
 # A name or an IPv4 address, or IPv6 in brackets. The scope follows a plain "%", as people write it
-# and as RFC 9844 has it; stricter than RFC 3986: no percent-encoding, no user, no path.
+# and as RFC 9844 has it, and is no longer than Linux has names (IFNAMSIZ). Stricter than RFC 3986:
+# no percent-encoding, no user, no path.
 _url = re.compile(
     r'degu://([^@]*)@'
-    r'(?:([a-zA-Z0-9_-]{1,63}(?:\.[a-zA-Z0-9_-]{1,63})*)|\[([0-9a-fA-F:.]+)(?:%([a-zA-Z0-9._-]+))?\])'
+    r'(?:([a-zA-Z0-9_-]{1,63}(?:\.[a-zA-Z0-9_-]{1,63})*)|\[([0-9a-fA-F:.]+)(?:%([a-zA-Z0-9._-]{1,15}))?\])'
     r':([0-9]{1,5})'
 )
 
@@ -77,6 +78,8 @@ def parse_url(url: str) -> MachineUrl:
         raise ValueError(f'{error}, in {url!r}') from None
     if found.is_link_local != bool(scope):
         raise ValueError(f'a link-local address needs its interface, and no other, in {url!r}')
+    if scope and scope.isdecimal() and not 0 < int(scope) < 2**32:
+        raise ValueError(f'the number of an interface must be 1 to {2**32 - 1}, in {url!r}')
     return MachineUrl(machine_id, str(found), int(port), scope or '')
 
 

@@ -6,8 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import dns.message
+import dns.rdatatype
+import dns.rrset
 import pytest
 
 from degu_rpc.peers import DnsSd
@@ -113,6 +117,42 @@ def test_a_server_that_does_not_answer_is_an_error_in_time() -> None:
         with pytest.raises(TimeoutError, match='no DNS server answered in time'):
             list(source.find(ID, 0.3))
         assert time.monotonic() - started < 3
+
+
+@pytest.fixture
+def deaf_server() -> Iterator[tuple[str, int]]:
+    """Give a DNS server that answers for SRV and A, and never for AAAA."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(('127.0.0.1', 0))
+
+        def serve() -> None:
+            answers = {'SRV': '0 0 8443 host.example.test.', 'A': '192.0.2.7'}
+            while data := sock.recvfrom(4096):
+                if not data[0]:
+                    return
+                query = dns.message.from_wire(data[0])
+                kind = dns.rdatatype.to_text(query.question[0].rdtype)
+                if kind in answers:
+                    name, response = query.question[0].name, dns.message.make_response(query)
+                    response.answer.append(dns.rrset.from_text(name, 60, 'IN', kind, answers[kind]))
+                    sock.sendto(response.to_wire(), data[1])
+
+        with ThreadPoolExecutor() as pool:
+            serving = pool.submit(serve)
+            yield sock.getsockname()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+                last.sendto(b'', sock.getsockname())
+            serving.result(20)
+
+
+def test_an_address_is_given_before_a_question_that_has_no_answer(
+    deaf_server: tuple[str, int],
+) -> None:
+    found = DnsSd('example.test', deaf_server).find(ID, 2)
+    started = time.monotonic()
+    assert next(found) == ('192.0.2.7', 8443)
+    assert time.monotonic() - started < 2
+    assert list(found) == []
 
 
 def test_a_domain_that_cannot_be_is_refused() -> None:

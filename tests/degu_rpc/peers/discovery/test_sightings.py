@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from time import monotonic
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,12 @@ from hypothesis import strategies as st
 from degu.net import parse_address
 from degu_rpc.peers.discovery.interfaces import Interface
 from degu_rpc.peers.discovery.sightings import Sightings, find_on_link
-from degu_rpc.peers.limits import MAX_ADDRESSES, MAX_UNKNOWN_SIGHTINGS, SIGHTING_S
+from degu_rpc.peers.limits import (
+    MAX_ADDRESSES,
+    MAX_CANDIDATES,
+    MAX_UNKNOWN_SIGHTINGS,
+    SIGHTING_S,
+)
 
 KNOWN = 'k' * 48
 OTHER = 'o' * 48
@@ -39,6 +45,14 @@ def stranger(number: int) -> str:
 
 def address(number: int) -> tuple[str, int]:
     return (f'192.168.1.{number}', 8443)
+
+
+def list_addresses(table: Sightings) -> list[Any]:
+    """Return the addresses of OTHER, in the order in which they are given to who looks for it."""
+    given: dict[Any, None] = {}
+    while (found := table.wait_for_address(OTHER, set(given), 0)) is not None:
+        given[found] = None
+    return list(given)
 
 
 # --- addresses -----------------------------------------------------------------------------------
@@ -126,13 +140,23 @@ def test_what_is_no_id_has_no_place() -> None:
     assert not Sightings(['A' * 48]).takes('A' * 48)
 
 
-def test_a_sighting_has_its_newest_address_first(clock: Clock) -> None:
+def test_an_address_that_was_repeated_comes_before_those_that_were_not(clock: Clock) -> None:
     table = Sightings(clock=clock)
     table.add(OTHER, [address(1)], 60)
     clock.now = 1
-    table.add(OTHER, [address(2), address(1)], 60)
-    clock.now = 2
-    assert table.find(OTHER) == (OTHER, (address(1), address(2)), 1)
+    table.add(OTHER, [address(3), address(2)], 60)
+    assert table.find(OTHER) == (OTHER, (address(1), address(3), address(2)), 1)
+    table.add(OTHER, [address(2)], 60)
+    assert table.find(OTHER) == (OTHER, (address(2), address(1), address(3)), 1)
+    table.add(OTHER, [address(1)], 60)
+    assert table.find(OTHER) == (OTHER, (address(1), address(2), address(3)), 1)
+
+
+def test_what_is_said_twice_in_one_packet_is_not_repeated() -> None:
+    table = Sightings()
+    table.add(OTHER, [address(1)], 60)
+    table.add(OTHER, [address(2), address(2)], 60)
+    assert table.wait_for_address(OTHER, set(), 0) == address(1)
 
 
 @pytest.mark.parametrize(('ttl_s', 'lives_s'), [(60, 60), (1e9, SIGHTING_S)], ids=['ttl', 'capped'])
@@ -194,13 +218,42 @@ def test_a_goodbye_and_a_liar_take_out_what_they_should() -> None:
     assert table.list_all() == []
 
 
-def test_of_too_many_addresses_the_oldest_go() -> None:
+def test_new_addresses_without_end_never_push_out_one_that_was_repeated() -> None:
     table = Sightings()
-    for number in range(1, 20):
-        table.add(OTHER, [address(number)], 60)
+    for _ in range(2):
+        table.add(OTHER, [address(1)], 60)
+    for number in range(1000):
+        table.add(OTHER, [('192.168.1.2', 1 + number)], 60)
+    given = list_addresses(table)
+    assert given[0] == address(1)
+    assert len(given) == MAX_CANDIDATES
     sighting = table.find(OTHER)
     assert sighting is not None
-    assert sighting.addresses == tuple(address(n) for n in range(19, 19 - MAX_ADDRESSES, -1))
+    assert sighting.addresses == tuple(given[:MAX_ADDRESSES])
+
+
+def test_among_new_addresses_without_end_one_that_is_repeated_comes_first_in_the_end() -> None:
+    # Whoever lied first has the table full; each answer of the true machine comes among ten lies.
+    table = Sightings()
+    lies = iter(range(1, 60000))
+    table.add(OTHER, [('192.168.1.2', next(lies)) for _ in range(MAX_CANDIDATES)], 60)
+    for _ in range(50):
+        table.add(OTHER, [address(1)], 60)
+        for _ in range(10):
+            table.add(OTHER, [('192.168.1.2', next(lies))], 60)
+    assert list_addresses(table)[0] == address(1)
+
+
+def test_where_all_addresses_were_repeated_the_first_stay() -> None:
+    table = Sightings()
+    for _ in range(2):
+        table.add(OTHER, [address(number) for number in range(MAX_CANDIDATES)], 60)
+    for _ in range(2):
+        table.add(OTHER, [address(99)], 60)
+    assert list_addresses(table) == [address(number) for number in range(MAX_CANDIDATES)]
+    table.forget(OTHER, address(0))
+    table.add(OTHER, [address(99)], 60)
+    assert list_addresses(table)[-1] == address(99)
 
 
 def test_strangers_push_out_neither_the_known_nor_each_other() -> None:
@@ -286,12 +339,12 @@ class Waiter:
             assert self.looked.acquire(timeout=LONG_S)
 
 
-def test_what_is_there_is_given_at_once_the_newest_first() -> None:
+def test_what_is_there_is_given_at_once_the_oldest_first() -> None:
     table = Sightings()
     table.add(OTHER, [HERE], 60)
     table.add(OTHER, [THERE], 60)
-    assert table.wait_for_address(OTHER, set(), LONG_S) == THERE
-    assert table.wait_for_address(OTHER, {THERE}, LONG_S) == HERE
+    assert table.wait_for_address(OTHER, set(), LONG_S) == HERE
+    assert table.wait_for_address(OTHER, {HERE}, LONG_S) == THERE
     assert table.wait_for_address(OTHER, {THERE, HERE}, 0) is None
 
 

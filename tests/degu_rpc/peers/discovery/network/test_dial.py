@@ -56,6 +56,36 @@ with Discovery() as discovery, discovery.browse() as browser:
 """
 
 
+# As DIAL, once it saw the machine and was told to.
+DIAL_AGAIN = DIAL.replace(
+    "    print('dials', flush=True)",
+    "    next(browser.watch(20)), print('seen', flush=True), sys.stdin.readline()",
+)
+
+# Announces the id argv[1] ten times a second at ten new addresses, where nobody is, until its end.
+FLOOD = """
+import itertools, socket, sys, time
+from zeroconf import DNSAddress, DNSOutgoing, DNSService
+name = f'{sys.argv[1]}._degu._tcp.local.'
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(('10.9.0.2', 5353))
+    for number in itertools.count():
+        out = DNSOutgoing(0x8400)
+        for n in range(number * 10, number * 10 + 10):
+            host = f'liar{n}.local.'
+            out.add_answer_at_time(DNSService(name, 33, 0x8001, 120, 0, 0, 1 + n % 60000, host), 0)
+            ip = socket.inet_aton(f'10.9.0.{3 + n % 250}')
+            out.add_answer_at_time(DNSAddress(host, 1, 1, 120, ip), 0)
+        for packet in out.packets():
+            sock.sendto(packet, ('224.0.0.251', 5353))
+        if number == 10:
+            print('flooded', flush=True)
+        time.sleep(0.1)
+"""
+
+
 @pytest.fixture(scope='module')
 def machines(
     join: Callable[..., Identity], tmp_path_factory: pytest.TempPathFactory
@@ -105,3 +135,25 @@ def test_who_announces_our_peers_id_is_dropped_and_the_true_one_reached(
             false_server.expect('called')
             true_server.tell()
             client.expect(laptop.machine_id)
+
+
+def test_new_false_addresses_without_end_do_not_keep_us_from_a_machine_that_was_seen(
+    cable: Cable, machines: dict[str, Identity]
+) -> None:
+    near, far = cable
+    desk, laptop = machines['desk'], machines['laptop']
+    serve = (SERVE, laptop.directory, '8443', laptop.machine_id, '4')
+    with (
+        far.start_python(*serve) as server,
+        near.start_python(DIAL_AGAIN, desk.directory, laptop.machine_id) as client,
+    ):
+        server.expect('ready')
+        server.tell()
+        server.expect('announced')
+        client.expect('seen')
+        with far.start_python(FLOOD, laptop.machine_id) as liar:
+            liar.expect('flooded')
+            client.tell()
+            client.expect(laptop.machine_id)
+
+            assert float(client.read_line()) < 2
