@@ -196,15 +196,20 @@ _PAIRING_TEXTS = {
 
 
 class PairingError(DeguRpcError):
-    """Two machines did not pair: `fault` is a PairingFault, the text says what to do."""
+    """Two machines did not pair: `fault` is a PairingFault, the text says what to do.
 
-    def __init__(self, fault: PairingFault, detail: str = '') -> None:
+    Where `is_claimed`, the other machine says so, and the text says that.
+    """
+
+    def __init__(self, fault: PairingFault, detail: str = '', *, is_claimed: bool = False) -> None:
         super().__init__(fault, detail)
         self.fault = fault
         self.detail = detail
+        self.is_claimed = is_claimed
 
     def __str__(self) -> str:
-        return f'{self.fault.text} ({self.detail})' if self.detail else self.fault.text
+        text = f'the other machine said: {self.fault.text}' if self.is_claimed else self.fault.text
+        return f'{text} ({self.detail})' if self.detail else text
 
 
 class CodeError(PairingError, ValueError):

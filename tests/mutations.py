@@ -70,6 +70,7 @@ CODES = 'degu_rpc/peers/pairing/test_codes.py'
 PAIRING = 'degu_rpc/peers/pairing/test_pairing.py'
 COMMIT = 'degu_rpc/peers/pairing/test_commit.py'
 WINDOW = 'degu_rpc/peers/pairing/test_window.py'
+JOIN = 'degu_rpc/peers/pairing/test_join.py'
 ATTACKS = 'degu_rpc/peers/pairing/test_attacks.py'
 
 
@@ -356,15 +357,19 @@ MUTATIONS = [
         ('window_connection', _WINDOW, 'attempt: _Attempt | None = connection.get(_ATTEMPT)', 'attempt = self._attempt', WINDOW),
         ('window_ends', _WINDOW, '            if error.fault is not PairingFault.ORDER:\n                self._end(error)\n', '', WINDOW),
         ('window_time', _WINDOW, 'if self._outcome is None and self._clock() >= self._deadline:', 'if False:', WINDOW),
-        ('window_time_of_commit', _WINDOW, "        if self._clock() >= self._deadline:\n            self._expire()\n            return\n        try", '        try', COMMIT),
+        ('window_time_of_commit', _WINDOW, "'commit')\n        self._look_at_clock()\n", "'commit')\n", COMMIT),
         ('window_intent', _WINDOW, 'if start.intent is not self._side.intent:', 'if False:', PAIRING),
         ('window_version', _WINDOW, 'if start.version != VERSION:', 'if False:', WINDOW),
         ('window_second_exchange', _WINDOW, 'if attempt.offers is not None:', 'if False:', ATTACKS),
         ('window_offer_proof', _WINDOW, "        session.check(theirs.proof, 'exchange', theirs.offer)\n", '', ATTACKS),
         ('window_commit_proof', _WINDOW, '        attempt.handshake.session.check(proof, kind, *attempt.offers, *more)\n', '', COMMIT),
-        ('window_commit_once', _WINDOW, '        if self._outcome is None:\n            self._store(attempt)', '        self._store(attempt)', COMMIT),
+        ('window_commit_once', _WINDOW, 'if self._outcome is None and not attempt.is_stored:', 'if True:', COMMIT),
         ('window_store_fails', _WINDOW, '                self._end(PairingError(PairingFault.NOT_STORED, str(error)))\n        else', '                self._end(attempt.paired)\n        else', COMMIT),
-        ('window_take_back', _WINDOW, '                self._side.take_back()\n', '                pass\n', COMMIT),
+        ('window_take_back', _WINDOW, '                self._side.take_back()\n            finally:', '                pass\n            finally:', COMMIT),
+        ('window_denies', _WINDOW, 'if attempt is not None and attempt.is_stored:', 'if False:', JOIN),
+        ('window_final_too_soon', _WINDOW, 'if self._side.intent is Intent.PEER:\n                assert', 'if True:\n                assert', JOIN),
+        ('window_closed_too_soon', _WINDOW, '                if self._outcome is None:\n                    self._expire()\n\n', '                pass\n\n', JOIN),
+        ('window_gives_after_all', _WINDOW, "cert = self._side.give() if is_stored else b''", 'cert = self._side.give()', JOIN),
         ('window_take_back_fails', _WINDOW, '            try:\n                self._side.take_back()\n            finally:\n                self._end(', '            if True:\n                self._side.take_back()\n                self._end(', COMMIT),
         ('window_roles', _WINDOW, 'if intent is Intent.JOIN and set(roles) != {PEER}:', 'if False:', PAIRING),
         ('window_lingers', _WINDOW, 'if kind is None:', 'if False:', COMMIT),
@@ -377,14 +382,16 @@ MUTATIONS = [
         ('message_remaining', 'degu_rpc/peers/pairing/messages', 'Annotated[float, msgspec.Meta(ge=0, le=PAIRING_WINDOW_S)]', 'float', ATTACKS),
         # --- pairing: the other side, and what they agree on
         ('joiner_take_back', _JOINER, '        except BaseException:\n            side.take_back()\n            raise\n', '        except BaseException:\n            raise\n', COMMIT),
-        ('joiner_not_stored', _JOINER, 'if not is_stored:', 'if False:', COMMIT),
-        ('joiner_repeats', _JOINER, 'if clock() >= deadline:', 'if True:', COMMIT),
-        ('joiner_abort', _JOINER, '                _ask(connection, \'abort\', Abort(fault, proof), Done)\n', '                pass\n', COMMIT),
+        ('joiner_not_stored', _JOINER, 'if not outcome.is_stored:', 'if False:', COMMIT),
+        ('joiner_outcome_proof', _JOINER, "                self._session.check(outcome.proof, kind, *self._offers, outcome.machine_cert)\n", '', JOIN),
+        ('joiner_claims', 'degu_rpc/errors', "f'the other machine said: {self.fault.text}' if self.is_claimed else", '', JOIN),
+        ('joiner_repeats', _JOINER, 'if self._clock() >= self._deadline:', 'if True:', COMMIT),
+        ('joiner_abort', _JOINER, "                    self._ask('abort', Abort(fault, proof), Done)\n", '                    pass\n', COMMIT),
         ('side_key', _SIDES, 'if pki.derive_machine_id(public_key) != machine_id:', 'if False:', ATTACKS),
         ('side_session', _SIDES, 'public_key = pki.parse_csr(csr, binding)', 'public_key = pki.parse_csr(csr)', ATTACKS),
         ('side_machine', _SIDES, 'if ids.machine_id != machine_id:', 'if False:', ATTACKS),
         ('side_own_machine', _SIDES, 'if ids.machine_id != self.own_id:', 'if False:', ATTACKS),
-        ('side_clock', _SIDES, '            pki.check_valid(admitted.machine_cert, datetime.now(UTC))\n', '', PAIRING),
+        ('side_clock', _SIDES, '            pki.check_valid(machine_cert, datetime.now(UTC))\n', '', PAIRING),
         ('side_same_user', _SIDES, 'if user_id == self.identity.user_id:', 'if False:', PAIRING),
         ('side_already', _SIDES, 'if other.trusts and self._trusts(ids.user_id):', 'if False:', PAIRING),
         ('side_name', _SIDES, '        check_name(parsed.name)', '        str(parsed.name)', ATTACKS),
@@ -392,7 +399,10 @@ MUTATIONS = [
         ('side_certifies', _SIDES, 'if self._certified.can_certify:', 'if False:', PAIRING),
         ('side_renewed', _SIDES, 'return Identity.open(trust.identity.directory)', 'return trust.identity', PAIRING),
         ('side_remembers_user', _SIDES, '        self._former = self._trust.remember(paired.user_id)\n', '', COMMIT),
-        ('side_remembers_machine', _SIDES, '        self._former = self._trust.remember(self._joined.user_id)\n', '', COMMIT),
+        ('side_remembers_machine', _SIDES, '        self._former = self._trust.remember(user_id)\n', '', COMMIT),
+        ('side_denies', _SIDES, 'if self._is_given or self._was_denied:', 'if self._was_denied:', JOIN),
+        ('side_stays_denied', _SIDES, 'if self._is_given or self._was_denied:', 'if self._is_given:', JOIN),
+        ('side_allows', _SIDES, '        self._trust.allow(user_id, machine_id)  # a person has just decided it\n', '', JOIN),
         ('side_former_cert', _SIDES, '                self._certified.install(self._key, self._certified.machine_cert)\n', '                pass\n', COMMIT),
         ('side_owner', _CALLER, 'if isinstance(roles, str) or OWNER in roles:', 'if False:', PAIRING),
         # --- who I am

@@ -409,13 +409,12 @@ def test_a_joiner_keeps_no_certificate_that_is_not_its_own(
 
     def lie(binding: bytes) -> bytes:
         said = msgspec.json.decode(offer(binding))
-        if swap == 'machine':
-            said['machine_cert'] = b64(ada.identity.machine_cert)
-        else:
-            said['user_cert'] = b64(ben.identity.user_cert)
-        return msgspec.json.encode(said)
+        return msgspec.json.encode({**said, 'user_cert': b64(ben.identity.user_cert)})
 
-    window._side.offer = lie
+    if swap == 'machine':
+        window._side.give = lambda: ada.identity.machine_cert
+    else:
+        window._side.offer = lie
     with refused(PairingFault.CERTIFICATE):
         join(window.address, window.code, tmp_path / 'phone', 'phone')
     assert not (tmp_path / 'phone').exists()
