@@ -166,9 +166,12 @@ _PAIRING_TEXTS = {
         'and try again, the code is still good'
     ),
     PairingFault.VERSION: 'the two sides pair in different ways; install the same version on both',
-    PairingFault.SAME_USER: 'both machines belong to one user, so they trust each other already',
+    PairingFault.SAME_USER: (
+        'the certificate there names your own user; machines of one user need not pair; '
+        'nothing was stored'
+    ),
     PairingFault.OTHER_USER: (
-        'this machine belongs to another user than the window; nothing was stored; open the '
+        'the certificate there names another user than the one of this machine; nothing was stored; open the '
         'window on a machine of its user, or give another directory'
     ),
     PairingFault.ALREADY_PAIRED: 'the two users trust each other already; nothing was changed',

@@ -383,6 +383,7 @@ MUTATIONS = [
         # --- pairing: the other side, and what they agree on
         ('joiner_take_back', _JOINER, '        except BaseException:\n            side.take_back()\n            raise\n', '        except BaseException:\n            raise\n', COMMIT),
         ('joiner_not_stored', _JOINER, 'if not outcome.is_stored:', 'if False:', COMMIT),
+        ('joiner_before_session', _JOINER, "if path in ('start', 'confirm') and fault not in _BEFORE_SESSION:", 'if False:', ATTACKS),
         ('joiner_outcome_proof', _JOINER, "                self._session.check(outcome.proof, kind, *self._offers, outcome.machine_cert)\n", '', JOIN),
         ('joiner_claims', 'degu_rpc/errors', "f'the other machine said: {self.fault.text}' if self.is_claimed else", '', JOIN),
         ('joiner_repeats', _JOINER, 'if self._clock() >= self._deadline:', 'if True:', COMMIT),

@@ -281,6 +281,13 @@ class _Ending:
         return _ask(self._connection, path, message, kind)
 
 
+_BEFORE_SESSION = {
+    *(PairingFault.USED, PairingFault.EXPIRED, PairingFault.INTENT, PairingFault.VERSION),
+    *(PairingFault.WRONG_CODE, PairingFault.MESSAGE, PairingFault.ORDER),
+}
+"""What anybody may say who answers in the place of a window: nothing that calls for no new try."""
+
+
 def _ask(connection: Connection, path: str, message: Message, kind: type[_T]) -> _T:
     """Send one message and return the answer.
 
@@ -297,5 +304,8 @@ def _ask(connection: Connection, path: str, message: Message, kind: type[_T]) ->
     if response.status == 200:
         return parse_message(data, kind)
     if response.status == 409:
-        raise PairingError(parse_message(data, Refusal).reason, is_claimed=True)
+        fault = parse_message(data, Refusal).reason
+        if path in ('start', 'confirm') and fault not in _BEFORE_SESSION:
+            raise PairingError(PairingFault.MESSAGE, f'it answered {fault.value}')
+        raise PairingError(fault, is_claimed=True)
     raise PairingError(PairingFault.MESSAGE, f'it answered {response.status}')

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 NOW = datetime.now(UTC)
 MACHINE_ID = 'j' * 48
+SAID_BEFORE_SESSION = {'used', 'expired', 'intent', 'version', 'wrong_code', 'message', 'order'}
 
 
 @pytest.fixture
@@ -391,6 +392,20 @@ def test_a_window_that_answers_nonsense_is_refused(ben, pose_as_window, refused)
             ben.pair(server.address, '4HMA-SW9R')
         assert caught.value.fault in {PairingFault.MESSAGE, PairingFault.ORDER}
     assert_nobody_is_trusted(ben)
+
+
+@pytest.mark.parametrize('fault', PairingFault, ids=lambda fault: fault.value)
+def test_what_anybody_says_before_there_is_a_session_is_no_fact(
+    ben, pose_as_window, fault: PairingFault
+) -> None:
+    server = pose_as_window(lambda path, data: (409, format_message(Refusal(fault))))
+    with pytest.raises(PairingError) as caught:
+        ben.pair(server.address, '4HMA-SW9R')
+    if caught.value.fault is fault and caught.value.is_claimed:
+        assert str(caught.value) == f'the other machine said: {fault.text}'
+        assert fault.value in SAID_BEFORE_SESSION
+    else:
+        assert str(caught.value) == f'{PairingFault.MESSAGE.text} (it answered {fault.value})'
 
 
 @pytest.mark.parametrize('remaining_s', [-1, 121, 1e308], ids=str)
