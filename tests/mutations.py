@@ -70,6 +70,7 @@ CODES = 'degu_rpc/peers/pairing/test_codes.py'
 PAIRING = 'degu_rpc/peers/pairing/test_pairing.py'
 COMMIT = 'degu_rpc/peers/pairing/test_commit.py'
 WINDOW = 'degu_rpc/peers/pairing/test_window.py'
+INVITATION = 'degu_rpc/peers/pairing/test_invitation.py'
 JOIN = 'degu_rpc/peers/pairing/test_join.py'
 ATTACKS = 'degu_rpc/peers/pairing/test_attacks.py'
 
@@ -110,6 +111,7 @@ _DIAL = 'degu_rpc/peers/dial'
 _RENEWAL = 'degu_rpc/peers/renewal'
 _CODES = 'degu_rpc/peers/pairing/codes'
 _PAKE = 'degu_rpc/peers/pairing/pake'
+_INVITATION = 'degu_rpc/peers/pairing/invitation'
 _WINDOW = 'degu_rpc/peers/pairing/window'
 _JOINER = 'degu_rpc/peers/pairing/joiner'
 _SIDES = 'degu_rpc/peers/pairing/sides'
@@ -352,6 +354,10 @@ MUTATIONS = [
         ('session_kind', _PAKE, '_mac(self._own_key, _frame(kind.encode(), *parts))', '_mac(self._own_key, _frame(*parts))', PAKE),
         ('session_frame', _PAKE, "len(part).to_bytes(4, 'big') + part", 'part', PAKE),
         ('session_proof', _PAKE, 'if not hmac.compare_digest(_mac(self._other_key, _frame(kind.encode(), *parts)), proof):', 'if False:', ATTACKS),
+        ('invitation_spelling', _INVITATION, 'if format_invitation(*invitation) != text:', 'if False:', INVITATION),
+        ('invitation_group', _INVITATION, ' or ip.is_multicast', '', INVITATION),
+        ('invitation_broadcast', _INVITATION, ' or ip == _BROADCAST', '', INVITATION),
+        ('invitation_mapped', _INVITATION, ' or _is_mapped(ip)', '', INVITATION),
         # --- pairing: the window
         ('window_attempt', _WINDOW, "        if self._attempt is not None:\n            raise PairingError(PairingFault.USED)\n", '', WINDOW),
         ('window_connection', _WINDOW, 'attempt: _Attempt | None = connection.get(_ATTEMPT)', 'attempt = self._attempt', WINDOW),
