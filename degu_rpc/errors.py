@@ -171,8 +171,8 @@ _PAIRING_TEXTS = {
         'nothing was stored'
     ),
     PairingFault.OTHER_USER: (
-        'the certificate there names another user than the one of this machine; nothing was stored; open the '
-        'window on a machine of its user, or give another directory'
+        'the certificate there names another user than the one of this machine; nothing was '
+        'stored; open the window on a machine of its user, or give another directory'
     ),
     PairingFault.ALREADY_PAIRED: 'the two users trust each other already; nothing was changed',
     PairingFault.MESSAGE: (

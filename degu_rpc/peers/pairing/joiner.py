@@ -1,7 +1,8 @@
 """The side of a pairing that was told the code.
 
 1. A slip in the code is found before anything is sent.
-2. A bare TLS handshake, which sends nothing, takes the window's certificate. An ordinary client
+2. A window that others keep busy refuses connections, so this side tries again for some seconds.
+   A bare TLS handshake, which sends nothing, takes the window's certificate. An ordinary client
    then trusts exactly that one; whether it is the right one, the handshake of the code says.
 3. `start` and `confirm` are that handshake, `exchange` is what each side says of itself. Until here
    nothing is stored, and whatever goes wrong ends the pairing.
@@ -29,7 +30,12 @@ from degu.errors import DeguError
 from degu_rpc.errors import DeguRpcError, PairingError, PairingFault
 from degu_rpc.peers.caller import PEER
 from degu_rpc.peers.identity import Identity
-from degu_rpc.peers.limits import MAX_PAIRING_BODY, PAIRING_REPEAT_S, PAIRING_STEP_TIMEOUT_S
+from degu_rpc.peers.limits import (
+    MAX_PAIRING_BODY,
+    PAIRING_CONNECT_S,
+    PAIRING_REPEAT_S,
+    PAIRING_STEP_TIMEOUT_S,
+)
 from degu_rpc.peers.pairing.codes import PairingCode, parse_code
 from degu_rpc.peers.pairing.messages import (
     JSON,
@@ -121,9 +127,10 @@ def pair_as(
     """Pair as one side of a pairing; see `pair`."""
     if isinstance(code, str):
         code = parse_code(code)
-    client = _build_client(address, side)
+    client = _try_for_a_while(lambda: _build_client(address, side), clock, pause)
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(_connect(client))
+        connection = _try_for_a_while(lambda: _connect(client), clock, pause)
+        stack.callback(connection.close)
         window_id = _parse_cert(connection.peer_certificate).machine_id
         handshake = JoinerHandshake(code, Terms(side.intent, window_id, side.own_id))
         start = Start(VERSION, side.intent, side.own_id, handshake.start())
@@ -142,6 +149,19 @@ def pair_as(
         else:
             ending.store_last(side)
     return paired
+
+
+def _try_for_a_while(
+    connect: Callable[[], _T], clock: Callable[[], float], pause: Callable[[float], None]
+) -> _T:
+    deadline = clock() + PAIRING_CONNECT_S
+    while True:
+        try:
+            return connect()
+        except PairingError as error:
+            if error.fault is not PairingFault.UNREACHABLE or clock() >= deadline:
+                raise
+            pause(PAIRING_REPEAT_S)
 
 
 def _build_client(address: Address, side: Side) -> SSLClient:

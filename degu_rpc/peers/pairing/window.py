@@ -38,7 +38,9 @@ from degu_rpc.peers.caller import PEER
 from degu_rpc.peers.limits import (
     MAX_PAIRING_BODY,
     MAX_PAIRING_CONNECTIONS,
+    MAX_PAIRING_CONNECTIONS_PER_ADDRESS,
     MAX_PAIRING_WINDOWS,
+    PAIRING_SILENCE_S,
     PAIRING_STEP_TIMEOUT_S,
     PAIRING_WINDOW_S,
     PAIRING_WINDOWS_PERIOD_S,
@@ -97,7 +99,8 @@ class PairingWindow:
     error inside the block closes the window at once.
     """
 
-    # Set once: all but what _changed guards, and what entering sets: address, _deadline, _stack.
+    # Set once: all but what _changed guards, and what entering sets: address, _deadline, _server,
+    # _stack.
 
     def __init__(
         self,
@@ -132,6 +135,7 @@ class PairingWindow:
         self._attempt: _Attempt | None = None
         self._outcome: Paired | PairingError | None = None
         self._is_acknowledged = False
+        self._server: SSLServer | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -149,9 +153,11 @@ class PairingWindow:
             self.address,
             self,
             max_connections=MAX_PAIRING_CONNECTIONS,
+            max_connections_per_address=MAX_PAIRING_CONNECTIONS_PER_ADDRESS,
             max_handshakes=MAX_PAIRING_CONNECTIONS,
+            handshake_timeout_s=PAIRING_SILENCE_S,
             preamble_timeout_s=PAIRING_STEP_TIMEOUT_S,
-            idle_timeout_s=PAIRING_STEP_TIMEOUT_S,
+            idle_timeout_s=PAIRING_SILENCE_S,
             body_window_s=PAIRING_STEP_TIMEOUT_S,
             max_preamble=MAX_PAIRING_BODY,
             max_chunk=MAX_PAIRING_BODY,
@@ -162,7 +168,7 @@ class PairingWindow:
             server.close()
             raise
         self._deadline = self._clock() + PAIRING_WINDOW_S
-        self._stack.enter_context(server)
+        self._server = self._stack.enter_context(server)
         self.address = server.address
         return self
 
@@ -222,8 +228,15 @@ class PairingWindow:
         return remaining_s > 0
 
     def _expire(self) -> None:
-        began = '' if self._attempt is None else 'a machine began to pair and did not go on'
-        self._fail(PairingError(PairingFault.EXPIRED, began))
+        details = []
+        if self._attempt is not None:
+            details.append('a machine began to pair and did not go on')
+        if self._server is not None and self._server.refused:
+            details.append(
+                f'{self._server.refused} other connections were refused meanwhile: somebody on '
+                'this network may keep the window busy'
+            )
+        self._fail(PairingError(PairingFault.EXPIRED, '; '.join(details)))
 
     def _fail(self, outcome: PairingError) -> None:
         """End without a pairing, and take back a machine that may have its certificate."""
