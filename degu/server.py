@@ -106,7 +106,8 @@ class Server:
     # Set once: app, _on_connect, limits, workers, address, _listener, _lock, _stop; and anew in
     # each worker process before it serves: workers, _is_worker, _socket_file, _stop.
     # Guarded by _lock: _clients, _per_host, _handshakes.
-    # The accept loop's own: _refusals. Its owner's: _thread, _socket_file, _successors.
+    # The accept loop's own: _refusals, and refused, which all may read. Its owner's: _thread,
+    # _socket_file, _successors.
 
     scheme = 'http'
 
@@ -149,6 +150,8 @@ class Server:
         self._per_host: dict[str, int] = {}
         self._handshakes: dict[ServedClient, None] = {}
         self._refusals = _Refusals(self.address)
+        self.refused = 0
+        """Connections that were closed unread because of a limit, in this process."""
         self._thread: threading.Thread | None = None
         self._is_worker = False
 
@@ -287,6 +290,7 @@ class Server:
         client = ServedClient(sock, address)
         refusal = self._admit(client)
         if refusal is not None:
+            self.refused += 1
             self._refusals.add(address, refusal)
             sock.close()
             return

@@ -166,10 +166,13 @@ _PAIRING_TEXTS = {
         'and try again, the code is still good'
     ),
     PairingFault.VERSION: 'the two sides pair in different ways; install the same version on both',
-    PairingFault.SAME_USER: 'both machines belong to one user, so they trust each other already',
+    PairingFault.SAME_USER: (
+        'the certificate there names your own user; machines of one user need not pair; '
+        'nothing was stored'
+    ),
     PairingFault.OTHER_USER: (
-        'this machine belongs to another user than the window; nothing was stored; open the '
-        'window on a machine of its user, or give another directory'
+        'the certificate there names another user than the one of this machine; nothing was '
+        'stored; open the window on a machine of its user, or give another directory'
     ),
     PairingFault.ALREADY_PAIRED: 'the two users trust each other already; nothing was changed',
     PairingFault.MESSAGE: (
@@ -196,15 +199,20 @@ _PAIRING_TEXTS = {
 
 
 class PairingError(DeguRpcError):
-    """Two machines did not pair: `fault` is a PairingFault, the text says what to do."""
+    """Two machines did not pair: `fault` is a PairingFault, the text says what to do.
 
-    def __init__(self, fault: PairingFault, detail: str = '') -> None:
+    Where `is_claimed`, the other machine says so, and the text says that.
+    """
+
+    def __init__(self, fault: PairingFault, detail: str = '', *, is_claimed: bool = False) -> None:
         super().__init__(fault, detail)
         self.fault = fault
         self.detail = detail
+        self.is_claimed = is_claimed
 
     def __str__(self) -> str:
-        return f'{self.fault.text} ({self.detail})' if self.detail else self.fault.text
+        text = f'the other machine said: {self.fault.text}' if self.is_claimed else self.fault.text
+        return f'{text} ({self.detail})' if self.detail else text
 
 
 class CodeError(PairingError, ValueError):

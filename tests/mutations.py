@@ -70,6 +70,8 @@ CODES = 'degu_rpc/peers/pairing/test_codes.py'
 PAIRING = 'degu_rpc/peers/pairing/test_pairing.py'
 COMMIT = 'degu_rpc/peers/pairing/test_commit.py'
 WINDOW = 'degu_rpc/peers/pairing/test_window.py'
+INVITATION = 'degu_rpc/peers/pairing/test_invitation.py'
+JOIN = 'degu_rpc/peers/pairing/test_join.py'
 ATTACKS = 'degu_rpc/peers/pairing/test_attacks.py'
 
 
@@ -109,6 +111,7 @@ _DIAL = 'degu_rpc/peers/dial'
 _RENEWAL = 'degu_rpc/peers/renewal'
 _CODES = 'degu_rpc/peers/pairing/codes'
 _PAKE = 'degu_rpc/peers/pairing/pake'
+_INVITATION = 'degu_rpc/peers/pairing/invitation'
 _WINDOW = 'degu_rpc/peers/pairing/window'
 _JOINER = 'degu_rpc/peers/pairing/joiner'
 _SIDES = 'degu_rpc/peers/pairing/sides'
@@ -356,25 +359,37 @@ MUTATIONS = [
         ('session_kind', _PAKE, '_mac(self._own_key, _frame(kind.encode(), *parts))', '_mac(self._own_key, _frame(*parts))', PAKE),
         ('session_frame', _PAKE, "len(part).to_bytes(4, 'big') + part", 'part', PAKE),
         ('session_proof', _PAKE, 'if not hmac.compare_digest(_mac(self._other_key, _frame(kind.encode(), *parts)), proof):', 'if False:', ATTACKS),
+        ('invitation_spelling', _INVITATION, 'if format_invitation(*invitation) != text:', 'if False:', INVITATION),
+        ('invitation_group', _INVITATION, ' or ip.is_multicast', '', INVITATION),
+        ('invitation_broadcast', _INVITATION, ' or ip == _BROADCAST', '', INVITATION),
+        ('invitation_mapped', _INVITATION, ' or _is_mapped(ip)', '', INVITATION),
         # --- pairing: the window
         ('window_attempt', _WINDOW, "        if self._attempt is not None:\n            raise PairingError(PairingFault.USED)\n", '', WINDOW),
         ('window_connection', _WINDOW, 'attempt: _Attempt | None = connection.get(_ATTEMPT)', 'attempt = self._attempt', WINDOW),
         ('window_ends', _WINDOW, '            if error.fault is not PairingFault.ORDER:\n                self._end(error)\n', '', WINDOW),
         ('window_time', _WINDOW, 'if self._outcome is None and self._clock() >= self._deadline:', 'if False:', WINDOW),
-        ('window_time_of_commit', _WINDOW, "        if self._clock() >= self._deadline:\n            self._expire()\n            return\n        try", '        try', COMMIT),
+        ('window_time_of_commit', _WINDOW, "'commit')\n        self._look_at_clock()\n", "'commit')\n", COMMIT),
         ('window_intent', _WINDOW, 'if start.intent is not self._side.intent:', 'if False:', PAIRING),
         ('window_version', _WINDOW, 'if start.version != VERSION:', 'if False:', WINDOW),
         ('window_second_exchange', _WINDOW, 'if attempt.offers is not None:', 'if False:', ATTACKS),
         ('window_offer_proof', _WINDOW, "        session.check(theirs.proof, 'exchange', theirs.offer)\n", '', ATTACKS),
         ('window_commit_proof', _WINDOW, '        attempt.handshake.session.check(proof, kind, *attempt.offers, *more)\n', '', COMMIT),
-        ('window_commit_once', _WINDOW, '        if self._outcome is None:\n            self._store(attempt)', '        self._store(attempt)', COMMIT),
+        ('window_commit_once', _WINDOW, 'if self._outcome is None and not attempt.is_stored:', 'if True:', COMMIT),
         ('window_store_fails', _WINDOW, '                self._end(PairingError(PairingFault.NOT_STORED, str(error)))\n        else', '                self._end(attempt.paired)\n        else', COMMIT),
-        ('window_take_back', _WINDOW, '                self._side.take_back()\n', '                pass\n', COMMIT),
+        ('window_take_back', _WINDOW, '                self._side.take_back()\n            finally:', '                pass\n            finally:', COMMIT),
+        ('window_denies', _WINDOW, 'if attempt is not None and attempt.is_stored:', 'if False:', JOIN),
+        ('window_final_too_soon', _WINDOW, 'if self._side.intent is Intent.PEER:\n                assert', 'if True:\n                assert', JOIN),
+        ('window_closed_too_soon', _WINDOW, '                if self._outcome is None:\n                    self._expire()\n\n', '                pass\n\n', JOIN),
+        ('window_gives_after_all', _WINDOW, "cert = self._side.give() if is_stored else b''", 'cert = self._side.give()', JOIN),
         ('window_take_back_fails', _WINDOW, '            try:\n                self._side.take_back()\n            finally:\n                self._end(', '            if True:\n                self._side.take_back()\n                self._end(', COMMIT),
         ('window_roles', _WINDOW, 'if intent is Intent.JOIN and set(roles) != {PEER}:', 'if False:', PAIRING),
         ('window_lingers', _WINDOW, 'if kind is None:', 'if False:', COMMIT),
         ('window_body_size', _WINDOW, 'if body.content_length > MAX_PAIRING_BODY:', 'if False:', WINDOW),
         ('window_connections', _WINDOW, '            max_connections=MAX_PAIRING_CONNECTIONS,\n', '', WINDOW),
+        ('window_per_address', _WINDOW, '            max_connections_per_address=MAX_PAIRING_CONNECTIONS_PER_ADDRESS,\n', '', WINDOW),
+        ('window_silence', _WINDOW, '            handshake_timeout_s=PAIRING_SILENCE_S,\n', '', WINDOW),
+        ('window_says_refused', _WINDOW, 'if self._server is not None and self._server.refused:', 'if False:', WINDOW),
+        ('joiner_tries', _JOINER, 'if error.fault is not PairingFault.UNREACHABLE or clock() >= deadline:', 'if True:', WINDOW),
         ('window_says_why', _WINDOW, 'format_message(Refusal(error.fault))', 'str(error).encode()', ATTACKS),
         ('window_count', _WINDOW, 'if len(recent) >= MAX_PAIRING_WINDOWS:', 'if False:', WINDOW),
         ('window_count_clock', _WINDOW, 'if abs(now.timestamp() - at) < PAIRING_WINDOWS_PERIOD_S]', 'if now.timestamp() - at < PAIRING_WINDOWS_PERIOD_S]', WINDOW),
@@ -382,14 +397,17 @@ MUTATIONS = [
         ('message_remaining', 'degu_rpc/peers/pairing/messages', 'Annotated[float, msgspec.Meta(ge=0, le=PAIRING_WINDOW_S)]', 'float', ATTACKS),
         # --- pairing: the other side, and what they agree on
         ('joiner_take_back', _JOINER, '        except BaseException:\n            side.take_back()\n            raise\n', '        except BaseException:\n            raise\n', COMMIT),
-        ('joiner_not_stored', _JOINER, 'if not is_stored:', 'if False:', COMMIT),
-        ('joiner_repeats', _JOINER, 'if clock() >= deadline:', 'if True:', COMMIT),
-        ('joiner_abort', _JOINER, '                _ask(connection, \'abort\', Abort(fault, proof), Done)\n', '                pass\n', COMMIT),
+        ('joiner_not_stored', _JOINER, 'if not outcome.is_stored:', 'if False:', COMMIT),
+        ('joiner_before_session', _JOINER, "if path in ('start', 'confirm') and fault not in _BEFORE_SESSION:", 'if False:', ATTACKS),
+        ('joiner_outcome_proof', _JOINER, "                self._session.check(outcome.proof, kind, *self._offers, outcome.machine_cert)\n", '', JOIN),
+        ('joiner_claims', 'degu_rpc/errors', "f'the other machine said: {self.fault.text}' if self.is_claimed else", '', JOIN),
+        ('joiner_repeats', _JOINER, 'if self._clock() >= self._deadline:', 'if True:', COMMIT),
+        ('joiner_abort', _JOINER, "                    self._ask('abort', Abort(fault, proof), Done)\n", '                    pass\n', COMMIT),
         ('side_key', _SIDES, 'if pki.derive_machine_id(public_key) != machine_id:', 'if False:', ATTACKS),
         ('side_session', _SIDES, 'public_key = pki.parse_csr(csr, binding)', 'public_key = pki.parse_csr(csr)', ATTACKS),
         ('side_machine', _SIDES, 'if ids.machine_id != machine_id:', 'if False:', ATTACKS),
         ('side_own_machine', _SIDES, 'if ids.machine_id != self.own_id:', 'if False:', ATTACKS),
-        ('side_clock', _SIDES, '            pki.check_valid(admitted.machine_cert, datetime.now(UTC))\n', '', PAIRING),
+        ('side_clock', _SIDES, '            pki.check_valid(machine_cert, datetime.now(UTC))\n', '', PAIRING),
         ('side_same_user', _SIDES, 'if user_id == self.identity.user_id:', 'if False:', PAIRING),
         ('side_already', _SIDES, 'if other.trusts and self._trusts(ids.user_id):', 'if False:', PAIRING),
         ('side_name', _SIDES, '        check_name(parsed.name)', '        str(parsed.name)', ATTACKS),
@@ -397,7 +415,10 @@ MUTATIONS = [
         ('side_certifies', _SIDES, 'if self._certified.can_certify:', 'if False:', PAIRING),
         ('side_renewed', _SIDES, 'return Identity.open(trust.identity.directory)', 'return trust.identity', PAIRING),
         ('side_remembers_user', _SIDES, '        self._former = self._trust.remember(paired.user_id)\n', '', COMMIT),
-        ('side_remembers_machine', _SIDES, '        self._former = self._trust.remember(self._joined.user_id)\n', '', COMMIT),
+        ('side_remembers_machine', _SIDES, '        self._former = self._trust.remember(user_id)\n', '', COMMIT),
+        ('side_denies', _SIDES, 'if self._is_given or self._was_denied:', 'if self._was_denied:', JOIN),
+        ('side_stays_denied', _SIDES, 'if self._is_given or self._was_denied:', 'if self._is_given:', JOIN),
+        ('side_allows', _SIDES, '        self._trust.allow(user_id, machine_id)  # a person has just decided it\n', '', JOIN),
         ('side_former_cert', _SIDES, '                self._certified.install(self._key, self._certified.machine_cert)\n', '                pass\n', COMMIT),
         ('side_owner', _CALLER, 'if isinstance(roles, str) or OWNER in roles:', 'if False:', PAIRING),
         # --- who I am

@@ -27,6 +27,12 @@ PAIRING_WINDOWS_PERIOD_S = 600.0
 """... in how much time."""
 MAX_PAIRING_CONNECTIONS = 4
 """Connections to a pairing window at once."""
+MAX_PAIRING_CONNECTIONS_PER_ADDRESS = 2
+"""Connections to a pairing window at once from one IP address."""
+PAIRING_SILENCE_S = 2.0
+"""How long a connection to a pairing window may be silent before it is closed."""
+PAIRING_CONNECT_S = 5.0
+"""For how long a connection to a pairing window is tried again."""
 MAX_PAIRING_BODY = 4096
 """Bytes of one message of a pairing."""
 PAIRING_STEP_TIMEOUT_S = 10.0

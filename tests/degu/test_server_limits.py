@@ -98,6 +98,7 @@ def test_connections_at_once_are_limited(limited, dial, tmp_path, caplog):
     third = dial(server.address)
     assert third.is_cut_off()
     assert 'max_connections=2' in caplog.text
+    assert server.refused == 1
     second.send(GET)
     assert second.read_preamble() == OK
     first.end()

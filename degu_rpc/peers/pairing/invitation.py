@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _URI = re.compile('degu-pair:([0-9A-Za-z]{8})[?](.+)', re.ASCII)
 _AT = re.compile(r'at=(?:([0-9.]+)|\[([0-9a-f:.]+)\]):([1-9][0-9]{0,4})', re.ASCII)
+_BROADCAST = ipaddress.IPv4Address('255.255.255.255')
 _QUIET_ZONE = 4  # Source: ISO/IEC 18004 §5.3.8
 _BLOCKS = {(0, 0): '█', (0, 1): '▀', (1, 0): '▄', (1, 1): ' '}
 
@@ -43,7 +44,7 @@ def format_invitation(code: PairingCode, addresses: Sequence[Address]) -> str:
     """Return the URI of a window with this code, at 1 to MAX_ADDRESSES addresses.
 
     Raises ValueError for another number, and for an address nobody could connect to: a name, a
-    unix socket, one that stands for all addresses, one without a port.
+    unix socket, one that stands for all addresses or for a group, one without a port.
     """
     if not 1 <= len(addresses) <= MAX_ADDRESSES:
         raise ValueError(f'1 to {MAX_ADDRESSES} addresses can be told, not {len(addresses)}')
@@ -56,9 +57,14 @@ def _format_address(address: Address) -> str:
         # An address of another form, which is no other type.
         raise ValueError(f'only an IP address can be told, not {address!r}')  # noqa: TRY004
     ip, port = ipaddress.ip_address(address[0]), address[1]
-    if ip.is_unspecified or not port:
+    if ip.is_unspecified or ip.is_multicast or ip == _BROADCAST or _is_mapped(ip) or not port:
         raise ValueError(f'nobody can connect to {address!r}: tell where the window is')
     return f'{ip}:{port}' if ip.version == 4 else f'[{ip}]:{port}'
+
+
+def _is_mapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Return whether it is an IPv4 address in another spelling. Source: RFC 4291 §2.5.5.2."""
+    return ip.version == 6 and ip.ipv4_mapped is not None
 
 
 def parse_invitation(text: str) -> Invitation:
@@ -72,7 +78,13 @@ def parse_invitation(text: str) -> Invitation:
     places = match[2].split('&')
     if len(places) > MAX_ADDRESSES:
         raise CodeError(f'it has more than {MAX_ADDRESSES} addresses')
-    return Invitation(parse_code(match[1]), tuple(map(_parse_address, places)))
+    invitation = Invitation(parse_code(match[1]), tuple(map(_parse_address, places)))
+    try:
+        if format_invitation(*invitation) != text:
+            raise CodeError('it is written in another way than degu writes it')
+    except ValueError as error:
+        raise CodeError(str(error)) from None
+    return invitation
 
 
 def _parse_address(text: str) -> Address:

@@ -1,14 +1,16 @@
 """The side of a pairing that was told the code.
 
 1. A slip in the code is found before anything is sent.
-2. A bare TLS handshake, which sends nothing, takes the window's certificate. An ordinary client
+2. A window that others keep busy refuses connections, so this side tries again for some seconds.
+   A bare TLS handshake, which sends nothing, takes the window's certificate. An ordinary client
    then trusts exactly that one; whether it is the right one, the handshake of the code says.
 3. `start` and `confirm` are that handshake, `exchange` is what each side says of itself. Until here
    nothing is stored, and whatever goes wrong ends the pairing.
-4. This side stores the other, then asks it to do the same: `commit`. Only an answer with a proof
-   counts. Without one it asks again, on new connections, until the window's time is up. Then, or if
-   the window did not store this side, it takes back what it stored.
-   The reasons: docs/decisions/0011-pairing-commit.md.
+4. `pair` stores the other side, then asks it to do the same: `commit`. `join` asks first, gets its
+   certificate with the answer, stores, and says so: `acknowledge`.
+5. Only an answer with a proof counts. Without one it asks again, on new connections, until the
+   window's time is up. Then, or if the window did not store this side, it takes back what it
+   stored. The reasons: docs/decisions/0011-pairing-commit.md.
 
 There are no threads and no locks.
 """
@@ -28,12 +30,15 @@ from degu.errors import DeguError
 from degu_rpc.errors import DeguRpcError, PairingError, PairingFault
 from degu_rpc.peers.caller import PEER
 from degu_rpc.peers.identity import Identity
-from degu_rpc.peers.limits import MAX_PAIRING_BODY, PAIRING_REPEAT_S, PAIRING_STEP_TIMEOUT_S
+from degu_rpc.peers.limits import (
+    MAX_PAIRING_BODY,
+    PAIRING_CONNECT_S,
+    PAIRING_REPEAT_S,
+    PAIRING_STEP_TIMEOUT_S,
+)
 from degu_rpc.peers.pairing.codes import PairingCode, parse_code
 from degu_rpc.peers.pairing.messages import (
-    COMMITTED,
     JSON,
-    NOT_COMMITTED,
     Abort,
     Answer,
     Confirmation,
@@ -43,10 +48,11 @@ from degu_rpc.peers.pairing.messages import (
     Proof,
     Refusal,
     Start,
+    build_kind,
     format_message,
     parse_message,
 )
-from degu_rpc.peers.pairing.pake import VERSION, JoinerHandshake, Terms
+from degu_rpc.peers.pairing.pake import VERSION, Intent, JoinerHandshake, Terms
 from degu_rpc.peers.pairing.sides import Joining, Peering
 
 if TYPE_CHECKING:
@@ -121,8 +127,10 @@ def pair_as(
     """Pair as one side of a pairing; see `pair`."""
     if isinstance(code, str):
         code = parse_code(code)
-    client = _build_client(address, side)
-    with _connect(client) as connection:
+    client = _try_for_a_while(lambda: _build_client(address, side), clock, pause)
+    with contextlib.ExitStack() as stack:
+        connection = _try_for_a_while(lambda: _connect(client), clock, pause)
+        stack.callback(connection.close)
         window_id = _parse_cert(connection.peer_certificate).machine_id
         handshake = JoinerHandshake(code, Terms(side.intent, window_id, side.own_id))
         start = Start(VERSION, side.intent, side.own_id, handshake.start())
@@ -132,17 +140,28 @@ def pair_as(
         handshake.finish(_ask(connection, 'confirm', ours, Confirmation).confirmation)
         session = handshake.session
         offers = _exchange(connection, session, side.offer(session.binding))
-        with _aborting(connection, session, offers, side):
+        ending = _Ending(client, connection, session, offers, deadline, clock, pause)
+        stack.callback(ending.close)
+        with ending.aborting(side):
             paired = side.accept(offers[1], window_id, session.binding)
-            side.store()
-        try:
-            is_stored = _commit(client, connection, session, offers, deadline, clock, pause)
-            if not is_stored:
-                raise PairingError(PairingFault.NOT_STORED, 'said by the other machine')
-        except BaseException:
-            side.take_back()
-            raise
+        if side.intent is Intent.PEER:
+            ending.store_first(side)
+        else:
+            ending.store_last(side)
     return paired
+
+
+def _try_for_a_while(
+    connect: Callable[[], _T], clock: Callable[[], float], pause: Callable[[float], None]
+) -> _T:
+    deadline = clock() + PAIRING_CONNECT_S
+    while True:
+        try:
+            return connect()
+        except PairingError as error:
+            if error.fault is not PairingFault.UNREACHABLE or clock() >= deadline:
+                raise
+            pause(PAIRING_REPEAT_S)
 
 
 def _build_client(address: Address, side: Side) -> SSLClient:
@@ -190,65 +209,103 @@ def _exchange(connection: Connection, session: Session, ours: bytes) -> tuple[by
     return ours, theirs.offer
 
 
-@contextlib.contextmanager
-def _aborting(
-    connection: Connection,
-    session: Session,
-    offers: tuple[bytes, bytes],
-    side: Side,
-) -> Iterator[None]:
-    """Take back what was stored if not all was, and tell the window."""
-    try:
-        yield
-    except BaseException as error:
-        fault = error.fault if isinstance(error, PairingError) else PairingFault.NOT_STORED
+class _Ending:
+    """How a pairing ends once both sides have said all: on any connection, with proofs."""
+
+    def __init__(
+        self,
+        client: SSLClient,
+        connection: Connection,
+        session: Session,
+        offers: tuple[bytes, bytes],
+        deadline: float,
+        clock: Callable[[], float],
+        pause: Callable[[float], None],
+    ) -> None:
+        self._client = client
+        self._connection = connection
+        self._session = session
+        self._offers = offers
+        self._deadline = deadline
+        self._clock = clock
+        self._pause = pause
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def store_first(self, side: Side) -> None:
+        """Store the other user, and have the window do so."""
+        with self.aborting(side):
+            side.store()
         try:
+            self._ask_until_answered('commit')
+        except BaseException:
             side.take_back()
-        finally:
-            proof = session.prove('abort', *offers, fault.value.encode())
-            with contextlib.suppress(PairingError):  # it will find out when its time is up
-                _ask(connection, 'abort', Abort(fault, proof), Done)
-        if isinstance(error, OSError | DeguRpcError) and not isinstance(error, PairingError):
-            raise PairingError(fault, str(error)) from error
-        raise
+            raise
+        # Both have stored the other, and nothing takes that back.
+        with contextlib.suppress(PairingError):  # it only waits a little longer then
+            self._ask('acknowledge', self._prove('acknowledge'), Outcome)
 
+    def store_last(self, side: Side) -> None:
+        """Have the window store this machine, get the certificate, store it, and say so."""
+        with self.aborting(side):
+            side.receive(self._ask_until_answered('commit'))
+            side.store()
+            self._ask_until_answered('acknowledge')
 
-def _commit(
-    client: SSLClient,
-    connection: Connection,
-    session: Session,
-    offers: tuple[bytes, bytes],
-    deadline: float,
-    clock: Callable[[], float],
-    pause: Callable[[float], None],
-) -> bool:
-    """Ask until the window says whether it stored this side; return that.
-
-    Raises PairingError (UNCONFIRMED).
-    """
-    proof = Proof(session.prove('commit', *offers))
-    while True:
+    @contextlib.contextmanager
+    def aborting(self, side: Side) -> Iterator[None]:
+        """Take back what was stored if not all was, and tell the window."""
         try:
-            if connection.closed:
-                connection = _connect(client)
-            with contextlib.ExitStack() as stack:
-                stack.callback(connection.close)
-                outcome = _ask(connection, 'commit', proof, Outcome)
-                kind = COMMITTED if outcome.is_stored else NOT_COMMITTED
-                session.check(outcome.proof, kind, *offers)
-                if outcome.is_stored:
-                    _acknowledge(connection, session, offers)
-                return outcome.is_stored
-        except PairingError as error:
-            _log.info('no answer to the last message of a pairing, asking again: %s', error)
-            if clock() >= deadline:
-                raise PairingError(PairingFault.UNCONFIRMED, str(error)) from error
-            pause(PAIRING_REPEAT_S)
+            yield
+        except BaseException as error:
+            fault = error.fault if isinstance(error, PairingError) else PairingFault.NOT_STORED
+            try:
+                side.take_back()
+            finally:
+                proof = self._session.prove('abort', *self._offers, fault.value.encode())
+                with contextlib.suppress(PairingError):  # it will find out when its time is up
+                    self._ask('abort', Abort(fault, proof), Done)
+            if isinstance(error, OSError | DeguRpcError) and not isinstance(error, PairingError):
+                raise PairingError(fault, str(error)) from error
+            raise
+
+    def _ask_until_answered(self, path: str) -> bytes:
+        """Ask until the window says that it stored this side; return what it gives with that.
+
+        Raises PairingError: NOT_STORED, UNCONFIRMED.
+        """
+        proof = self._prove(path)
+        while True:
+            try:
+                outcome = self._ask(path, proof, Outcome)
+                kind = build_kind(path, outcome.is_stored)
+                self._session.check(outcome.proof, kind, *self._offers, outcome.machine_cert)
+                break
+            except PairingError as error:
+                _log.info('no answer to a last message of a pairing, asking again: %s', error)
+                self._connection.close()
+                if self._clock() >= self._deadline:
+                    raise PairingError(PairingFault.UNCONFIRMED, str(error)) from error
+                self._pause(PAIRING_REPEAT_S)
+        if not outcome.is_stored:
+            raise PairingError(PairingFault.NOT_STORED, is_claimed=True)
+        return outcome.machine_cert
+
+    def _prove(self, path: str) -> Proof:
+        return Proof(self._session.prove(path, *self._offers))
+
+    def _ask(self, path: str, message: Message, kind: type[_T]) -> _T:
+        if self._connection.closed:
+            self._connection = _connect(self._client)
+        return _ask(self._connection, path, message, kind)
 
 
-def _acknowledge(connection: Connection, session: Session, offers: tuple[bytes, bytes]) -> None:
-    with contextlib.suppress(PairingError):  # it only waits a little longer then
-        _ask(connection, 'acknowledge', Proof(session.prove('acknowledge', *offers)), Done)
+_BEFORE_SESSION = {
+    *(PairingFault.USED, PairingFault.EXPIRED, PairingFault.INTENT, PairingFault.VERSION),
+    *(PairingFault.WRONG_CODE, PairingFault.MESSAGE, PairingFault.ORDER),
+}
+"""What anybody may say who answers in the place of a window: nothing that calls for no new try."""
 
 
 def _ask(connection: Connection, path: str, message: Message, kind: type[_T]) -> _T:
@@ -267,5 +324,8 @@ def _ask(connection: Connection, path: str, message: Message, kind: type[_T]) ->
     if response.status == 200:
         return parse_message(data, kind)
     if response.status == 409:
-        raise PairingError(parse_message(data, Refusal).reason, 'said by the other machine')
+        fault = parse_message(data, Refusal).reason
+        if path in ('start', 'confirm') and fault not in _BEFORE_SESSION:
+            raise PairingError(PairingFault.MESSAGE, f'it answered {fault.value}')
+        raise PairingError(fault, is_claimed=True)
     raise PairingError(PairingFault.MESSAGE, f'it answered {response.status}')

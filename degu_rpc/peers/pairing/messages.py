@@ -5,7 +5,7 @@
     /confirm          Confirmation     Confirmation
     /exchange         Offer            Offer
     /commit           Proof            Outcome
-    /acknowledge      Proof            Done
+    /acknowledge      Proof            Outcome
     /abort            Abort            Done
 
 An error is a Refusal with the status 409, or a bare status for what is no message at all. Bytes are
@@ -24,10 +24,6 @@ from degu_rpc.peers.limits import PAIRING_WINDOW_S
 from degu_rpc.peers.pairing.pake import MAC_SIZE, MESSAGE_SIZE, Intent
 
 JSON = 'application/json'
-COMMITTED = 'committed'
-"""The kind of the proof in an Outcome that says that the window stored the other side ..."""
-NOT_COMMITTED = 'not committed'
-"""... and in one that says that it did not and will not."""
 
 _T = TypeVar('_T')
 _Id = Annotated[str, msgspec.Meta(pattern=r'\A[a-z2-7]{48}\Z')]
@@ -69,20 +65,21 @@ class Offer(Message, frozen=True):
 
 
 class Proof(Message, frozen=True):
-    """The joiner has stored its side (commit), or knows that the window has (acknowledge)."""
+    """The joiner asks the window to store its side, or says that nothing more is needed."""
 
     proof: _Mac
 
 
 class Outcome(Message, frozen=True):
-    """Whether the window has stored its side."""
+    """Whether the window has stored its side, and what a machine gets that joins."""
 
     is_stored: bool
+    machine_cert: bytes
     proof: _Mac
 
 
 class Abort(Message, frozen=True):
-    """The joiner stored nothing, and why."""
+    """The joiner keeps nothing, and why."""
 
     reason: PairingFault
     proof: _Mac
@@ -96,6 +93,11 @@ class Refusal(Message, frozen=True):
     """The window does not do what was asked."""
 
     reason: PairingFault
+
+
+def build_kind(path: str, is_stored: bool) -> str:
+    """Return the kind of the proof in the Outcome that answers a path."""
+    return f'{path}: {"stored" if is_stored else "not stored"}'
 
 
 def format_message(message: Message) -> bytes:

@@ -9,6 +9,8 @@
 2. `accept` checks what the other side said. Nothing is stored so far.
 3. `store` makes it last, and remembers first what was there before. `take_back` undoes that,
    however far it came.
+4. A machine that joins gets its certificate only once the window has stored who it is: `give` and
+   `receive`. Such a machine is denied if it is taken back, for the certificate is good.
 
 Each object is for one pairing and one thread. When each is called, and what becomes of a lost
 message, is `degu_rpc.peers.pairing.window`'s and `degu_rpc.peers.pairing.joiner`'s.
@@ -70,10 +72,9 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Admitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What it gets."""
+    """What it is told. Its certificate comes later."""
 
     user_cert: bytes
-    machine_cert: bytes
     name: str
 
 
@@ -111,6 +112,13 @@ class Side(abc.ABC):
     @abc.abstractmethod
     def take_back(self) -> None:
         """Undo `store`, however far it came. Raises OSError, DeguRpcError."""
+
+    def give(self) -> bytes:
+        """Return the certificate that the other machine gets once it is stored, if it gets one."""
+        return b''
+
+    def receive(self, machine_cert: bytes) -> None:  # noqa: B027  # most get none
+        """Check the certificate that this machine gets. Raises PairingError."""
 
 
 class Peering(Side):
@@ -206,6 +214,8 @@ class Admission(Side):
         self.own_id = self.identity.machine_id
         self._machine_cert = b''
         self._joined: Paired | None = None
+        self._is_given = False
+        self._was_denied = False
         self._former: Former | None = None
 
     def accept(self, offer: bytes, machine_id: str, binding: bytes) -> Paired:
@@ -218,24 +228,32 @@ class Admission(Side):
 
     def offer(self, binding: bytes) -> bytes:
         """See Side."""
-        return msgspec.json.encode(
-            _Admitted(
-                user_cert=self.identity.user_cert,
-                machine_cert=self._machine_cert,
-                name=self._name,
-            )
-        )
+        return msgspec.json.encode(_Admitted(user_cert=self.identity.user_cert, name=self._name))
 
     def store(self) -> None:
         """See Side."""
         assert self._joined is not None
-        self._former = self._trust.remember(self._joined.user_id)
+        user_id, machine_id, _ = self._joined
+        users = self._trust.users()
+        self._was_denied = user_id in users and machine_id in users[user_id].denied
+        self._former = self._trust.remember(user_id)
         self._trust.add_machine(*self._joined)
+        self._trust.allow(user_id, machine_id)  # a person has just decided it
+
+    def give(self) -> bytes:
+        """See Side."""
+        self._is_given = True
+        return self._machine_cert
 
     def take_back(self) -> None:
         """See Side."""
-        if self._former is not None:
-            self._trust.put_back(self._former)
+        if self._former is None:
+            return
+        assert self._joined is not None
+        user_id, machine_id, _ = self._joined
+        if self._is_given or self._was_denied:
+            self._trust.deny(user_id, machine_id)  # first: this must last
+        self._trust.put_back(self._former)
 
 
 class Joining(Side):
@@ -265,6 +283,7 @@ class Joining(Side):
             self._key = self._certified.read_machine_key()
         self.own_id = pki.derive_machine_id(self._key.public_key())
         self._other: tuple[_Admitted, Paired] | None = None
+        self._machine_cert: bytes | None = None
         self._former: Former | None = None
 
     def check_user(self, user_id: str) -> None:
@@ -280,27 +299,37 @@ class Joining(Side):
         """See Side."""
         admitted = _parse(offer, _Admitted)
         try:
-            ids = pki.check_issued_by(admitted.machine_cert, admitted.user_cert)
-            pki.check_valid(admitted.machine_cert, datetime.now(UTC))
+            user_id = pki.parse_user_cert(admitted.user_cert)
+        except pki.CertificateError as error:
+            raise PairingError(PairingFault.CERTIFICATE, str(error)) from error
+        self.check_user(user_id)
+        paired = Paired(user_id, machine_id, admitted.name)
+        self._other = admitted, paired
+        return paired
+
+    def receive(self, machine_cert: bytes) -> None:
+        """See Side."""
+        assert self._other is not None
+        try:
+            ids = pki.check_issued_by(machine_cert, self._other[0].user_cert)
+            pki.check_valid(machine_cert, datetime.now(UTC))
         except pki.CertificateError as error:
             raise PairingError(PairingFault.CERTIFICATE, str(error)) from error
         if ids.machine_id != self.own_id:
             raise PairingError(PairingFault.CERTIFICATE, 'it is of another machine')
-        self.check_user(ids.user_id)
-        paired = Paired(ids.user_id, machine_id, admitted.name)
-        self._other = admitted, paired
-        return paired
+        self._machine_cert = machine_cert
 
     def store(self) -> None:
         """See Side."""
         assert self._other is not None
+        assert self._machine_cert is not None
         admitted, paired = self._other
         if self._certified is None:
             identity = Identity.join(
-                self._directory, self._key, admitted.machine_cert, admitted.user_cert
+                self._directory, self._key, self._machine_cert, admitted.user_cert
             )
         else:
-            identity = self._certified.install(self._key, admitted.machine_cert)
+            identity = self._certified.install(self._key, self._machine_cert)
         trust = TrustStore(identity)
         self._former = trust.remember(paired.user_id)
         trust.add_machine(*paired)
@@ -311,7 +340,7 @@ class Joining(Side):
             identity = Identity.open(self._directory)
         except FileNotFoundError:
             return
-        if self._other is None or identity.machine_cert != self._other[0].machine_cert:
+        if identity.machine_cert != self._machine_cert:
             return  # it is not what this pairing brought
         try:
             if self._former is not None:

@@ -7,7 +7,9 @@
 3. `start` is the one attempt. Whatever fails in the cryptography from there on ends the window.
    `confirm` and `exchange` must come on the connection that started, so nobody else can spoil it.
 4. `exchange` stores nothing. `commit` does, may come on any connection, and has the same answer
-   each time. The answer is final: docs/decisions/0011-pairing-commit.md.
+   each time. Between two users that is final. A machine that joins gets its certificate with that
+   answer, and `acknowledge` is final: without it the machine is taken back and denied. The reasons:
+   docs/decisions/0011-pairing-commit.md.
 5. `wait` returns once that is done, or says why it is not. At its end the window goes on answering
    until the joiner knows: until it has acknowledged, or the time is up.
 
@@ -36,16 +38,16 @@ from degu_rpc.peers.caller import PEER
 from degu_rpc.peers.limits import (
     MAX_PAIRING_BODY,
     MAX_PAIRING_CONNECTIONS,
+    MAX_PAIRING_CONNECTIONS_PER_ADDRESS,
     MAX_PAIRING_WINDOWS,
+    PAIRING_SILENCE_S,
     PAIRING_STEP_TIMEOUT_S,
     PAIRING_WINDOW_S,
     PAIRING_WINDOWS_PERIOD_S,
 )
 from degu_rpc.peers.pairing.codes import RANDOM_BITS, PairingCode, build_code
 from degu_rpc.peers.pairing.messages import (
-    COMMITTED,
     JSON,
-    NOT_COMMITTED,
     Abort,
     Answer,
     Confirmation,
@@ -55,6 +57,7 @@ from degu_rpc.peers.pairing.messages import (
     Proof,
     Refusal,
     Start,
+    build_kind,
     format_message,
     parse_message,
 )
@@ -85,6 +88,7 @@ class _Attempt:
         self.joiner_id = joiner_id
         self.offers: tuple[bytes, bytes] | None = None
         self.paired: Paired | None = None
+        self.is_stored = False
 
 
 class PairingWindow:
@@ -95,7 +99,8 @@ class PairingWindow:
     error inside the block closes the window at once.
     """
 
-    # Set once: all but what _changed guards, and what entering sets: address, _deadline, _stack.
+    # Set once: all but what _changed guards, and what entering sets: address, _deadline, _server,
+    # _stack.
 
     def __init__(
         self,
@@ -130,6 +135,7 @@ class PairingWindow:
         self._attempt: _Attempt | None = None
         self._outcome: Paired | PairingError | None = None
         self._is_acknowledged = False
+        self._server: SSLServer | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -147,9 +153,11 @@ class PairingWindow:
             self.address,
             self,
             max_connections=MAX_PAIRING_CONNECTIONS,
+            max_connections_per_address=MAX_PAIRING_CONNECTIONS_PER_ADDRESS,
             max_handshakes=MAX_PAIRING_CONNECTIONS,
+            handshake_timeout_s=PAIRING_SILENCE_S,
             preamble_timeout_s=PAIRING_STEP_TIMEOUT_S,
-            idle_timeout_s=PAIRING_STEP_TIMEOUT_S,
+            idle_timeout_s=PAIRING_SILENCE_S,
             body_window_s=PAIRING_STEP_TIMEOUT_S,
             max_preamble=MAX_PAIRING_BODY,
             max_chunk=MAX_PAIRING_BODY,
@@ -160,7 +168,7 @@ class PairingWindow:
             server.close()
             raise
         self._deadline = self._clock() + PAIRING_WINDOW_S
-        self._stack.enter_context(server)
+        self._server = self._stack.enter_context(server)
         self.address = server.address
         return self
 
@@ -170,21 +178,34 @@ class PairingWindow:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._stack:
-            if kind is None:
-                self._linger()
+        try:
+            with self._stack:
+                if kind is None:
+                    self._linger()
+        finally:
+            with self._changed:
+                if self._outcome is None:
+                    self._expire()
 
     def _linger(self) -> None:
         """Wait until the joiner knows that it is trusted, or takes its side back."""
         with self._changed:
-            while isinstance(self._outcome, Paired) and not self._is_acknowledged:
+            while self._is_unacknowledged():
                 if not self._wait():
-                    _log.warning(
-                        'machine %s did not say that it knows it is paired; if it does not work '
-                        'there, pair again',
-                        self._outcome.machine_id,
-                    )
                     break
+            if isinstance(self._outcome, Paired) and not self._is_acknowledged:
+                _log.warning(
+                    'machine %s did not say that it knows it is paired; if it does not work '
+                    'there, pair again',
+                    self._outcome.machine_id,
+                )
+
+    def _is_unacknowledged(self) -> bool:
+        is_stored = self._attempt is not None and self._attempt.is_stored
+        return is_stored and not self._is_acknowledged and not self._has_failed()
+
+    def _has_failed(self) -> bool:
+        return isinstance(self._outcome, PairingError)
 
     def wait(self) -> Paired:
         """Wait until another machine has paired, and return which.
@@ -207,8 +228,27 @@ class PairingWindow:
         return remaining_s > 0
 
     def _expire(self) -> None:
-        began = '' if self._attempt is None else 'a machine began to pair and did not go on'
-        self._end(PairingError(PairingFault.EXPIRED, began))
+        details = []
+        if self._attempt is not None:
+            details.append('a machine began to pair and did not go on')
+        if self._server is not None and self._server.refused:
+            details.append(
+                f'{self._server.refused} other connections were refused meanwhile: somebody on '
+                'this network may keep the window busy'
+            )
+        self._fail(PairingError(PairingFault.EXPIRED, '; '.join(details)))
+
+    def _fail(self, outcome: PairingError) -> None:
+        """End without a pairing, and take back a machine that may have its certificate."""
+        attempt = self._attempt
+        if attempt is not None and attempt.is_stored:
+            try:
+                self._side.take_back()
+            except (OSError, DeguRpcError) as error:
+                _log.exception('a machine that did not join could not be denied')
+                detail = f'machine {attempt.joiner_id} could not be denied, deny it: {error}'
+                outcome = PairingError(PairingFault.NOT_STORED, detail)
+        self._end(outcome)
 
     def _end(self, outcome: Paired | PairingError) -> None:
         self._outcome = outcome
@@ -276,17 +316,16 @@ class PairingWindow:
 
     def _commit(self, connection: dict[str, Any], data: bytes) -> bytes:
         attempt, offers = self._check_proof(parse_message(data, Proof).proof, 'commit')
-        if self._outcome is None:
+        self._look_at_clock()
+        if self._outcome is None and not attempt.is_stored:
             self._store(attempt)
-        is_stored = isinstance(self._outcome, Paired)
-        kind = COMMITTED if is_stored else NOT_COMMITTED
-        return format_message(Outcome(is_stored, attempt.handshake.session.prove(kind, *offers)))
+        is_stored = attempt.is_stored and not self._has_failed()
+        cert = self._side.give() if is_stored else b''
+        proof = attempt.handshake.session.prove(build_kind('commit', is_stored), *offers, cert)
+        return format_message(Outcome(is_stored, cert, proof))
 
     def _store(self, attempt: _Attempt) -> None:
-        """Come to the outcome, which is final."""
-        if self._clock() >= self._deadline:
-            self._expire()
-            return
+        """Store the other side. Between two users that is the outcome."""
         try:
             self._side.store()
         except Exception as error:  # noqa: BLE001  # whatever it is, neither may keep the other
@@ -296,20 +335,27 @@ class PairingWindow:
             finally:
                 self._end(PairingError(PairingFault.NOT_STORED, str(error)))
         else:
-            assert attempt.paired is not None
-            self._end(attempt.paired)
+            attempt.is_stored = True
+            if self._side.intent is Intent.PEER:
+                assert attempt.paired is not None
+                self._end(attempt.paired)
 
     def _acknowledge(self, connection: dict[str, Any], data: bytes) -> bytes:
-        self._check_proof(parse_message(data, Proof).proof, 'acknowledge')
-        self._is_acknowledged = True
-        self._changed.notify_all()
-        return format_message(Done())
+        attempt, offers = self._check_proof(parse_message(data, Proof).proof, 'acknowledge')
+        self._look_at_clock()
+        is_stored = attempt.is_stored and not self._has_failed()
+        if is_stored:
+            assert attempt.paired is not None
+            self._is_acknowledged = True
+            self._end(attempt.paired)
+        proof = attempt.handshake.session.prove(build_kind('acknowledge', is_stored), *offers, b'')
+        return format_message(Outcome(is_stored, b'', proof))
 
     def _abort(self, connection: dict[str, Any], data: bytes) -> bytes:
         abort = parse_message(data, Abort)
         self._check_proof(abort.proof, 'abort', abort.reason.value.encode())
         self._check_open()
-        self._end(PairingError(abort.reason, 'said by the other machine'))
+        self._fail(PairingError(abort.reason, is_claimed=True))
         return format_message(Done())
 
     def _find_attempt(self, connection: dict[str, Any]) -> _Attempt:
@@ -331,13 +377,16 @@ class PairingWindow:
 
     def _check_open(self) -> None:
         """Raise PairingError if there is an outcome, or the time is up."""
-        if self._outcome is None and self._clock() >= self._deadline:
-            self._expire()
+        self._look_at_clock()
         if self._outcome is not None:
             expired = isinstance(self._outcome, PairingError) and (
                 self._outcome.fault is PairingFault.EXPIRED
             )
             raise PairingError(PairingFault.EXPIRED if expired else PairingFault.USED)
+
+    def _look_at_clock(self) -> None:
+        if self._outcome is None and self._clock() >= self._deadline:
+            self._expire()
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 NOW = datetime.now(UTC)
 MACHINE_ID = 'j' * 48
+SAID_BEFORE_SESSION = {'used', 'expired', 'intent', 'version', 'wrong_code', 'message', 'order'}
 
 
 @pytest.fixture
@@ -393,6 +394,20 @@ def test_a_window_that_answers_nonsense_is_refused(ben, pose_as_window, refused)
     assert_nobody_is_trusted(ben)
 
 
+@pytest.mark.parametrize('fault', PairingFault, ids=lambda fault: fault.value)
+def test_what_anybody_says_before_there_is_a_session_is_no_fact(
+    ben, pose_as_window, fault: PairingFault
+) -> None:
+    server = pose_as_window(lambda path, data: (409, format_message(Refusal(fault))))
+    with pytest.raises(PairingError) as caught:
+        ben.pair(server.address, '4HMA-SW9R')
+    if caught.value.fault is fault and caught.value.is_claimed:
+        assert str(caught.value) == f'the other machine said: {fault.text}'
+        assert fault.value in SAID_BEFORE_SESSION
+    else:
+        assert str(caught.value) == f'{PairingFault.MESSAGE.text} (it answered {fault.value})'
+
+
 @pytest.mark.parametrize('remaining_s', [-1, 121, 1e308], ids=str)
 def test_a_window_cannot_make_the_joiner_wait_for_longer(remaining_s: float) -> None:
     data = msgspec.json.encode({'message': b64(bytes(33)), 'remaining_s': remaining_s})
@@ -409,13 +424,12 @@ def test_a_joiner_keeps_no_certificate_that_is_not_its_own(
 
     def lie(binding: bytes) -> bytes:
         said = msgspec.json.decode(offer(binding))
-        if swap == 'machine':
-            said['machine_cert'] = b64(ada.identity.machine_cert)
-        else:
-            said['user_cert'] = b64(ben.identity.user_cert)
-        return msgspec.json.encode(said)
+        return msgspec.json.encode({**said, 'user_cert': b64(ben.identity.user_cert)})
 
-    window._side.offer = lie
+    if swap == 'machine':
+        window._side.give = lambda: ada.identity.machine_cert
+    else:
+        window._side.offer = lie
     with refused(PairingFault.CERTIFICATE):
         join(window.address, window.code, tmp_path / 'phone', 'phone')
     assert not (tmp_path / 'phone').exists()

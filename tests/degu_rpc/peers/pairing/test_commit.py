@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from degu import pki
+from degu.client import Connection
 from degu_rpc import Intent, PairingError, PairingWindow
 from degu_rpc.errors import PairingFault
 from degu_rpc.peers import Identity, TrustStore
@@ -291,6 +292,24 @@ def test_ctrl_c_while_asking_again_takes_the_joiners_side_back(
     assert ben.friends == {}
 
 
+def test_ctrl_c_once_the_outcome_is_proven_takes_nothing_back(
+    ada, ben, open_window, monkeypatch
+) -> None:
+    post = Connection.post
+
+    def press_ctrl_c(self, uri, *more):
+        if uri == '/acknowledge':
+            raise KeyboardInterrupt
+        return post(self, uri, *more)
+
+    window = open_window(ada)
+    monkeypatch.setattr(Connection, 'post', press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        ben.pair(window.address, window.code)
+    assert window.wait().name == 'Ben'
+    assert (len(ada.friends), len(ben.friends)) == (1, 1)
+
+
 @pytest.mark.parametrize('after', ['start', 'confirm', 'exchange', 'commit'])
 def test_a_connection_that_is_cut_after_any_request_leaves_both_or_neither(
     sides, relay, clock, after: str
@@ -324,11 +343,12 @@ def test_a_commit_has_the_same_answer_each_time_and_on_any_connection(
     ada, ben, open_window, speak
 ) -> None:
     window = open_window(ada)
-    session, offers = reach_exchange(speak(window), ben)
+    first = speak(window)
+    session, offers = reach_exchange(first, ben)
     proof = Proof(session.prove('commit', *offers))
-    outcomes = [speak(window).ask('commit', proof, Outcome) for _ in range(3)]
+    outcomes = [each.ask('commit', proof, Outcome) for each in (first, speak(window), first)]
     assert outcomes == [outcomes[0]] * 3
-    session.check(outcomes[0].proof, 'committed', *offers)
+    session.check(outcomes[0].proof, 'commit: stored', *offers, b'')
     assert len(ada.friends) == 1
 
 
@@ -342,7 +362,7 @@ def test_the_answer_to_a_commit_that_failed_is_final_too(ada, ben, open_window, 
     del side.store  # there is room again
     assert speaker.ask('commit', proof, Outcome) == first
     assert not first.is_stored
-    session.check(first.proof, 'not committed', *offers)
+    session.check(first.proof, 'commit: not stored', *offers, b'')
     assert ada.friends == {}
 
 

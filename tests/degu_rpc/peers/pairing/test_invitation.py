@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CODE = build_code(0x123456789)
+
+
+def can_be_reached(ip) -> bool:
+    if ip.version == 6 and ip in ipaddress.ip_network('::ffff:0:0/96'):
+        return False
+    return not (ip.is_multicast or str(ip) in ('0.0.0.0', '::', '255.255.255.255'))
+
+
 PORTS = st.integers(1, 65535)
 ADDRESSES = st.lists(
-    st.tuples(st.ip_addresses(v=4).map(str).filter('0.0.0.0'.__ne__), PORTS)
-    | st.tuples(st.ip_addresses(v=6).map(str).filter('::'.__ne__), PORTS, st.just(0), st.just(0)),
+    st.tuples(st.ip_addresses(v=4).filter(can_be_reached).map(str), PORTS)
+    | st.tuples(
+        st.ip_addresses(v=6).filter(can_be_reached).map(str), PORTS, st.just(0), st.just(0)
+    ),
     min_size=1,
     max_size=8,
 )
@@ -53,6 +64,10 @@ def test_a_uri_looks_as_documented() -> None:
         pytest.param([('192.168.1.7', 8443)] * 9, id='nine'),
         pytest.param([('0.0.0.0', 8443)], id='all of IPv4'),
         pytest.param([('::', 8443, 0, 0)], id='all of IPv6'),
+        pytest.param([('224.0.0.1', 8443)], id='a group of IPv4'),
+        pytest.param([('ff02::1', 8443, 0, 0)], id='a group of IPv6'),
+        pytest.param([('255.255.255.255', 8443)], id='a broadcast'),
+        pytest.param([('::ffff:192.168.1.7', 8443, 0, 0)], id='IPv4 as IPv6'),
         pytest.param([('192.168.1.7', 0)], id='no port'),
         pytest.param([('my-machine', 8443)], id='a name'),
         pytest.param(['/run/my.socket'], id='a unix socket'),
@@ -75,6 +90,15 @@ def test_what_nobody_could_connect_to_is_not_told(addresses) -> None:
         pytest.param('degu-pair:4HMASW9R?at=192.168.1.256:8443', id='no IPv4 address'),
         pytest.param('degu-pair:4HMASW9R?at=[1::2::3]:8443', id='no IPv6 address'),
         pytest.param('degu-pair:4HMASW9R?at=[192.168.1.7]:8443', id='IPv4 in brackets'),
+        pytest.param('degu-pair:4hmasw9r?at=192.168.1.7:8443', id='a code in lower case'),
+        pytest.param('degu-pair:4HMASW9R?at=0.0.0.0:1', id='all of IPv4'),
+        pytest.param('degu-pair:4HMASW9R?at=[::]:22', id='all of IPv6'),
+        pytest.param('degu-pair:4HMASW9R?at=224.0.0.1:9', id='a group of IPv4'),
+        pytest.param('degu-pair:4HMASW9R?at=[ff02::1]:9', id='a group of IPv6'),
+        pytest.param('degu-pair:4HMASW9R?at=255.255.255.255:9', id='a broadcast'),
+        pytest.param('degu-pair:4HMASW9R?at=[::ffff:127.0.0.1]:9', id='IPv4 as IPv6'),
+        pytest.param('degu-pair:4HMASW9R?at=[::ffff:7f00:1]:9', id='IPv4 as IPv6, in hex'),
+        pytest.param('degu-pair:4HMASW9R?at=[0:0::1]:9', id='another spelling'),
         pytest.param('degu-pair:4HMASW9R?at=evil.example:8443', id='a name'),
         pytest.param('degu-pair:4HMASW9R?at=192.168.1.7:8443&to=x', id='something else'),
         pytest.param('degu-pair:4HMASW9R?' + '&'.join(['at=192.168.1.7:1'] * 9), id='nine'),

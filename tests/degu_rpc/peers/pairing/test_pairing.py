@@ -250,17 +250,17 @@ def test_another_intent_is_told_and_burns_nothing(
     assert window.wait()
 
 
-def test_nobody_there_is_told(ben, refused) -> None:
+def test_nobody_there_is_told(ben, clock, refused) -> None:
     with socket.socket() as nobody_listens:
         nobody_listens.bind(('127.0.0.1', 0))
         with refused(PairingFault.UNREACHABLE):
-            ben.pair(nobody_listens.getsockname(), '4HMA-SW9R')
+            ben.pair(nobody_listens.getsockname(), '4HMA-SW9R', clock=clock, pause=clock.pause)
 
 
-def test_a_server_without_tls_is_told(ben, refused) -> None:
+def test_a_server_without_tls_is_told(ben, clock, refused) -> None:
     app = lambda connection, request: (200, 'OK', {}, None)  # noqa: E731
     with Server(IPv4_LOOPBACK, app) as server, refused(PairingFault.UNREACHABLE):
-        ben.pair(server.address, '4HMA-SW9R')
+        ben.pair(server.address, '4HMA-SW9R', clock=clock, pause=clock.pause)
 
 
 def test_a_server_that_is_no_machine_is_told(ada, ben, tmp_path, refused) -> None:

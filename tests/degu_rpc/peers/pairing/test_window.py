@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import socket
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -14,9 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from degu.bodies import ChunkedOutput
-from degu.errors import DeguError
 from degu_rpc.errors import IdentityError, PairingFault
-from degu_rpc.peers.limits import MAX_PAIRING_BODY, MAX_PAIRING_CONNECTIONS
+from degu_rpc.peers.limits import (
+    MAX_PAIRING_BODY,
+    MAX_PAIRING_CONNECTIONS,
+    MAX_PAIRING_CONNECTIONS_PER_ADDRESS,
+)
 from degu_rpc.peers.pairing.messages import (
     Confirmation,
     Offer,
@@ -27,6 +34,11 @@ from degu_rpc.peers.pairing.pake import (
     Intent,
 )
 from degu_rpc.peers.pairing.window import COUNT_FILE, count_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from degu_rpc import PairingWindow
 
 NOW = datetime.now(UTC)
 MACHINE_ID = 'j' * 48
@@ -267,13 +279,105 @@ def test_a_header_that_is_too_large_is_refused(ada, open_window, speak) -> None:
     assert connection.post('/start', {'x': 'x' * MAX_PAIRING_BODY}, b'').status == 431
 
 
-def test_no_more_than_four_connections_are_held(ada, open_window, speak) -> None:
+@pytest.fixture
+def call_silently() -> Iterator[Callable[..., socket.socket]]:
+    """Give `call_silently(window, host)`: a connection to it from that address."""
+    with contextlib.ExitStack() as stack:
+
+        def call(window: PairingWindow, host: str) -> socket.socket:
+            source = (host, 0)
+            sock = socket.create_connection(window.address, timeout=20, source_address=source)
+            return stack.enter_context(sock)
+
+        yield call
+
+
+def wait_until_refused(window: PairingWindow, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while window._server.refused < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ('hosts', 'limit'),
+    [
+        pytest.param(['127.0.0.2'], MAX_PAIRING_CONNECTIONS_PER_ADDRESS, id='one address'),
+        pytest.param(
+            ['127.0.0.2', '127.0.0.3', '127.0.0.4'], MAX_PAIRING_CONNECTIONS, id='several'
+        ),
+    ],
+)
+def test_few_connections_are_held(ada, open_window, call_silently, hosts, limit) -> None:
     window = open_window(ada)
-    speakers = [speak(window) for _ in range(MAX_PAIRING_CONNECTIONS)]
-    for speaker in speakers:
-        assert speaker.post('name', b'')[0] == 404
-    with pytest.raises((DeguError, OSError)):
-        speak(window)
+    socks = [call_silently(window, host) for host in hosts for _ in range(2)]
+    socks.append(call_silently(window, hosts[0]))
+    wait_until_refused(window, len(socks) - limit)
+    assert len(window._server._clients) == limit
+
+
+def test_who_keeps_a_window_busy_from_one_address_keeps_nobody_out(
+    ada, ben, open_window, background
+) -> None:
+    window = open_window(ada)
+    stop = threading.Event()
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(
+                    window.address, timeout=20, source_address=('127.0.0.2', 0)
+                ) as sock,
+            ):
+                sock.recv(1)
+
+    busy = [background(keep_busy) for _ in range(4)]
+    try:
+        wait_until_refused(window, 20)
+        ben.pair(window.address, window.code, pause=pytest.fail)
+    finally:
+        stop.set()
+    for each in busy:
+        each.result(20)
+    assert list(ada.friends.values()) == ['Ben']
+
+
+def test_a_silent_connection_is_closed_after_two_seconds(ada, open_window, call_silently) -> None:
+    sock = call_silently(open_window(ada), '127.0.0.2')
+    started = time.monotonic()
+    assert sock.recv(1) == b''
+    assert time.monotonic() - started < 4.5  # the server's own time is 5 s
+
+
+def test_who_is_refused_tries_again_for_a_while(ada, ben, open_window, call_silently) -> None:
+    window = open_window(ada)
+    socks = [call_silently(window, host) for host in ['127.0.0.2', '127.0.0.3'] for _ in range(2)]
+    socks.append(call_silently(window, '127.0.0.4'))
+    wait_until_refused(window, 1)
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        for sock in socks:
+            sock.close()
+        time.sleep(seconds)
+
+    ben.pair(window.address, window.code, pause=pause)
+    assert pauses
+
+
+def test_a_window_that_refused_connections_says_so(
+    ada, open_window, call_silently, clock, refused
+) -> None:
+    window = open_window(ada)
+    for _ in range(3):
+        call_silently(window, '127.0.0.2')
+    wait_until_refused(window, 1)
+    clock.now_s += 120
+    with refused(PairingFault.EXPIRED) as caught:
+        window.wait()
+    assert '1 other connections were refused meanwhile' in str(caught.value)
 
 
 @settings(
