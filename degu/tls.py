@@ -144,7 +144,8 @@ def _check_sslctx(sslctx: object, protocol: int) -> ssl.SSLContext:
     side = 'server' if protocol == ssl.PROTOCOL_TLS_SERVER else 'client'
     if not isinstance(sslctx, ssl.SSLContext):
         raise TypeError(
-            f'sslctx must be an ssl.SSLContext (see build_{side}_sslctx), not {sslctx!r}'
+            f'sslctx must be an ssl.SSLContext (see build_{side}_sslctx), or a function that makes '
+            f'one; not {sslctx!r}'
         )
     if sslctx.protocol != protocol:
         raise ValueError(

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from degu_rpc.files.fetch import Fetched, Progress, fetch
     from degu_rpc.files.share import FileShare
     from degu_rpc.node import Node
-    from degu_rpc.peers.caller import Peer
+    from degu_rpc.peers.caller import Authenticated, Peer
+    from degu_rpc.peers.dial import Dialer, MachineClient
+    from degu_rpc.peers.identity import Identity
     from degu_rpc.peers.pairing import Intent, PairingWindow, join, pair
+    from degu_rpc.peers.trust import TrustStore
     from degu_rpc.router import Router
     from degu_rpc.rpc.aio import AsyncRpcClient
     from degu_rpc.rpc.client import RpcClient
@@ -26,11 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     'AsyncRpcClient',
+    'Authenticated',
     'Code',
     'Context',
+    'Dialer',
     'Fetched',
     'FileShare',
+    'Identity',
     'Intent',
+    'MachineClient',
     'Node',
     'PairingError',
     'PairingWindow',
@@ -41,6 +48,7 @@ __all__ = [
     'RpcClient',
     'RpcError',
     'Service',
+    'TrustStore',
     'connect',
     'current_context',
     'fetch',
@@ -50,11 +58,15 @@ __all__ = [
 
 _MODULES = {
     'AsyncRpcClient': 'degu_rpc.rpc.aio',
+    'Authenticated': 'degu_rpc.peers.caller',
     'Code': 'degu_rpc.errors',
     'Context': 'degu_rpc.rpc.context',
+    'Dialer': 'degu_rpc.peers.dial',
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
+    'Identity': 'degu_rpc.peers.identity',
     'Intent': 'degu_rpc.peers.pairing',
+    'MachineClient': 'degu_rpc.peers.dial',
     'Node': 'degu_rpc.node',
     'PairingError': 'degu_rpc.errors',
     'PairingWindow': 'degu_rpc.peers.pairing',
@@ -65,6 +77,7 @@ _MODULES = {
     'RpcClient': 'degu_rpc.rpc.client',
     'RpcError': 'degu_rpc.errors',
     'Service': 'degu_rpc.rpc.service',
+    'TrustStore': 'degu_rpc.peers.trust',
     'connect': 'degu_rpc.rpc.target',
     'current_context': 'degu_rpc.rpc.context',
     'fetch': 'degu_rpc.files.fetch',

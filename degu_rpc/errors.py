@@ -160,7 +160,9 @@ _PAIRING_TEXTS = {
     PairingFault.EXPIRED: (
         'the time of the window was up before both sides were done; open another window'
     ),
-    PairingFault.TOO_MANY_WINDOWS: 'this machine opened too many windows, so that nobody can guess',
+    PairingFault.TOO_MANY_WINDOWS: (
+        'this machine opened too many windows, those that paired included, so that nobody can guess'
+    ),
     PairingFault.INTENT: (
         'one side is to join a user, the other to pair two users; choose the same on both sides '
         'and try again, the code is still good'

@@ -33,9 +33,10 @@ class Home:
     """One home: who it is, and whom it trusts."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        """Make a home in a new directory."""
+        """Open a home, or make it."""
         self.name = name
-        self.identity = Identity.create(directory)
+        is_there = directory.exists()
+        self.identity = Identity.open(directory) if is_there else Identity.create(directory)
         self.trust = TrustStore(self.identity)
 
     def build_server(self) -> SSLServer:

@@ -86,6 +86,11 @@ class TrustedUser(NamedTuple):
     added_at: str = ''
     added_how: str = ''
 
+    def __repr__(self) -> str:
+        """Return all but the certificate."""
+        shown = ', '.join(f'{name}={getattr(self, name)!r}' for name in self._fields[2:])
+        return f'TrustedUser({self.user_id!r}, {shown})'
+
 
 def derive_peer(
     connection: Mapping[str, Any], users: Mapping[str, TrustedUser], own_uid: int
@@ -186,6 +191,15 @@ def _warn_of_missing_middleware() -> None:
     _log.warning('nothing says who calls: wrap the application in Authenticated')
 
 
+def check_trust(trust: TrustStore) -> TrustStore:
+    """Return a trust store. Raises TypeError for what is none."""
+    if not hasattr(trust, 'users'):
+        raise TypeError(
+            f'trust must be a TrustStore, as TrustStore(identity) is one; not {trust!r}'
+        )
+    return trust
+
+
 class Authenticated:
     """Middleware: an RGI app whose connections carry `connection['_peer']` or are rejected.
 
@@ -198,10 +212,8 @@ class Authenticated:
 
     def __init__(self, app: App, trust: TrustStore | None = None) -> None:
         """Remember what to protect, and whom to ask. Raises TypeError for what is no store."""
-        if trust is not None and not hasattr(trust, 'users'):
-            raise TypeError(f'trust must be a TrustStore, not {trust!r}')
         self._app = app
-        self._trust = trust
+        self._trust = None if trust is None else check_trust(trust)
 
     def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
         """Set `connection['_peer']`; reject (False, the reason logged) who is not who they say."""
@@ -239,6 +251,8 @@ class Authenticated:
                 valid_until = pki.parse_validity(cert).not_after.timestamp()
         except (pki.CertificateError, UnknownPeerError) as error:
             _log.warning('rejected %r: %s', connection['client'], error)
+            if self._trust is None:
+                _log.warning('nobody said whom to trust: write Authenticated(app, trust)')
             return str(error)
         connection['_peer'] = peer
         connection['_users'] = users  # what this is true of ...

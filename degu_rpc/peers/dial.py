@@ -38,7 +38,7 @@ from degu import pki
 from degu.client import Connection, SSLClient
 from degu.net import Deadline, disable_delay, parse_address
 from degu_rpc.errors import Attempt, UnknownPeerError, UnreachableError
-from degu_rpc.peers.caller import derive_machine
+from degu_rpc.peers.caller import check_trust, derive_machine
 from degu_rpc.peers.limits import (
     CONNECT_S,
     DIAL_S,
@@ -90,7 +90,7 @@ class MachineClient(SSLClient):
 
         Other arguments are those of `degu.client.SSLClient`.
         """
-        super().__init__(trust.client_sslctx, address, **options)
+        super().__init__(check_trust(trust).client_sslctx, address, **options)
         self.machine_id = machine_id
         self._trust = trust
 
@@ -164,9 +164,16 @@ class Dialer:
         """Remember whose word counts, and where to look.
 
         The quickest of the *sources* should come first. *options* are those of SSLClient.
+
+        Raises TypeError for what is no store or no list of sources.
         """
-        self._trust = trust
+        self._trust = check_trust(trust)
+        if hasattr(sources, 'find'):  # a str has that, too
+            raise TypeError(f'sources is a list, such as [StaticAddresses([url])]; not {sources!r}')
         self._sources = tuple(sources)
+        for source in self._sources:
+            if not hasattr(source, 'forget'):
+                raise TypeError(f'a source is such as StaticAddresses([url]), not {source!r}')
         self._options = options
         self._lock = threading.Lock()
         self._worked: dict[str, Address] = {}

@@ -22,6 +22,7 @@ is for a clock of one's own.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -121,8 +122,12 @@ class Identity:
         IdentityError with the remedy for one that cannot be used, and any other OSError.
         """
         directory = Path(directory).resolve()
-        check_private(directory, directory.stat())
-        pem = read_private(directory / _MACHINE)
+        try:
+            check_private(directory, directory.stat())
+            pem = read_private(directory / _MACHINE)
+        except FileNotFoundError as error:
+            what = 'there is no identity here; Identity.create() makes one'
+            raise FileNotFoundError(errno.ENOENT, what, str(directory)) from error
         try:
             user_cert = pki.parse_cert_pem(read_private(directory / _USER_CERT))
             if os.path.lexists(directory / _USER_KEY):
@@ -269,7 +274,10 @@ class Identity:
 
 def _refuse_existing(directory: Path) -> None:
     if os.path.lexists(directory / _MACHINE):
-        raise FileExistsError(f'{directory} holds an identity already; it was left alone')
+        raise FileExistsError(
+            f'{directory} holds an identity already; open it with Identity.open(), or give another '
+            'directory'
+        )
 
 
 def _refuse_trust(directory: Path) -> None:

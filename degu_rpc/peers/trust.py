@@ -206,6 +206,7 @@ class TrustStore:
         return [name[: -len(_RECORD)] for name in names if _RECORD_NAME.fullmatch(name)]
 
     def _path(self, user_id: str) -> Path:
+        pki.check_id(user_id)  # before it is part of a path
         return self.directory / f'{user_id}{_RECORD}'
 
     def _tombstone_path(self, user_id: str, epoch: int) -> Path:

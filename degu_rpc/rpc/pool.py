@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from degu.errors import DeguError, PeerRejectedError, ProtocolError
-from degu.pki import CertificateError
+from degu.pki import CertificateError, CertificateFault
 from degu_rpc.errors import Code, RpcError, UnknownPeerError, UnreachableError
 from degu_rpc.rpc.limits import IDLE_TIMEOUT_S, LOOK_AFTER_S, MAX_CONNECTIONS
 
@@ -137,9 +137,16 @@ def _explain_connect(
     if isinstance(error, UnreachableError):
         causes = [attempt.error for attempt in error.attempts if attempt.address is not None]
     if causes and all(isinstance(cause, CertificateError | UnknownPeerError) for cause in causes):
-        return NotSentError(
-            Code.UNAUTHENTICATED, f'what answers at {address!r} is not who was meant: {error}'
+        is_stranger = all(
+            isinstance(cause, CertificateError) and cause.fault is CertificateFault.UNKNOWN_ISSUER
+            for cause in causes
         )
+        what = (
+            'is of a user whom we do not trust; if it is who was meant, pair with them'
+            if is_stranger
+            else 'is not who was meant'
+        )
+        return NotSentError(Code.UNAUTHENTICATED, f'what answers at {address!r} {what}: {error}')
     return NotSentError(Code.UNAVAILABLE, f'cannot connect to {address!r}: {error}')
 
 

@@ -235,7 +235,7 @@ def parse_error(status: int, content_type: str | None, data: bytes, uri: str) ->
     error = _parse_content(content)
     if error is not None:
         return error
-    advice = '; is the prefix right?' if status == 404 else ''
+    advice = '; are the prefix and the name of the service right?' if status == 404 else ''
     return RpcError(
         _INFERRED_CODES.get(status, Code.UNKNOWN),
         f'the server answered {uri} with HTTP status {status}{advice}',

@@ -102,7 +102,9 @@ class StaticAddresses:
     is_hint = False
 
     def __init__(self, urls: Iterable[str]) -> None:
-        """Read the addresses. Raises ValueError as `parse_url` does."""
+        """Read the addresses. Raises ValueError as `parse_url` does, TypeError for one text."""
+        if isinstance(urls, str):
+            raise TypeError(f'urls is a list of addresses, not one text: [{urls!r}]')
         self._urls = [parse_url(url) for url in urls]
 
     def find(self, machine_id: str, timeout_s: float) -> Iterator[Address]:

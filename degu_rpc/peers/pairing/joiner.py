@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, TypeVar
 from degu import net, pki
 from degu.bodies import Input
 from degu.client import SSLClient, build_client_sslctx
-from degu.errors import DeguError
+from degu.errors import DeguError, PeerRejectedError
 from degu_rpc.errors import DeguRpcError, PairingError, PairingFault
-from degu_rpc.peers.caller import PEER
+from degu_rpc.peers.caller import PEER, check_trust
 from degu_rpc.peers.identity import Identity
 from degu_rpc.peers.limits import (
     MAX_PAIRING_BODY,
@@ -92,7 +92,7 @@ def pair(
     name or roles that cannot be. IdentityError or OSError: it could not read its own identity, or
     not take back what it stored.
     """
-    return pair_as(Peering(trust, name, roles), address, code, clock, pause)
+    return pair_as(Peering(check_trust(trust), name, roles), address, code, clock, pause)
 
 
 def join(
@@ -125,7 +125,7 @@ def pair_as(
     pause: Callable[[float], None] = time.sleep,
 ) -> Paired:
     """Pair as one side of a pairing; see `pair`."""
-    if isinstance(code, str):
+    if not isinstance(code, PairingCode):
         code = parse_code(code)
     client = _try_for_a_while(lambda: _build_client(address, side), clock, pause)
     with contextlib.ExitStack() as stack:
@@ -177,8 +177,14 @@ def _build_client(address: Address, side: Side) -> SSLClient:
         ):
             cert = tls.getpeercert(True)
     except OSError as error:
-        raise PairingError(PairingFault.UNREACHABLE, str(error)) from error
-    side.check_user(_parse_cert(cert).user_id)
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            raise _no_window(address, error) from error
+        raise _unreachable(address, error) from error
+    try:
+        ids = pki.parse_machine_cert(cert)
+    except pki.CertificateError as error:
+        raise _no_window(address, error) from error
+    side.check_user(ids.user_id)
     assert cert is not None
     ca_data = pki.format_cert_pem(cert).decode('ascii')
     pinned = build_client_sslctx({'ca_data': ca_data, 'check_hostname': False})
@@ -198,7 +204,19 @@ def _connect(client: SSLClient) -> Connection:
     except ssl.SSLCertVerificationError as error:
         raise PairingError(PairingFault.CERTIFICATE, str(error)) from error
     except OSError as error:
-        raise PairingError(PairingFault.UNREACHABLE, str(error)) from error
+        raise _unreachable(client.address, error) from error
+
+
+def _unreachable(address: Address, error: Exception) -> PairingError:
+    return PairingError(PairingFault.UNREACHABLE, f'at {address!r}: {error}')
+
+
+def _no_window(address: Address, error: Exception) -> PairingError:
+    return PairingError(
+        PairingFault.MESSAGE,
+        f'what answers at {address!r} is no pairing window; look at the address and the port: '
+        f'{error}',
+    )
 
 
 def _exchange(connection: Connection, session: Session, ours: bytes) -> tuple[bytes, bytes]:
@@ -319,6 +337,11 @@ def _ask(connection: Connection, path: str, message: Message, kind: type[_T]) ->
         if not isinstance(body, Input) or body.content_length > MAX_PAIRING_BODY:
             raise PairingError(PairingFault.MESSAGE, f'it answered {response.status}')
         data = body.read()
+    except PeerRejectedError as error:
+        raise PairingError(
+            PairingFault.MESSAGE,
+            f'what answers is no pairing window; look at the address and the port: {error}',
+        ) from error
     except (OSError, DeguError) as error:
         raise PairingError(PairingFault.UNREACHABLE, str(error)) from error
     if response.status == 200:

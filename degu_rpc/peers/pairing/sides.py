@@ -181,10 +181,13 @@ class Peering(Side):
         assert self._other is not None
         other, paired = self._other
         self._former = self._trust.remember(paired.user_id)
+        # Another machine of a user whom we know changes neither what we call the user nor takes a
+        # role away.
+        known = self._trust.users().get(paired.user_id)
         self._trust.add(
             other.user_cert,
-            other.name,
-            self._roles,
+            other.name if known is None else known.name,
+            self._roles if known is None else self._roles | known.roles,
             how=HOW,
             machines={paired.machine_id: other.name},
             revive=True,  # a person has just decided it

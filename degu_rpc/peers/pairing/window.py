@@ -34,7 +34,7 @@ from degu import IPv4_LOOPBACK, durable
 from degu.bodies import Input
 from degu.server import SSLServer, build_server_sslctx
 from degu_rpc.errors import DeguRpcError, IdentityError, PairingError, PairingFault
-from degu_rpc.peers.caller import PEER
+from degu_rpc.peers.caller import PEER, check_trust
 from degu_rpc.peers.limits import (
     MAX_PAIRING_BODY,
     MAX_PAIRING_CONNECTIONS,
@@ -119,9 +119,13 @@ class PairingWindow:
         these roles, and calls `pair`. With `Intent.JOIN` the other machine becomes one of my user,
         and calls `join`. `code` is for who wants to choose the random bits; `clock` counts seconds.
 
-        Raises ValueError for a name or roles that cannot be: a machine that joins has none but the
-        owner's. IdentityError where this machine cannot certify one that is to join, OSError.
+        Raises TypeError for what is no store or no intent, ValueError for a name or roles that
+        cannot be: a machine that joins has none but the owner's. IdentityError where this machine
+        cannot certify one that is to join, OSError.
         """
+        check_trust(trust)
+        if not isinstance(intent, Intent):
+            raise TypeError(f'intent must be an Intent, not {intent!r}')
         if intent is Intent.JOIN and set(roles) != {PEER}:
             raise ValueError(f'a machine that joins is the owner, so it cannot be given {roles!r}')
         self._side: Peering | Admission = (
@@ -210,8 +214,11 @@ class PairingWindow:
     def wait(self) -> Paired:
         """Wait until another machine has paired, and return which.
 
-        Raises PairingError, which says what happened and what to do.
+        Raises PairingError, which says what happened and what to do; RuntimeError outside of the
+        `with` block.
         """
+        if not self._deadline:
+            raise RuntimeError('the window is not open: write with PairingWindow(...) as window')
         with self._changed:
             while self._outcome is None:
                 if not self._wait():

@@ -67,7 +67,7 @@ def test_services_can_be_named(socket: str) -> None:
     ('args', 'status', 'message'),
     [
         (['--prefix', '/api', 'none.v1.None'], 1, 'not_found'),
-        ([], 1, 'is the prefix right?'),
+        ([], 1, 'are the prefix and the name of the service right?'),
         (['--prefix', 'api'], 1, 'prefix must be'),
         (['--none'], 2, 'No such option'),
     ],

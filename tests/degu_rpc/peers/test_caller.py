@@ -356,6 +356,13 @@ def test_the_wrapped_app_is_not_asked_about_a_rejected_connection() -> None:
 # --- who may ------------------------------------------------------------------------------------
 
 
+def test_a_forgotten_store_is_told(bob: Identity, caplog: pytest.LogCaptureFixture) -> None:
+    connection = {'client': ('127.0.0.1', 1), 'ssl_peer_cert': bob.machine_cert}
+    with socket.socket() as sock:
+        assert Authenticated(answer).on_connect(sock, connection) is False
+    assert 'write Authenticated(app, trust)' in caplog.text
+
+
 def test_whom_to_trust_is_asked_of_a_store(alice: Identity) -> None:
     with pytest.raises(TypeError, match='trust must be a TrustStore'):
         Authenticated(answer, users(trust(alice, 'Alice')))  # type: ignore[arg-type]

@@ -384,6 +384,20 @@ def test_a_change_of_trust_counts_at_the_next_connect(
         assert connection.get('/').status == 200
 
 
+def test_what_is_no_store_or_source_is_told(alice: Identity) -> None:
+    trust, source = TrustStore(alice), StaticAddresses([])
+    for use, reason in (
+        (lambda: Dialer(alice, [source]), 'trust must be a TrustStore'),
+        (lambda: MachineClient(alice, ('127.0.0.1', 1), alice.machine_id), 'trust must be'),
+        (lambda: Dialer(trust, source), 'sources is a list'),
+        (lambda: Dialer(trust, 'degu://x'), 'sources is a list'),
+        (lambda: Dialer(trust, ['degu://x']), 'a source is such as'),
+        (lambda: StaticAddresses('degu://x'), 'urls is a list of addresses, not one text'),
+    ):
+        with pytest.raises(TypeError, match=reason):
+            use()
+
+
 def test_a_machine_that_is_denied_is_not_called_either(
     house: House, bob: Identity, tmp_path: Any
 ) -> None:

@@ -240,10 +240,10 @@ def test_a_broken_key_is_refused_by_create(tmp_path: Path) -> None:
 
 
 def test_nothing_there_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match='there is no identity here'):
         Identity.open(tmp_path / 'home')
     (tmp_path / 'home').mkdir(mode=0o700)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match='there is no identity here'):
         Identity.open(tmp_path / 'home')
 
 

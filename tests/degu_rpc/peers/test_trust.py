@@ -319,6 +319,20 @@ def test_who_is_not_there_cannot_be_removed_or_denied(store: TrustStore, bob: Id
     assert snapshot(store) == {}
 
 
+@pytest.mark.parametrize('user_id', ['Bob', '', '../' * 16, 'A' * 48])
+def test_what_is_no_id_is_no_part_of_a_path(store: TrustStore, user_id: str) -> None:
+    for use in (store.remove, store.remember, lambda each: store.deny(each, IDS[0])):
+        with pytest.raises(ValueError, match='an id is 48 base32 characters'):
+            use(user_id)
+
+
+def test_a_user_is_printed_without_the_certificate(store: TrustStore, bob: Identity) -> None:
+    add(store, bob)
+    shown = repr(store.users()[bob.user_id])
+    assert f"TrustedUser('{bob.user_id}', name='Bob', roles=frozenset({{'peer'}})" in shown
+    assert 'ca_cert' not in shown
+
+
 def test_my_own_user_is_neither_added_nor_removed(me: Identity, store: TrustStore) -> None:
     with pytest.raises(ValueError, match='my own user is trusted by itself'):
         add(store, me)

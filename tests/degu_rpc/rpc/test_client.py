@@ -272,7 +272,7 @@ def test_unknown_service_is_unimplemented(rpc: RpcClient) -> None:
         rpc['none'].stat()
     assert caught.value.code is Code.UNIMPLEMENTED
     assert '/rpc/none/stat' in caught.value.message
-    assert 'is the prefix right?' in caught.value.message
+    assert 'are the prefix and the name of the service right?' in caught.value.message
 
 
 def test_arguments_that_cannot_travel_are_refused_before_connecting(served: Any) -> None:

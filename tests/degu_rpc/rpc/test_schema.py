@@ -322,8 +322,9 @@ def test_classes_are_definitions_with_their_docstrings() -> None:
 
 def test_two_classes_with_one_name_are_two_definitions() -> None:
     def make() -> Any:
-        space = {'__module__': 'elsewhere'}
-        return dataclasses.make_dataclass('Plain', [('other', str)], namespace=space)
+        cls = dataclasses.make_dataclass('Plain', [('other', str)])
+        cls.__module__ = 'elsewhere'
+        return cls
 
     schemas = Schemas()
     first, second, third, again = map(schemas.build, (Plain, make(), make(), Plain))

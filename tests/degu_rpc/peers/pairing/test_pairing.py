@@ -55,6 +55,33 @@ def test_two_users_trust_each_other_after_one_short_code(ada, ben, open_window, 
     assert user.machines == {ben.identity.machine_id: 'Ben'}
 
 
+def test_another_machine_of_a_known_user_changes_neither_name_nor_roles(
+    ada, ben, open_window, tmp_path
+) -> None:
+    ben.trust.add(ada.identity.user_cert, 'My Ada', {'family'})
+    key = pki.build_key()
+    cert = ada.identity.certify(key.public_key())
+    phone = Identity.join(tmp_path / 'phone', key, cert, ada.identity.user_cert)
+    with PairingWindow(TrustStore(phone), 'phone') as window:
+        ben.pair(window.address, window.code)
+    user = ben.trust.users()[ada.identity.user_id]
+    assert (user.name, user.roles) == ('My Ada', {'family', 'peer'})
+    assert user.machines == {phone.machine_id: 'phone'}
+
+
+def test_what_is_no_store_or_intent_or_open_window_is_told(ada) -> None:
+    for use in (
+        lambda: PairingWindow(ada.identity, 'Ada'),
+        lambda: pair(IPv4_LOOPBACK, '4HMA-SW9R', ada.identity, 'Ada'),
+    ):
+        with pytest.raises(TypeError, match='trust must be a TrustStore'):
+            use()
+    with pytest.raises(TypeError, match="intent must be an Intent, not 'join'"):
+        PairingWindow(ada.trust, 'Ada', intent='join')
+    with pytest.raises(RuntimeError, match='the window is not open'):
+        PairingWindow(ada.trust, 'Ada').wait()
+
+
 def test_they_can_call_each_other_then(ada, ben, open_window) -> None:
     window = open_window(ada, roles={'reader', 'writer'})
     ben.pair(window.address, window.code)
@@ -259,8 +286,22 @@ def test_nobody_there_is_told(ben, clock, refused) -> None:
 
 def test_a_server_without_tls_is_told(ben, clock, refused) -> None:
     app = lambda connection, request: (200, 'OK', {}, None)  # noqa: E731
-    with Server(IPv4_LOOPBACK, app) as server, refused(PairingFault.UNREACHABLE):
+    with Server(IPv4_LOOPBACK, app) as server:
+        with refused(PairingFault.MESSAGE) as caught:
+            ben.pair(server.address, '4HMA-SW9R', clock=clock, pause=clock.pause)
+        assert f'{server.address!r} is no pairing window' in str(caught.value)
+
+
+def test_the_service_of_the_other_machine_is_no_window_and_that_is_told(
+    ada, ben, clock, refused
+) -> None:
+    app = lambda connection, request: (200, 'OK', {}, None)  # noqa: E731
+    with (
+        SSLServer(ada.trust.server_sslctx, IPv4_LOOPBACK, app) as server,
+        refused(PairingFault.MESSAGE) as caught,
+    ):
         ben.pair(server.address, '4HMA-SW9R', clock=clock, pause=clock.pause)
+    assert 'no pairing window; look at the address and the port' in str(caught.value)
 
 
 def test_a_server_that_is_no_machine_is_told(ada, ben, tmp_path, refused) -> None:
@@ -273,7 +314,7 @@ def test_a_server_that_is_no_machine_is_told(ada, ben, tmp_path, refused) -> Non
     directory = ada.identity.directory
     sslctx.load_cert_chain(directory / 'user.crt', directory / 'user.key')
     app = lambda connection, request: (200, 'OK', {}, None)  # noqa: E731
-    with SSLServer(sslctx, IPv4_LOOPBACK, app) as server, refused(PairingFault.CERTIFICATE):
+    with SSLServer(sslctx, IPv4_LOOPBACK, app) as server, refused(PairingFault.MESSAGE):
         ben.pair(server.address, '4HMA-SW9R')
 
 
