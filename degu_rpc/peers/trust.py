@@ -67,8 +67,8 @@ if TYPE_CHECKING:
 OWN_NAME = 'me'
 """What my own user is called."""
 _RECORD = '.json'
-_RECORD_NAME = re.compile(r'[a-z2-7]{48}\.json')
-_TOMBSTONE_NAME = re.compile(r'([a-z2-7]{48})\.removed\.([0-9]{1,15})\.json')
+_RECORD_NAME = re.compile(rf'{pki.ID_PATTERN}\.json')
+_TOMBSTONE_NAME = re.compile(rf'({pki.ID_PATTERN})\.removed\.([0-9]{{1,15}})\.json')
 _REMEDY = 'restore it from a backup, or remove the file and pair again'
 
 # A second change right after one that was read may leave the directory's time as it was: file
@@ -81,7 +81,7 @@ _ROTATION_PERIOD = timedelta(seconds=ROTATION_PERIOD_S)
 
 _log = logging.getLogger('degu_rpc.peers')
 
-_Id = Annotated[str, msgspec.Meta(pattern=r'\A[a-z2-7]{48}\Z')]
+_Id = Annotated[str, msgspec.Meta(pattern=rf'\A{pki.ID_PATTERN}\Z')]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from degu import pki
 from degu_rpc.errors import PairingError, PairingFault
 from degu_rpc.peers.limits import PAIRING_WINDOW_S
 from degu_rpc.peers.pairing.pake import MAC_SIZE, MESSAGE_SIZE, Intent
@@ -26,7 +27,7 @@ from degu_rpc.peers.pairing.pake import MAC_SIZE, MESSAGE_SIZE, Intent
 JSON = 'application/json'
 
 _T = TypeVar('_T')
-_Id = Annotated[str, msgspec.Meta(pattern=r'\A[a-z2-7]{48}\Z')]
+_Id = Annotated[str, msgspec.Meta(pattern=rf'\A{pki.ID_PATTERN}\Z')]
 _Point = Annotated[bytes, msgspec.Meta(min_length=MESSAGE_SIZE, max_length=MESSAGE_SIZE)]
 _Mac = Annotated[bytes, msgspec.Meta(min_length=MAC_SIZE, max_length=MAC_SIZE)]
 
