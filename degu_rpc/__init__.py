@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from degu_rpc.errors import Code, PairingError, RpcError
     from degu_rpc.files.fetch import Fetched, Progress, fetch
     from degu_rpc.files.share import FileShare
-    from degu_rpc.node import Node
+    from degu_rpc.node.device import Node
     from degu_rpc.peers.caller import Authenticated, Peer
     from degu_rpc.peers.dial import Dialer, MachineClient
     from degu_rpc.peers.identity import Identity
@@ -67,7 +67,7 @@ _MODULES = {
     'Identity': 'degu_rpc.peers.identity',
     'Intent': 'degu_rpc.peers.pairing',
     'MachineClient': 'degu_rpc.peers.dial',
-    'Node': 'degu_rpc.node',
+    'Node': 'degu_rpc.node.device',
     'PairingError': 'degu_rpc.errors',
     'PairingWindow': 'degu_rpc.peers.pairing',
     'Peer': 'degu_rpc.peers.caller',

@@ -4,7 +4,11 @@ DeguRpcError
 ├── RpcError                    a call that failed, on either side       .code .message .details
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
+├── HomeError                   the directory of this device, likewise   .path .remedy
+├── ConfigError                 a setting that cannot be                 .key .source .remedy
+├── NodeRunningError            a node has this home already             .home .pid
 ├── UnknownPeerError            somebody whom we do not know
+├── UnknownMachineError         a name that no machine we know has       .target .candidates
 ├── UnreachableError            a machine that no address led to         .machine_id .attempts
 ├── PairingError                two machines did not pair                .fault
 │   └── CodeError               a code that was not typed as it is shown
@@ -234,6 +238,35 @@ class IdentityError(DeguRpcError):
         self.remedy = remedy
 
 
+class HomeError(DeguRpcError):
+    """The directory of this device cannot be used: `path` is where, `remedy` what to do."""
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        super().__init__(f'{path} {problem}; {remedy}')
+        self.path = path
+        self.remedy = remedy
+
+
+class ConfigError(DeguRpcError):
+    """A setting cannot be what it is: `key` is which, `source` who said so, `remedy` what to do."""
+
+    def __init__(self, key: str, source: str, problem: str, remedy: str) -> None:
+        super().__init__(f'{key}, from {source}: {problem}; {remedy}')
+        self.key = key
+        self.source = source
+        self.remedy = remedy
+
+
+class NodeRunningError(DeguRpcError):
+    """A node has the home already: `home` is the directory, `pid` its process, if that is known."""
+
+    def __init__(self, home: Path, pid: int | None) -> None:
+        process = '' if pid is None else f', process {pid}'
+        super().__init__(f'a node runs with {home} already{process}; degu status shows it')
+        self.home = home
+        self.pid = pid
+
+
 class UnknownPeerError(DeguRpcError):
     """Somebody proved who they are (or the kernel could not say), and it is nobody we know.
 
@@ -246,6 +279,20 @@ class UnknownPeerError(DeguRpcError):
         super().__init__(message)
         self.user_id = user_id
         self.machine_id = machine_id
+
+
+class UnknownMachineError(DeguRpcError, LookupError):
+    """No machine we know has this name or id, or more than one: `.candidates` are what could be."""
+
+    def __init__(self, target: str, candidates: Iterable[str], *, is_ambiguous: bool) -> None:
+        self.target = target
+        self.candidates = tuple(candidates)
+        known = ', '.join(map(escape_controls, self.candidates)) or 'nobody is trusted yet'
+        if is_ambiguous:
+            text = f'{target!r} is the name of more than one: say which by its id ({known})'
+        else:
+            text = f'no machine or user we trust is called {target!r} ({known})'
+        super().__init__(text)
 
 
 class Attempt(NamedTuple):

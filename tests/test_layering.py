@@ -47,7 +47,7 @@ USES = {
     'rpc': {'errors', 'peers'},
     'files': {'errors', 'router', 'peers'},
     'sync': {'errors', 'peers', 'rpc', 'files'},
-    'node': {'errors', 'router', 'peers', 'rpc', 'files', 'sync'},
+    'node': {'errors', 'router', 'unix', 'peers', 'rpc', 'files', 'sync'},
     'cli': {'', 'errors', 'peers', 'rpc', 'files', 'node'},
     '': {'errors', 'router', 'peers', 'rpc', 'files', 'sync', 'node'},
 }

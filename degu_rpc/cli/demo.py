@@ -27,6 +27,7 @@ from degu_rpc.cli.demo_homes import (
     LEFT_OUT,
     LOOPBACK,
     SERVICE,
+    SHARE,
     Home,
     HomeApi,
     fetch_library,
@@ -34,6 +35,8 @@ from degu_rpc.cli.demo_homes import (
     measure_calls,
     serve_home,
 )
+from degu_rpc.cli.exits import Exit, format_exits
+from degu_rpc.cli.session import Command, Session
 from degu_rpc.peers import Identity, TrustStore
 
 if TYPE_CHECKING:
@@ -60,6 +63,17 @@ class _Tree(NamedTuple):
 
     files: int
     size: int
+
+
+@click.command(cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.INTERRUPTED))
+def demo(_session: Session) -> None:
+    """Show it all on this machine: two homes with their own identities, as two processes.
+
+    They call each other over mutual TLS and over unix sockets; one fetches the standard library of
+    this Python from the other, is killed on the way, resumes, and every file is verified; strangers
+    are refused. Needs nothing and leaves nothing behind.
+    """
+    run_demo()
 
 
 def run_demo() -> None:
@@ -237,7 +251,7 @@ def _show_strangers(studio: _Running, directory: Path) -> None:
         client = SSLClient(sslctx, (LOOPBACK, studio.port))
         with client.connect() as connection:
             try:
-                response = connection.get('/files/ls/')
+                response = connection.get(f'/files/{SHARE}/ls/')
             except PeerRejectedError as error:
                 lines.append(f'{who}: refused: {error}')
             else:

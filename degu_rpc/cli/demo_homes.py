@@ -16,8 +16,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc import Context, FileShare, Router, RpcApp, RpcClient, Service, fetch
-from degu_rpc.node import Node
+from degu_rpc import Context, RpcClient, Service, fetch
+from degu_rpc.node.config import Config, Share
+from degu_rpc.node.device import Node
 from degu_rpc.peers import Identity, MachineClient, TrustStore
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SERVICE = 'demo.v1.Home'
 LOOPBACK = '127.0.0.1'
+SHARE = 'library'
 LEFT_OUT = frozenset({'site-packages', 'dist-packages', '__pycache__'})
 """Of the top of the library: what was installed beside it, which may be of any size."""
 
@@ -133,15 +135,17 @@ def _leave_ctrl_c_to_the_demo() -> None:
 def serve_home(home: Home, pipe: Connection) -> None:
     """Run the node of a home until the demo closes its end of the pipe."""
     _leave_ctrl_c_to_the_demo()
-    with FileShare(find_library(), allow='peer') as share:
-        router = Router()
-        router.mount('/rpc', RpcApp([_build_service(home)]))
-        router.mount('/files', share)
-        identity = home.identity
-        with Node(TrustStore(identity), router, home.socket_path) as node:
-            pipe.send((identity.machine_id, node.tls_address[1]))
-            with contextlib.suppress(EOFError):
-                pipe.recv()
+    config = Config(
+        name=home.name,
+        port=0,
+        listen=(LOOPBACK,),
+        discovery=False,
+        shares={SHARE: Share(str(find_library()))},
+    )
+    with Node(home.directory, services=[_build_service(home)], config=config) as node:
+        pipe.send((node.trust.identity.machine_id, node.addresses[0].port))
+        with contextlib.suppress(EOFError):
+            pipe.recv()
 
 
 def fetch_library(
@@ -158,7 +162,7 @@ def fetch_library(
         def report(progress: Progress, files: int = files, fetched: int = fetched) -> None:
             pipe.send((files + progress.files_done, fetched + progress.bytes_fetched))
 
-        result = fetch(client, '/files', name, destination, progress=report)
+        result = fetch(client, f'/files/{SHARE}', name, destination, progress=report)
         files += result.files_fetched + result.files_present
         fetched += result.bytes_fetched
     pipe.send(None)

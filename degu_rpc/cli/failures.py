@@ -1,0 +1,120 @@
+"""What a person and a script are told when a command fails: words, the next step, and a status.
+
+`explain` is the one place that knows what each error means for somebody at a terminal. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from degu.errors import DeguError
+from degu_rpc.cli.exits import Exit
+from degu_rpc.errors import (
+    Code,
+    CodeError,
+    ConfigError,
+    DeguRpcError,
+    IntegrityError,
+    NodeRunningError,
+    PairingError,
+    PairingFault,
+    RpcError,
+    ShareRefusedError,
+    TransferCanceledError,
+    UnknownMachineError,
+    UnreachableError,
+)
+
+
+class Failure(Exception):  # noqa: N818  # it is how a command ends, not what went wrong
+    """A command that failed: what to say, what to do about it, and the exit status."""
+
+    def __init__(self, exit_status: Exit, message: str, remedy: str = '', kind: str = '') -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+        self.message = message
+        self.remedy = remedy
+        self.kind = kind or exit_status.name.lower()
+
+    def build_document(self) -> dict[str, Any]:
+        """Return what `--json` writes to stderr."""
+        return {
+            'v': 1,
+            'type': 'error',
+            'status': self.exit_status.value,
+            'kind': self.kind,
+            'message': self.message,
+            'remedy': self.remedy,
+        }
+
+
+class _Meaning(NamedTuple):
+    exit_status: Exit
+    remedy: str
+
+
+_OF_CODES = {
+    Code.UNAVAILABLE: _Meaning(Exit.UNREACHABLE, 'see that it runs: degu status'),
+    Code.DEADLINE_EXCEEDED: _Meaning(Exit.UNREACHABLE, 'give it more time: --timeout SECONDS'),
+    Code.UNAUTHENTICATED: _Meaning(Exit.REFUSED, 'pair the two machines: degu pair'),
+    Code.PERMISSION_DENIED: _Meaning(
+        Exit.REFUSED, 'whoever runs it says which roles may call it; see them with: degu peers'
+    ),
+    Code.UNIMPLEMENTED: _Meaning(Exit.NOT_FOUND, 'see what there is: degu methods TARGET'),
+}
+
+_OF_KINDS = {
+    'UnknownMachineError': _Meaning(Exit.NOT_FOUND, 'see whom this machine knows: degu peers'),
+    'UnreachableError': _Meaning(Exit.UNREACHABLE, 'see what is near: degu peers --nearby'),
+}
+"""Of errors that come from the node, by their classes; see degu_rpc.node.control."""
+
+
+def explain(error: Exception) -> Failure | None:
+    """Return what an error means, None for one that nobody foresaw."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, RpcError):
+        return _explain_call(error)
+    kind = type(error).__name__
+    if isinstance(error, CodeError):
+        return Failure(Exit.USAGE, str(error), kind=kind)
+    if isinstance(error, PairingError):
+        return Failure(_find_pairing_exit(error.fault), str(error), kind=kind)
+    if isinstance(error, UnreachableError | UnknownMachineError):
+        meaning = _OF_KINDS[kind]
+        return Failure(meaning.exit_status, str(error), meaning.remedy, kind)
+    if isinstance(error, IntegrityError):
+        return Failure(Exit.INTEGRITY, str(error), 'run the same command again', kind)
+    if isinstance(error, TransferCanceledError):
+        return Failure(Exit.INTERRUPTED, str(error), kind=kind)
+    if isinstance(error, ShareRefusedError):
+        exit_status = {403: Exit.REFUSED, 404: Exit.NOT_FOUND}.get(error.status, Exit.FAILED)
+        return Failure(exit_status, str(error), kind=kind)
+    if isinstance(error, ConfigError | NodeRunningError | DeguRpcError | DeguError):
+        return Failure(Exit.FAILED, str(error), kind=kind)
+    if isinstance(error, OSError):
+        return Failure(Exit.FAILED, str(error), kind=kind)
+    return None
+
+
+def _explain_call(error: RpcError) -> Failure:
+    detail = error.details[0] if error.details else {}
+    kind = detail.get('kind')
+    remedy = detail.get('remedy', '')
+    if kind in _OF_KINDS:
+        meaning = _OF_KINDS[kind]
+        return Failure(meaning.exit_status, error.message, meaning.remedy, kind)
+    if kind == 'CodeError':
+        return Failure(Exit.USAGE, error.message, kind=kind)
+    if kind == 'PairingError':
+        fault = PairingFault(detail['fault'])
+        return Failure(_find_pairing_exit(fault), error.message, kind=kind)
+    if isinstance(kind, str) and isinstance(remedy, str):
+        return Failure(Exit.FAILED, error.message, remedy, kind)
+    meaning = _OF_CODES.get(error.code, _Meaning(Exit.REMOTE, ''))
+    return Failure(meaning.exit_status, str(error), meaning.remedy, error.code.value)
+
+
+def _find_pairing_exit(fault: PairingFault) -> Exit:
+    return Exit.UNREACHABLE if fault is PairingFault.UNREACHABLE else Exit.REFUSED

@@ -1,0 +1,291 @@
+"""`degu up`, `degu down`, `degu status`: a node here, from its start to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from degu.net import Inherited, inherited
+from degu_rpc.cli.exits import Exit, format_exits
+from degu_rpc.cli.failures import Failure
+from degu_rpc.cli.session import Command, Session, Styled
+from degu_rpc.errors import NodeRunningError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from degu_rpc.node.api import PeerStatus, Status
+    from degu_rpc.node.device import Node
+
+START_S = 30.0
+"""How long a node in the background has to be ready; keys are made in that time."""
+STOP_S = 15.0
+"""How long a node has to stop; what it still does has SHUTDOWN_S of that."""
+MAX_LOG_SIZE = 1024 * 1024
+"""From what size on the log of a node in the background is begun anew; one former is kept."""
+_POLL_S = 0.02
+
+
+@click.command(
+    cls=Command,
+    epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.USAGE),
+)
+@click.option('--bg', 'in_background', is_flag=True, help='Return once it is ready.')
+@click.option('--name', help='What other machines see.  [env var: DEGU_NAME]')
+@click.option(
+    '--port',
+    type=click.IntRange(0, 65535),
+    help='TCP port for other machines, 0 for any.  [env var: DEGU_PORT]',
+)
+@click.option(
+    '--discovery/--no-discovery',
+    default=None,
+    help='Be found, and find, by mDNS.  [env var: DEGU_DISCOVERY]',
+)
+def up(session: Session, in_background: bool, **flags: Any) -> None:
+    """Run a node here: be found by other machines, and take their calls.
+
+    The first time it makes the keys of this machine. It runs until Ctrl-C or `degu down`.
+    """
+    if in_background:
+        _start_in_background(session, flags)
+    else:
+        _run(session, flags)
+
+
+def _run(session: Session, flags: dict[str, Any]) -> None:
+    from degu_rpc.node.config import build_config, read_settings
+    from degu_rpc.node.device import Node
+    from degu_rpc.node.notify import notify
+
+    config = build_config(read_settings(session.home, flags))
+    given = _find_inherited()
+    while True:
+        with (
+            Node(session.home, config=config, control=_share(given)) as node,
+            _on_signals(node),
+        ):
+            _say_ready(session, node)
+            notify('READY=1', f'STATUS={config.name}, machine {node.trust.identity.machine_id}')
+            restarts = node.wait()
+            notify('STOPPING=1')
+        if not restarts:
+            return
+
+
+def _say_ready(session: Session, node: Node) -> None:
+    from degu_rpc.node.status import build_status
+
+    status = build_status(node)
+    session.emit('ready', status)
+    session.say(Styled('ready', 'green'), f': {status.name}, machine {status.machine_id[:12]}...')
+    for url in status.urls:
+        session.say(f'  {url}')
+    for problem in status.problems:
+        session.say(Styled('  problem: ', 'yellow'), f'{problem.what}; {problem.remedy}')
+
+
+def _find_inherited() -> Inherited | None:
+    # Source: sd_listen_fds(3).
+    if os.environ.get('LISTEN_PID') != str(os.getpid()):
+        return None
+    return inherited()
+
+
+def _share(given: Inherited | None) -> Inherited | None:
+    """Return a socket to give away, so that a node that starts anew gets it once more."""
+    if given is None:
+        return None
+    return Inherited(os.dup(given.descriptor), given.removes_file)
+
+
+@contextlib.contextmanager
+def _on_signals(node: Node) -> Iterator[None]:
+    """Stop the node on SIGTERM, SIGINT and when the terminal is closed, to the end of the block."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, lambda *_: node.stop()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+# --- in the background ---------------------------------------------------------------------------
+
+
+def _start_in_background(session: Session, flags: dict[str, Any]) -> None:
+    """Start a process of its own and wait until it says that it is ready.
+
+    Raises Failure with the end of its log where it is not.
+    """
+    from degu_rpc.peers.private import make_directory
+
+    make_directory(session.home.directory)
+    log = session.home.log_path
+    if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
+        log.rename(log.with_suffix('.old.log'))
+    with (
+        tempfile.TemporaryDirectory(prefix='degu-up-') as directory,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
+        open(log, 'ab', opener=_open_private) as log_file,
+    ):
+        address = str(Path(directory, 'notify'))
+        ready.bind(address)
+        began = log_file.tell()
+        process = subprocess.Popen(  # noqa: S603  # this program itself
+            [sys.executable, '-m', 'degu_rpc.cli', *_format_flags(session, flags)],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            cwd='/',
+            env={**os.environ, 'NOTIFY_SOCKET': address},
+            start_new_session=True,
+        )
+        _wait_until_ready(process, ready, log, began)
+    with session.node() as node:
+        status = node.status()
+    session.emit('ready', status)
+    session.say(Styled('ready', 'green'), f': {status.name}, process {status.pid}; log: {log}')
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _format_flags(session: Session, flags: dict[str, Any]) -> list[str]:
+    found = ['up', '--home', str(session.home.directory), *['-v'] * session.verbosity]
+    for key, value in flags.items():
+        if isinstance(value, bool):
+            found.append(f'--{key}' if value else f'--no-{key}')
+        elif value is not None:
+            found.append(f'--{key}={value}')
+    return found
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], ready: socket.socket, log: Path, began: int
+) -> None:
+    deadline = time.monotonic() + START_S
+    ready.settimeout(_POLL_S)
+    while True:
+        with contextlib.suppress(TimeoutError):
+            if b'READY=1' in ready.recv(4096).split(b'\n'):
+                return
+        exit_status = process.poll()
+        if exit_status is None and time.monotonic() < deadline:
+            continue
+        if exit_status is None:
+            process.kill()
+            process.wait()
+        with log.open('rb') as file:
+            file.seek(began)
+            said = file.read(MAX_LOG_SIZE).decode('utf-8', 'replace').strip()
+        lines = [line.removeprefix('degu: ').strip() for line in said.splitlines()[-2:]]
+        what = lines[0] if lines else f'it ended with status {exit_status}'
+        remedy = lines[1] if len(lines) > 1 else f'its log is {log}'
+        raise Failure(Exit.FAILED, what, remedy)
+
+
+# --- down and status -----------------------------------------------------------------------------
+
+
+@click.command(
+    cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.UNREACHABLE, Exit.NOT_RUNNING)
+)
+def down(session: Session) -> None:
+    """Stop the node that runs here, and wait until it is gone."""
+    with session.node() as node:
+        node.stop()
+    deadline = time.monotonic() + (session.timeout_s or STOP_S)
+    while True:
+        try:
+            with session.home.hold():
+                break
+        except NodeRunningError as error:
+            if time.monotonic() > deadline:
+                raise Failure(
+                    Exit.UNREACHABLE,
+                    f'process {error.pid} was told to stop and still runs',
+                    f'see {session.home.log_path}, or end it: kill {error.pid}',
+                ) from None
+            time.sleep(_POLL_S)
+    session.emit('stopped', {})
+    session.say('stopped')
+
+
+@click.command(
+    cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.UNREACHABLE, Exit.NOT_RUNNING)
+)
+@click.option('--watch', 'is_watching', is_flag=True, help='Print it again with every change.')
+def status(session: Session, is_watching: bool) -> None:
+    """Show this machine, whom it trusts and who is near, what it serves, and what is wrong."""
+    if is_watching:
+        _watch(session)
+        return
+    with session.node() as node:
+        _show(session, node.status())
+
+
+def _watch(session: Session) -> None:
+    from degu_rpc.node.api import NODE, NodeApi
+
+    with session.node_client() as client:
+        # A stream without a time: it lasts as long as somebody looks.
+        node = client.using().bind(NodeApi, NODE)
+        for index, now in enumerate(node.watch()):
+            if index and not session.is_json:
+                session.say('' if not sys.stdout.isatty() else '\n')
+            _show(session, now)
+            sys.stdout.flush()
+
+
+def _show(session: Session, now: Status) -> None:
+    session.emit('status', now)
+    session.say(Styled(now.name, is_bold=True), f'  machine {now.machine_id[:12]}...')
+    age = datetime.now(UTC) - now.started_at
+    session.say(f'  running for {_format_age(age.total_seconds())}, process {now.pid}, {now.home}')
+    for url in now.urls:
+        session.say(f'  reached at {url.partition("@")[2]}')
+    peers = [peer for peer in now.peers if peer.machines or not peer.is_me]
+    if not peers:
+        session.say('no peers yet; pair with another machine: degu pair')
+    for peer in peers:
+        _show_peer(session, peer)
+    for service in now.services:
+        session.say(f'serves {service.name}')
+    for share in now.shares:
+        session.say(f'shares {share.name}: {share.path} (for {", ".join(share.allow)})')
+    for problem in now.problems:
+        session.say(Styled('problem: ', 'yellow'), f'{problem.what}; {problem.remedy}')
+
+
+def _show_peer(session: Session, peer: PeerStatus) -> None:
+    who = 'my own machines' if peer.is_me else f'{peer.name} ({", ".join(peer.roles)})'
+    session.say(who)
+    for machine in peer.machines:
+        if machine.is_denied:
+            state = Styled('denied', 'red')
+        elif machine.is_nearby:
+            state = Styled('near', 'green')
+        else:
+            state = Styled('not seen')
+        session.say(f'  {machine.name}  ', state, f'  machine {machine.machine_id[:12]}...')
+
+
+def _format_age(seconds: float) -> str:
+    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
+        if seconds >= size:
+            return f'{seconds / size:.0f} {unit}'
+    return f'{seconds:.0f} s'

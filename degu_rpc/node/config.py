@@ -1,0 +1,218 @@
+"""The settings of a node, and where each came from.
+
+    name = "studio"                       # what other machines see; else the host's name
+    port = 8485                           # TCP, for other machines; the next one is for pairing
+    listen = ["192.168.1.7"]              # IP addresses of this machine; else all of them
+    interfaces = ["eth0"]                 # where to look for others; else all local networks
+    discovery = true                      # be found, and find, by mDNS
+    machines = ["degu://<machine id>@192.168.1.7:8485"]   # where machines are that mDNS cannot find
+
+    [shares.photos]                       # what others may read: degu ls studio:photos
+    path = "~/Pictures"
+    allow = ["peer"]                      # the roles that may; ["peer"] unless given
+
+1. A setting is looked for in the flags of the command, the environment (`DEGU_PORT`), what `degu
+   config set` stored, and `config.toml`, in this order; else it has its default.
+2. `config.toml` is a person's: it is read and never written. `set_value` writes `settings.json`
+   in the home.
+3. Wherever a value is from, it is checked in the same way, and an error says where that was.
+
+There are no threads and no locks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+
+from degu import durable
+from degu_rpc.errors import ConfigError
+from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE
+from degu_rpc.peers import parse_url
+from degu_rpc.peers.names import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from degu_rpc.node.home import Home
+
+_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+_ShareName = Annotated[str, msgspec.Meta(pattern=r'\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z')]
+
+
+class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A directory that others may read."""
+
+    path: str
+    allow: tuple[str, ...] = ('peer',)
+
+    @property
+    def directory(self) -> Path:
+        """Where it is, with `~` for the user's own directory."""
+        return Path(self.path).expanduser()
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The settings of a node; see the module for what they mean."""
+
+    name: str = msgspec.field(default_factory=lambda: _find_host_name())
+    port: _Port = DEFAULT_PORT
+    listen: tuple[str, ...] = ('0.0.0.0', '::')  # noqa: S104  # other machines are who it is for
+    interfaces: tuple[str, ...] | None = None
+    discovery: bool = True
+    machines: tuple[str, ...] = ()
+    shares: dict[_ShareName, Share] = {}
+
+
+class Setting(NamedTuple):
+    """One setting: what it is, and who said so: a flag, a variable, a file, or `default`."""
+
+    key: str
+    value: Any
+    source: str
+
+
+KEYS = Config.__struct_fields__
+SETTABLE = tuple(key for key in KEYS if key != 'shares')
+"""What can be given by a flag or a variable, and stored by `degu config set`."""
+DEFAULT = 'default'
+
+
+def read_settings(
+    home: Home, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> dict[str, Setting]:
+    """Return each setting by its key, with where it came from.
+
+    `flags` are values of the command, None for those that were not given.
+
+    Raises ConfigError for one that cannot be, OSError for a file that cannot be read.
+    """
+    found = {key: Setting(key, getattr(Config(), key), DEFAULT) for key in KEYS}
+    for source, values in (
+        (str(home.config_path), _read_toml(home.config_path)),
+        (str(home.settings_path), _read_json(home.settings_path)),
+        ('the environment', _read_environment(environment)),
+        ('a flag', {key: value for key, value in flags.items() if value is not None}),
+    ):
+        for key, value in values.items():
+            where = source if source[0] == '/' else _name_source(source, key)
+            found[key] = _check(key, value, where)
+    return found
+
+
+def build_config(settings: Mapping[str, Setting]) -> Config:
+    """Return the settings as one value."""
+    return Config(**{key: setting.value for key, setting in settings.items()})
+
+
+def set_value(home: Home, key: str, text: str) -> Setting:
+    """Store a setting, given as text; return it. The empty text removes what is stored.
+
+    Raises ConfigError for a setting or a value that cannot be, OSError.
+    """
+    if key not in SETTABLE:
+        remedy = 'write it into config.toml' if key in KEYS else f'there are {", ".join(KEYS)}'
+        raise ConfigError(key, 'the command', 'it cannot be set', remedy)
+    source = str(home.settings_path)
+    stored = _read_json(home.settings_path)
+    if text:
+        stored[key] = _parse_text(key, text, 'the command')
+        _check(key, stored[key], 'the command')
+    else:
+        stored.pop(key, None)
+    content = {'v': 1, **stored}
+    durable.replace(home.settings_path, json.dumps(content, indent=2).encode() + b'\n')
+    return Setting(key, stored.get(key), source)
+
+
+def _check(key: str, value: Any, source: str) -> Setting:
+    if key not in KEYS:
+        raise ConfigError(key, source, 'there is no such setting', f'there are {", ".join(KEYS)}')
+    try:
+        checked = getattr(msgspec.convert({key: value}, Config), key)
+        if key == 'name':
+            check_name(checked)
+        elif key == 'machines':
+            for url in checked:
+                parse_url(url)
+        elif key == 'listen':
+            for ip in checked:
+                ip_address(ip)
+    except ValueError as error:
+        raise ConfigError(key, source, str(error), 'correct it there') from None
+    return Setting(key, checked, source)
+
+
+def _name_source(source: str, key: str) -> str:
+    return f'DEGU_{key.upper()}' if source == 'the environment' else f'--{key}'
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        key: _parse_text(key, environment[variable], variable)
+        for key in SETTABLE
+        if (variable := f'DEGU_{key.upper()}') in environment
+    }
+
+
+def _parse_text(key: str, text: str, source: str) -> Any:
+    """Read a value that was given as text; lists have commas."""
+    if key in ('interfaces', 'listen', 'machines'):
+        return [part.strip() for part in text.split(',') if part.strip()]
+    if key == 'port':
+        if not (text.isascii() and text.isdecimal()):
+            raise ConfigError(key, source, f'{text!r} is no port', 'give a number, 0 for any')
+        return int(text)
+    if key == 'discovery':
+        if text not in ('true', 'false'):
+            raise ConfigError(key, source, f'{text!r} is neither', 'give true or false')
+        return text == 'true'
+    return text
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_read(path).decode())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:  # TOML and UTF-8
+        raise ConfigError('config.toml', str(path), str(error), 'correct it there') from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(_read(path))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError(path.name, str(path), str(error), 'remove it') from None
+    if not isinstance(stored, dict) or stored.pop('v', None) != 1:
+        raise ConfigError(
+            path.name, str(path), 'it is of another version of degu', 'install that, or remove it'
+        )
+    return stored
+
+
+def _read(path: Path) -> bytes:
+    with path.open('rb') as file:
+        content = file.read(MAX_CONFIG_SIZE + 1)
+    if len(content) > MAX_CONFIG_SIZE:
+        raise ConfigError(
+            path.name, str(path), f'it is larger than {MAX_CONFIG_SIZE} bytes', 'make it smaller'
+        )
+    return content
+
+
+def _find_host_name() -> str:
+    name = socket.gethostname().partition('.')[0]
+    try:
+        return check_name(name)
+    except ValueError:
+        return 'machine'

@@ -1,0 +1,249 @@
+"""The one place that wires everything into a running device.
+
+    with Node(services=[clock]) as node:
+        node.wait()
+
+1. A node holds its home, so that there is one of it, and opens the identity there or makes one.
+2. It listens on TLS, for other machines, by IPv4 and IPv6 at one port, and on a unix socket for
+   programs of this one. Both have the services at `/rpc`, the shares at `/files/<name>`, and what
+   other programs serve behind the node at `/<name>`. The question who calls has one answer on both.
+3. On the unix socket `/rpc` has the service `node.v1.Node`, too: see degu_rpc.node.api.
+4. It is found by others, and finds them: degu_rpc.node.neighbours.
+5. It looks after its certificate: degu_rpc.node.upkeep.
+
+It serves from `with` to the end of the block, and then lets running requests end.
+
+Threads: each server has an accept loop and a thread for each connection, discovery has one thread
+and upkeep one. `stop` may be called by any of them, and by a signal handler; it takes no lock. All
+else is set once, when the block is entered, before anything is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import select
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Self
+
+from degu import pki
+from degu.server import Server, SSLServer
+from degu.stop import Stop
+from degu_rpc.errors import DeguRpcError, RenewalError
+from degu_rpc.files.share import FileShare
+from degu_rpc.node.behind import Behind
+from degu_rpc.node.config import Config
+from degu_rpc.node.control import build_control
+from degu_rpc.node.home import Home
+from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
+from degu_rpc.node.neighbours import Neighbours
+from degu_rpc.node.places import Place, find_places
+from degu_rpc.node.upkeep import Upkeep
+from degu_rpc.peers import Authenticated, Certifier, Identity, TrustStore, renew_over
+from degu_rpc.router import Router
+from degu_rpc.rpc.connect import RpcApp
+from degu_rpc.rpc.health import build_health
+from degu_rpc.rpc.jsonrpc import JsonRpcApp
+from degu_rpc.rpc.meta import build_meta
+from degu_rpc.unix import listen_unix
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+    from degu.net import Inherited
+    from degu_rpc.rpc.service import Service
+
+CERTIFICATES = '/certificates'
+"""Where machines of my own user get new certificates."""
+_NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
+
+_log = logging.getLogger('degu_rpc.node')
+
+
+class Node:
+    """A running device; a context manager. Other machines and local programs can call it."""
+
+    # Set once, before the block: home, config, stopping, _services, _inherited, _stop, _stack. When
+    # it is entered: trust, addresses, started_at, neighbours, behind, _upkeep.
+    # Written by stop(), read by wait(): _restarts.
+
+    trust: TrustStore
+    addresses: list[Place]
+    """Where it takes other machines."""
+    started_at: datetime
+    neighbours: Neighbours
+    behind: Behind
+
+    def __init__(
+        self,
+        home: str | os.PathLike[str] | Home | None = None,
+        *,
+        services: Iterable[Service] = (),
+        config: Config | None = None,
+        control: Inherited | None = None,
+    ) -> None:
+        """Prepare a node with the home of this user, or another. Nothing is touched before `with`.
+
+        `services` are served beside the node's own. `control` is a unix socket that was opened for
+        it, in place of the one in the home.
+        """
+        self.home = home if isinstance(home, Home) else Home(home)
+        self.config = config or Config()
+        self.stopping = threading.Event()
+        """Set once the node stops: what would last for ever must end."""
+        self._services = list(services)
+        self._control = control
+        self._stop = Stop()
+        self._restarts = False
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start it: once this returns it can be called.
+
+        Raises NodeRunningError where another node has this home, HomeError and IdentityError for
+        what is in it, OSError where an address cannot be had, ssl.SSLError, ValueError for two
+        services with one name.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._stop.close)
+            stack.enter_context(self.home.hold())
+            self.home.prepare()
+            self.trust = TrustStore(self.home.open_identity())
+            self.trust.server_sslctx()  # what cannot be used is to be known now
+            self.started_at = datetime.now(UTC)
+            self.behind = Behind()
+            shares = {
+                name: stack.enter_context(FileShare(share.directory, share.allow))
+                for name, share in self.config.shares.items()
+            }
+            outside = self._build_app(shares, self._services)
+            inside = self._build_app(shares, [*self._services, build_control(self)])
+            servers = self._listen(outside)
+            self.addresses = find_places(server.address for server in servers)
+            socket = self._control or listen_unix(str(self.home.socket_path))
+            servers.append(Server(socket, inside))
+            self.neighbours = Neighbours(
+                self.trust, self.config, [p.address for p in self.addresses]
+            )
+            stack.callback(self.neighbours.close)
+            for server in servers:
+                stack.enter_context(server)
+            self.neighbours.start()
+            self._upkeep = Upkeep(
+                {
+                    'discovery': self.neighbours.upkeep,
+                    'the certificate of this machine': self._renew,
+                },
+                UPKEEP_PERIOD_S,
+            )
+            stack.callback(self._upkeep.close)
+            stack.callback(self.stopping.set)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop serving, say goodbye, and let go of the home. Raises OSError."""
+        self._stack.close()
+
+    def _build_app(self, shares: Mapping[str, FileShare], services: list[Service]) -> Authenticated:
+        health = build_health(services, {}, allow=('peer', 'owner'))
+        everything = [*services, health, build_meta([*services, health])]
+        router = Router()
+        router.mount('/rpc', RpcApp(everything))
+        router.mount('/rpc/jsonrpc', JsonRpcApp(everything))
+        for name, share in shares.items():
+            router.mount(f'/files/{name}', share)
+        if self.trust.identity.can_certify:
+            router.mount(CERTIFICATES, Certifier(self.trust))
+        router.mount('/', self.behind)
+        return Authenticated(router, self.trust)
+
+    def _listen(self, app: Authenticated) -> list[Server]:
+        """Listen for other machines, by IPv4 and IPv6 at one port. Raises OSError.
+
+        A port that is taken is given up only where nobody asked for it.
+        """
+        port = self.config.port
+        try:
+            return self._listen_at(port, app)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or port != DEFAULT_PORT:
+                raise
+            _log.warning('TCP port %d is taken, so this node uses another one', port)
+        return self._listen_at(0, app)
+
+    def _listen_at(self, port: int, app: Authenticated) -> list[Server]:
+        with contextlib.ExitStack() as stack:
+            servers: list[Server] = []
+            for host in self.config.listen:
+                address = Place(host, port).address
+                try:
+                    server = SSLServer(self.trust.server_sslctx, address, app)
+                except OSError as error:
+                    if not servers or error.errno not in _NO_SUCH_FAMILY:
+                        raise
+                    continue
+                stack.callback(server.close)
+                servers.append(server)
+                port = find_places([server.address])[0].port
+            stack.pop_all()
+            return servers
+
+    # --- while it runs ---------------------------------------------------------------------------
+
+    def wait(self) -> bool:
+        """Wait until it is to stop; return whether it is to start anew.
+
+        In the main thread a signal handler may call `stop`.
+        """
+        poller = select.poll()
+        self._stop.register(poller)
+        with self._stop.on_signals():
+            while not self._stop.requested:
+                self._stop.note(poller.poll())
+        return self._restarts
+
+    def stop(self, *, restart: bool = False) -> None:
+        """Have `wait` return, in whichever thread that is."""
+        self._restarts = restart
+        self._stop.request(SHUTDOWN_S)
+
+    def find_problems(self) -> list[tuple[str, str]]:
+        """Return what does not work, and what to do about each."""
+        found = [(problem, 'see the log of the node') for problem in self._upkeep.problems.values()]
+        if self.neighbours.problem is not None:
+            found.append((self.neighbours.problem, 'run degu doctor'))
+        return found
+
+    def _renew(self) -> None:
+        """Get a new certificate once half of the time of the one we have is over."""
+        identity = Identity.open(self.trust.identity.directory)
+        if not identity.needs_renewal():
+            return
+        if identity.can_certify:
+            identity.renew()
+            return
+        errors = []
+        me = self.trust.users()[identity.user_id]
+        for machine_id in me.machines:
+            if machine_id == identity.machine_id:
+                continue
+            try:
+                renew_over(self.neighbours.build_client(machine_id), CERTIFICATES, identity)
+                return
+            except (DeguRpcError, OSError) as error:
+                errors.append(str(error))
+        validity = pki.parse_validity(identity.machine_cert)
+        raise RenewalError(
+            f'it ends at {validity.not_after:%Y-%m-%d} and none of my machines could renew it '
+            f'({"; ".join(errors) or "none is known"})'
+        )

@@ -1,0 +1,20 @@
+"""The one table of limits of the node."""
+
+DEFAULT_PORT = 8485
+"""The TCP port on which a node takes other machines; the next one is for pairing."""
+SHUTDOWN_S = 5.0
+"""How long running requests have when a node stops."""
+UPKEEP_PERIOD_S = 60.0
+"""How often a node looks after its certificate and after what did not work before."""
+STATUS_PERIOD_S = 0.5
+"""How often a watched status is compared with the one before."""
+CALLER_PERIOD_S = 0.5
+"""How often a call that waits for a person looks whether its caller is still there."""
+NEARBY_S = 3.0
+"""How long the network is given to say who is there, unless told otherwise."""
+MAX_SERVED = 64
+"""Programs that serve something behind the node at once."""
+MAX_MACHINE_NAME_LENGTH = 64
+"""Characters of what this machine calls itself."""
+MAX_CONFIG_SIZE = 64 * 1024
+"""Bytes of a configuration file."""
