@@ -27,6 +27,10 @@ _COMMANDS = {
     'up': 'running',
     'down': 'running',
     'status': 'running',
+    'id': 'pairing',
+    'peers': 'pairing',
+    'pair': 'pairing',
+    'unpair': 'pairing',
     'stubs': 'calls',
     'demo': 'demo',
 }
@@ -44,7 +48,7 @@ class _Commands(click.Group):
         if module is None:
             return None
         found: click.Command = getattr(
-            importlib.import_module(f'degu_rpc.cli.{module}'), name.replace('-', '_')
+            importlib.import_module(f'degu_rpc.cli.{module}'), 'id_' if name == 'id' else name
         )
         return found
 

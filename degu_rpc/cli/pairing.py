@@ -1,0 +1,210 @@
+"""`degu pair`, `degu unpair`, `degu id`, `degu peers`: who this machine is, and whom it trusts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from degu_rpc.cli.exits import Exit, format_exits
+from degu_rpc.cli.failures import Failure
+from degu_rpc.cli.session import Command, Session, Styled
+
+if TYPE_CHECKING:
+    from degu_rpc.node.api import IntentName, NodeApi, PairingEvent, PeerStatus
+
+CODE_VARIABLE = 'DEGU_PAIR_CODE'
+GLANCE_S = 1.0
+"""How long the network has to say that a window is open nearby, before one is opened here."""
+NEARBY_S = 3.0
+"""How long it has to say who is there, unless told otherwise."""
+PAIRING_S = 60.0
+"""How long a pairing may take, both sides together, once its code is typed."""
+_SHORT = 12
+
+
+@click.command(
+    cls=Command,
+    epilog=format_exits(
+        Exit.DONE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.NOT_RUNNING
+    ),
+)
+@click.argument('code', required=False)
+@click.option('--qr', 'shows_qr', is_flag=True, help='Show the code as a QR code, too.')
+@click.option('--mine', 'is_mine', is_flag=True, help='The other machine is one of my own.')
+@click.option('--at', 'address', metavar='IP:PORT', help='Where the window of the other one is.')
+@click.option('--show', 'is_showing', is_flag=True, help='Show a code; do not look for one.')
+@click.option('--yes', 'is_sure', is_flag=True, help='Give up the identity that is here.')
+def pair(
+    session: Session,
+    code: str | None,
+    shows_qr: bool,
+    is_mine: bool,
+    address: str | None,
+    is_showing: bool,
+    is_sure: bool,
+) -> None:
+    """Make this machine and another one trust each other, by a short code.
+
+    Run it on both. One shows a code, the other asks for it. CODE is what the other one shows; in
+    scripts give it as DEGU_PAIR_CODE, which other users of this machine cannot see.
+
+    Each user then trusts the other one. With --mine on both sides, the machine where the code is
+    typed becomes one more machine of the user of the other, and gives up the identity it has.
+    """
+    intent: IntentName = 'join' if is_mine else 'peer'
+    with session.node() as node:
+        code = code or os.environ.get(CODE_VARIABLE)
+        if code is None and not is_showing:
+            code = _ask_for_code(session, node, address)
+        if code is None:
+            _show_window(session, node, intent, shows_qr)
+        else:
+            _pair_with(session, node, code, address, intent, is_sure)
+
+
+def _ask_for_code(session: Session, node: NodeApi, address: str | None) -> str | None:
+    """Ask a person for the code of the window that is open nearby, if one is."""
+    if not sys.stdin.isatty() or session.is_json:
+        return None
+    if address is None:
+        windows = node.windows(GLANCE_S)
+        if not windows:
+            return None
+        session.say('a pairing window is open nearby', err=True)
+    answer: str = click.prompt(
+        'Code (Enter to show one here)', default='', show_default=False, err=True
+    )
+    return answer or None
+
+
+def _show_window(session: Session, node: NodeApi, intent: IntentName, shows_qr: bool) -> None:
+    for event in node.open_pairing(intent):
+        session.emit(event.kind, event)
+        if event.kind == 'opened':
+            _say_code(session, event, intent, shows_qr)
+        else:
+            session.say('paired with ', Styled(event.name, is_bold=True))
+
+
+def _say_code(session: Session, event: PairingEvent, intent: IntentName, shows_qr: bool) -> None:
+    session.say('Code: ', Styled(event.code, is_bold=True), f'   or: {event.words}')
+    mine = ' --mine' if intent == 'join' else ''
+    session.say(f'On the other machine, within {event.expires_in_s:.0f} s: degu pair{mine}')
+    if event.addresses:
+        session.say(f'If it does not find this one: degu pair{mine} --at {event.addresses[0]}')
+    if shows_qr and event.invitation:
+        from degu_rpc.peers.pairing.invitation import draw_qr
+
+        click.echo(draw_qr(event.invitation))
+    sys.stdout.flush()
+
+
+def _pair_with(
+    session: Session,
+    node: NodeApi,
+    code: str,
+    address: str | None,
+    intent: IntentName,
+    is_sure: bool,
+) -> None:
+    if intent == 'join' and not is_sure:
+        session.confirm(
+            "This machine will be another user's, and trust whom that user trusts; the identity it "
+            'has now is kept aside. Go on?',
+            '--yes',
+        )
+    paired = node.pair(code, address, intent)
+    session.emit('paired', paired)
+    if intent == 'peer':
+        session.say('paired with ', Styled(paired.name, is_bold=True))
+        return
+    session.say('this machine is now one of user ', Styled(paired.user_id[:_SHORT] + '...'))
+    session.say(f'what it was before is in {paired.former_home}; the node starts anew')
+
+
+@click.command(
+    cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND, Exit.NOT_RUNNING)
+)
+@click.argument('peer')
+@click.option('--yes', 'is_sure', is_flag=True, help='Do not ask.')
+def unpair(session: Session, peer: str, is_sure: bool) -> None:
+    """Trust PEER no more: a user, or one machine, by name or id.
+
+    It is out at its next request, on connections that are open, too.
+    """
+    if not is_sure:
+        session.confirm(f'Trust {peer} no more?', '--yes')
+    with session.node() as node:
+        gone = node.unpair(peer)
+    session.emit('unpaired', gone)
+    session.say(f'{gone.name} is not trusted any more')
+
+
+@click.command('id', cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND))
+@click.option('--qr', 'shows_qr', is_flag=True, help='Show the id of the machine as a QR code.')
+def id_(session: Session, shows_qr: bool) -> None:
+    """Show who this machine is: the ids of its user and of itself. No node need run."""
+    from degu_rpc.peers import Identity
+
+    try:
+        identity = Identity.open(session.home.identity_directory)
+    except FileNotFoundError as error:
+        raise Failure(Exit.NOT_FOUND, str(error), 'degu up makes one') from None
+    session.emit(
+        'id',
+        {
+            'user_id': identity.user_id,
+            'machine_id': identity.machine_id,
+            'can_certify': identity.can_certify,
+        },
+    )
+    session.say(f'user     {identity.user_id}')
+    session.say(f'machine  {identity.machine_id}')
+    if shows_qr and not session.is_json:
+        from degu_rpc.peers.pairing.invitation import draw_qr
+
+        click.echo(draw_qr(identity.machine_id))
+
+
+@click.command(
+    cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND, Exit.NOT_RUNNING)
+)
+@click.option(
+    '--nearby', 'is_nearby', is_flag=True, help='All machines that are seen, known or not.'
+)
+def peers(session: Session, is_nearby: bool) -> None:
+    """List whom this machine trusts and where they are; with --nearby, who is on the network."""
+    if is_nearby:
+        _list_nearby(session)
+        return
+    with session.node() as node:
+        found = node.status().peers
+    for peer in found:
+        session.emit('peer', peer)
+        _say_peer(session, peer)
+    if not any(peer.machines for peer in found):
+        session.say('no peers yet; pair with another machine: degu pair')
+
+
+def _say_peer(session: Session, peer: PeerStatus) -> None:
+    for machine in peer.machines:
+        state = 'denied' if machine.is_denied else 'near' if machine.is_nearby else 'not seen'
+        where = machine.addresses[0].partition('@')[2] if machine.addresses else ''
+        roles = ','.join(peer.roles)
+        session.say(f'{machine.name:20} {state:9} {roles:8} {machine.machine_id}  {where}')
+
+
+def _list_nearby(session: Session) -> None:
+    with session.node() as node:
+        found = node.nearby(session.timeout_s or NEARBY_S)
+    for machine in found.machines:
+        session.emit('nearby', machine)
+        where = machine.addresses[0].partition('@')[2] if machine.addresses else ''
+        session.say(f'{machine.name or "(not paired)":20} {machine.machine_id}  {where}')
+    if not found.machines:
+        raise Failure(
+            Exit.NOT_FOUND, f'nobody is seen: {found.why_nothing}', 'look closer: degu doctor'
+        )
