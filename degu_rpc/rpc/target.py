@@ -23,9 +23,12 @@ from degu_rpc.rpc.codec import JSON
 from degu_rpc.rpc.limits import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from degu.net import Address
     from degu_rpc.peers import DialedClient
     from degu_rpc.rpc.codec import Codec
+    from degu_rpc.rpc.interception import ClientInterceptor
 
 _FORMS = 'unix:/path, unix:@name, tcp:host:port, tcp:[ipv6]:port or http://host:port'
 _match_tcp = re.compile(
@@ -34,21 +37,26 @@ _match_tcp = re.compile(
 
 
 def connect(
-    target: str | Client | DialedClient, prefix: str = '/rpc', codec: Codec = JSON
+    target: str | Client | DialedClient,
+    prefix: str = '/rpc',
+    codec: Codec = JSON,
+    *,
+    interceptors: Iterable[ClientInterceptor] = (),
 ) -> RpcClient:
     """Return a client of the services at `target`; it connects at the first call.
 
-    `target` is one of the forms above, or a client of the core that says where and how.
+    `target` is one of the forms above, or a client of the core that says where and how; the other
+    arguments are those of RpcClient.
 
     Raises ValueError for another form, and what RpcClient() raises.
     """
     if not isinstance(target, str):
-        return RpcClient(target, prefix, codec)
+        return RpcClient(target, prefix, codec, interceptors)
     if target.startswith('http://'):
         client = create_client(target, connect_timeout_s=CONNECT_TIMEOUT_S)
     else:
         client = Client(parse_target(target), connect_timeout_s=CONNECT_TIMEOUT_S)
-    return RpcClient(client, prefix, codec)
+    return RpcClient(client, prefix, codec, interceptors)
 
 
 def parse_target(target: str) -> Address:
