@@ -113,10 +113,8 @@ class RpcClient:
 
         Raises ValueError for another prefix, TypeError for an interceptor that is no function.
         """
-        if not _prefix.fullmatch(prefix):
-            raise ValueError(f"prefix must be '' or like /rpc, not {prefix!r}")
         self._pool = Pool(client)
-        self._prefix = prefix
+        self._prefix = check_prefix(prefix)
         self._codec = codec
         self._interceptors = check_interceptors(interceptors)
         self._set_options(CallOptions())
@@ -450,6 +448,13 @@ class RpcClient:
         finally:
             self._pool.put(connection, reusable)
         return response, data
+
+
+def check_prefix(prefix: str) -> str:
+    """Return what services are mounted at. Raises ValueError unless it is '' or like `/rpc`."""
+    if not _prefix.fullmatch(prefix):
+        raise ValueError(f"prefix must be '' or like /rpc, not {prefix!r}")
+    return prefix
 
 
 def _build_procedure(service: str, method: str) -> str:

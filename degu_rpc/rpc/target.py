@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from degu.client import Client, create_client
 from degu_rpc.peers import Dialer, StaticAddresses, TrustStore, find_machine, open_home, parse_url
 from degu_rpc.peers.names import check_name
-from degu_rpc.rpc.client import RpcClient
+from degu_rpc.rpc.client import RpcClient, check_prefix
 from degu_rpc.rpc.codec import JSON
 from degu_rpc.rpc.limits import CONNECT_TIMEOUT_S
 
@@ -77,9 +77,10 @@ def connect(
         return RpcClient(dialer.client(machine_id), prefix, codec, interceptors)
     if match := _match_machine(target):
         name, path = match.groups()
+        prefix = path + check_prefix(prefix)
         trust = TrustStore(open_home(home))
         machine_id = find_machine(trust.users().values(), check_name(name))
-        return _find_on_network(trust, machine_id, path + prefix, codec, interceptors)
+        return _find_on_network(trust, machine_id, prefix, codec, interceptors)
     if target.startswith('http://'):
         client = create_client(target, connect_timeout_s=CONNECT_TIMEOUT_S)
     else:

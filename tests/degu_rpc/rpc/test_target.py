@@ -197,6 +197,11 @@ def test_name_that_no_machine_has_is_an_error(homes: tuple[TrustStore, TrustStor
     assert (caught.value.name, caught.value.known) == ('attic', ('studio',))
 
 
+def test_prefix_behind_a_service_is_checked(homes: tuple[TrustStore, TrustStore]) -> None:
+    with pytest.raises(ValueError, match="like /rpc, not 'rpc'"):
+        connect('studio/clock', 'rpc', home=homes[1].identity.directory)
+
+
 def test_only_a_name_that_is_looked_for_needs_zeroconf(
     homes: tuple[TrustStore, TrustStore],
 ) -> None:

@@ -77,13 +77,13 @@ print(time.monotonic() - started, flush=True)
 print([thread.name for thread in threading.enumerate()], flush=True)
 """
 
-# A prefix that is none must not leave the search running.
+# What is wrong once the search has begun must not leave it running.
 FAIL = """
 import sys, threading
 from degu_rpc import connect
 try:
-    connect('a' * 48, 'rpc', home=sys.argv[1])
-except ValueError as error:
+    connect('a' * 48, home=sys.argv[1], interceptors=[7])
+except TypeError as error:
     print(error, [thread.name for thread in threading.enumerate()], flush=True)
 """
 
@@ -131,4 +131,4 @@ def test_client_that_cannot_be_made_leaves_no_thread(
     cable: Cable, homes: tuple[Identity, Identity]
 ) -> None:
     output = cable[0].python(FAIL, homes[1].directory)
-    assert output == "prefix must be '' or like /rpc, not 'rpc' ['MainThread']\n"
+    assert output == "an interceptor must be callable, not 7 ['MainThread']\n"
