@@ -5,6 +5,8 @@ DeguRpcError
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── UnknownPeerError            somebody whom we do not know
+├── UnknownMachineError         no machine has that name here            .name .known
+├── AmbiguousNameError          several machines have that name          .name .machines
 ├── UnreachableError            a machine that no address led to         .machine_id .attempts
 ├── PairingError                two machines did not pair                .fault
 │   └── CodeError               a code that was not typed as it is shown
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from degu.net import Address
+
+
+_MAX_TOLD = 16
+"""How many names a message has; the attributes have all."""
 
 
 class Code(enum.Enum):
@@ -246,6 +252,34 @@ class UnknownPeerError(DeguRpcError):
         super().__init__(message)
         self.user_id = user_id
         self.machine_id = machine_id
+
+
+class UnknownMachineError(DeguRpcError):
+    """No machine is called `.name` here; `.known` are all names that one has."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        told = _join(map(repr, self.known))
+        what = f'known are {told}' if told else 'none is known yet; pair with one'
+        super().__init__(f'no machine is called {name!r} here; {what}')
+
+
+class AmbiguousNameError(DeguRpcError):
+    """Several machines are called `.name`: `.machines` says what we know of each, by its id."""
+
+    def __init__(self, name: str, machines: Mapping[str, str]) -> None:
+        self.name = name
+        self.machines = dict(machines)
+        told = _join(f'{machine_id} ({what})' for machine_id, what in self.machines.items())
+        super().__init__(f'{name!r} may be several machines; give the id of one: {told}')
+
+
+def _join(texts: Iterable[str]) -> str:
+    """Join the first texts of a list, and say how many others there are."""
+    first = list(texts)
+    others = first[_MAX_TOLD:]
+    return ', '.join([*first[:_MAX_TOLD], *([f'and {len(others)} others'] if others else [])])
 
 
 class Attempt(NamedTuple):
