@@ -4,11 +4,11 @@ DeguRpcError
 ├── RpcError                    a call that failed, on either side       .code .message .details
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
-├── HomeError                   the directory of this device, likewise   .path .remedy
 ├── ConfigError                 a setting that cannot be                 .key .source .remedy
 ├── NodeRunningError            a node has this home already             .home .pid
 ├── UnknownPeerError            somebody whom we do not know
-├── UnknownMachineError         a name that no machine we know has       .target .candidates
+├── UnknownMachineError         no machine has that name here            .name .known
+├── AmbiguousNameError          several machines have that name          .name .machines
 ├── UnreachableError            a machine that no address led to         .machine_id .attempts
 ├── PairingError                two machines did not pair                .fault
 │   └── CodeError               a code that was not typed as it is shown
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from degu.net import Address
+
+
+_MAX_TOLD = 16
+"""How many names a message has; the attributes have all."""
 
 
 class Code(enum.Enum):
@@ -230,16 +234,7 @@ class CodeError(PairingError, ValueError):
 
 
 class IdentityError(DeguRpcError):
-    """The identity on disk cannot be used: `path` is where, `remedy` what to do about it."""
-
-    def __init__(self, path: Path, problem: str, remedy: str) -> None:
-        super().__init__(f'{path} {problem}; {remedy}')
-        self.path = path
-        self.remedy = remedy
-
-
-class HomeError(DeguRpcError):
-    """The directory of this device cannot be used: `path` is where, `remedy` what to do."""
+    """The identity or its home cannot be used: `path` is where, `remedy` what to do about it."""
 
     def __init__(self, path: Path, problem: str, remedy: str) -> None:
         super().__init__(f'{path} {problem}; {remedy}')
@@ -281,18 +276,32 @@ class UnknownPeerError(DeguRpcError):
         self.machine_id = machine_id
 
 
-class UnknownMachineError(DeguRpcError, LookupError):
-    """No machine we know has this name or id, or more than one: `.candidates` are what could be."""
+class UnknownMachineError(DeguRpcError):
+    """No machine is called `.name` here; `.known` are all names that one has."""
 
-    def __init__(self, target: str, candidates: Iterable[str], *, is_ambiguous: bool) -> None:
-        self.target = target
-        self.candidates = tuple(candidates)
-        known = ', '.join(map(escape_controls, self.candidates)) or 'nobody is trusted yet'
-        if is_ambiguous:
-            text = f'{target!r} is the name of more than one: say which by its id ({known})'
-        else:
-            text = f'no machine or user we trust is called {target!r} ({known})'
-        super().__init__(text)
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        told = _join(map(repr, self.known))
+        what = f'known are {told}' if told else 'none is known yet; pair with one'
+        super().__init__(f'no machine is called {name!r} here; {what}')
+
+
+class AmbiguousNameError(DeguRpcError):
+    """Several machines are called `.name`: `.machines` says what we know of each, by its id."""
+
+    def __init__(self, name: str, machines: Mapping[str, str]) -> None:
+        self.name = name
+        self.machines = dict(machines)
+        told = _join(f'{machine_id} ({what})' for machine_id, what in self.machines.items())
+        super().__init__(f'{name!r} may be several machines; give the id of one: {told}')
+
+
+def _join(texts: Iterable[str]) -> str:
+    """Join the first texts of a list, and say how many others there are."""
+    first = list(texts)
+    others = first[_MAX_TOLD:]
+    return ', '.join([*first[:_MAX_TOLD], *([f'and {len(others)} others'] if others else [])])
 
 
 class Attempt(NamedTuple):

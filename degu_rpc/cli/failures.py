@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from degu.errors import DeguError
 from degu_rpc.cli.exits import Exit
 from degu_rpc.errors import (
+    AmbiguousNameError,
     Code,
     CodeError,
     ConfigError,
@@ -64,6 +65,7 @@ _OF_CODES = {
 }
 
 _OF_KINDS = {
+    'AmbiguousNameError': _Meaning(Exit.USAGE, 'see the ids: degu peers'),
     'UnknownMachineError': _Meaning(Exit.NOT_FOUND, 'see whom this machine knows: degu peers'),
     'UnreachableError': _Meaning(Exit.UNREACHABLE, 'see what is near: degu peers --nearby'),
 }
@@ -81,7 +83,7 @@ def explain(error: Exception) -> Failure | None:
         return Failure(Exit.USAGE, str(error), kind=kind)
     if isinstance(error, PairingError):
         return Failure(_find_pairing_exit(error.fault), str(error), kind=kind)
-    if isinstance(error, UnreachableError | UnknownMachineError):
+    if isinstance(error, UnreachableError | UnknownMachineError | AmbiguousNameError):
         meaning = _OF_KINDS[kind]
         return Failure(meaning.exit_status, str(error), meaning.remedy, kind)
     if isinstance(error, IntegrityError):

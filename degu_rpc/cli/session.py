@@ -83,7 +83,7 @@ class Session:
     def node(self) -> Iterator[NodeApi]:
         """Yield the running node of this home.
 
-        Raises Failure where none runs, and HomeError, IdentityError for a home that is not ours.
+        Raises Failure where none runs, and IdentityError for a home that is not ours.
         """
         with self.node_client() as client:
             yield client.bind(NodeApi, NODE)
@@ -173,7 +173,7 @@ def build_shared_options() -> list[click.Option]:
 
 
 def build_session(given: dict[str, Any]) -> Session:
-    """Return the session that shared flags ask for; set up logging. Raises HomeError."""
+    """Return the session that shared flags ask for; set up logging. Raises IdentityError."""
     verbosity = given.get('verbose') or 0
     set_up_logging(verbosity)
     return Session(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from degu import pki
 from degu_rpc.errors import (
+    AmbiguousNameError,
     Code,
     DeguRpcError,
-    HomeError,
     IdentityError,
     PairingError,
     RpcError,
@@ -39,11 +39,11 @@ from degu_rpc.node.api import (
     Window,
 )
 from degu_rpc.node.limits import CALLER_PERIOD_S, STATUS_PERIOD_S
-from degu_rpc.node.peers import find_machine, find_user
+from degu_rpc.node.peers import find_name, find_user
 from degu_rpc.node.places import find_places
 from degu_rpc.node.status import build_status
 from degu_rpc.node.windows import find_windows, open_window, pair_at
-from degu_rpc.peers import OWNER, Intent, parse_url
+from degu_rpc.peers import OWNER, Intent, find_machine, parse_url
 from degu_rpc.rpc.context import Context
 from degu_rpc.rpc.service import Service
 
@@ -105,7 +105,9 @@ def build_control(node: Node) -> Service:
             where = parse_url(f'degu://{url}')
             return Located(where.machine_id, where.machine_id, [f'degu://{url}'], _build_path(path))
         name, _, path = target.partition('/')
-        machine_id, known_as = find_machine(node.trust.users(), name)
+        users = node.trust.users().values()
+        machine_id = find_machine(users, name)
+        known_as = find_name(users, machine_id)
         urls = node.neighbours.find_urls(machine_id, _limit(ctx, timeout_s))
         return Located(machine_id, known_as, urls, _build_path(path))
 
@@ -131,8 +133,7 @@ def build_control(node: Node) -> Service:
     @control.method(allow=OWNER)
     def unpair(peer: str) -> Unpaired:
         """Trust a user no more, or a machine: by name or id."""
-        users = node.trust.users()
-        user, machine_id = find_user(users, peer)
+        user, machine_id = find_user(node.trust.users().values(), peer)
         if machine_id is None:
             node.trust.remove(user.user_id)
             return Unpaired(user.user_id, user.name, sorted(user.machines))
@@ -186,9 +187,12 @@ def _explain(error: DeguRpcError) -> RpcError:
         detail['fault'] = error.fault.value
     elif isinstance(error, UnknownMachineError):
         code = Code.NOT_FOUND
-        detail['candidates'] = list(error.candidates)
+        detail['known'] = list(error.known)
+    elif isinstance(error, AmbiguousNameError):
+        code = Code.INVALID_ARGUMENT
+        detail['machines'] = error.machines
     elif isinstance(error, UnreachableError):
         code = Code.UNAVAILABLE
-    elif isinstance(error, IdentityError | HomeError | TrustError):
+    elif isinstance(error, IdentityError | TrustError):
         detail['remedy'] = error.remedy
     return RpcError(code, str(error), [detail])

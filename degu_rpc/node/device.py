@@ -104,7 +104,7 @@ class Node:
     def __enter__(self) -> Self:
         """Start it: once this returns it can be called.
 
-        Raises NodeRunningError where another node has this home, HomeError and IdentityError for
+        Raises NodeRunningError where another node has this home, IdentityError for
         what is in it, OSError where an address cannot be had, ssl.SSLError, ValueError for two
         services with one name.
         """
@@ -216,6 +216,10 @@ class Node:
         """Have `wait` return, in whichever thread that is."""
         self._restarts = restart
         self._stop.request(SHUTDOWN_S)
+
+    def upkeep(self) -> None:
+        """Do now what a node does by itself now and then: see degu_rpc.node.upkeep."""
+        self._upkeep.run_once()
 
     def find_problems(self) -> list[tuple[str, str]]:
         """Return what does not work, and what to do about each."""

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from degu import durable
-from degu_rpc.errors import HomeError, NodeRunningError
+from degu_rpc.errors import IdentityError, NodeRunningError
 from degu_rpc.peers import Identity
 from degu_rpc.peers.home import IDENTITY_DIRECTORY, find_config_directory, find_home
 from degu_rpc.peers.private import check_private, make_directory, read_private
@@ -53,7 +53,7 @@ class Home:
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         """Name a home; without a directory, the one of this user. Nothing is touched.
 
-        Raises HomeError for a DEGU_HOME that is no absolute path.
+        Raises IdentityError for a DEGU_HOME that is no absolute path.
         """
         self.directory = find_home() if directory is None else Path(directory).absolute()
         self.identity_directory = self.directory / IDENTITY_DIRECTORY
@@ -71,7 +71,7 @@ class Home:
     def prepare(self) -> None:
         """Check the layout, and put in place what joined; the home must be held.
 
-        Raises IdentityError where it is not ours alone, HomeError for one of a newer program,
+        Raises IdentityError where it is not ours alone, IdentityError for one of a newer program,
         OSError.
         """
         try:
@@ -96,13 +96,13 @@ class Home:
     def _check_format(self, found: bytes) -> None:
         number = found.strip()
         if not number.isdigit():
-            raise HomeError(
+            raise IdentityError(
                 self._format_path,
                 'does not hold the number of a format',
                 f'if nothing else changed it, write {FORMAT} into it',
             )
         if int(number) > FORMAT:
-            raise HomeError(
+            raise IdentityError(
                 self.directory,
                 f'was written by a newer version (format {int(number)}, this one knows {FORMAT})',
                 'install that version here, or give another directory with --home',

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from degu import __version__
 from degu_rpc.node.api import MachineStatus, PeerStatus, Problem, ShareStatus, Status
-from degu_rpc.node.peers import is_me
 from degu_rpc.node.places import find_places, find_reachable
+from degu_rpc.peers import OWNER
 
 if TYPE_CHECKING:
     from degu_rpc.node.device import Node
@@ -50,7 +50,7 @@ def _list_peers(node: Node) -> list[PeerStatus]:
             user.user_id,
             user.name,
             sorted(user.roles),
-            is_me(user),
+            OWNER in user.roles,
             [
                 MachineStatus(
                     machine_id,
@@ -65,4 +65,6 @@ def _list_peers(node: Node) -> list[PeerStatus]:
         )
 
     users = node.trust.users().values()
-    return [build(user) for user in sorted(users, key=lambda user: (not is_me(user), user.name))]
+    return [
+        build(user) for user in sorted(users, key=lambda user: (OWNER not in user.roles, user.name))
+    ]

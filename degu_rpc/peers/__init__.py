@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from degu_rpc.errors import (
+    AmbiguousNameError,
     Attempt,
     CodeError,
     DiscoveryClosedError,
@@ -19,6 +20,7 @@ from degu_rpc.errors import (
     RemovedUserError,
     RenewalError,
     TrustError,
+    UnknownMachineError,
     UnknownPeerError,
     UnknownUserError,
     UnreachableError,
@@ -48,7 +50,9 @@ from degu_rpc.peers.discovery import (
     format_url,
     parse_url,
 )
+from degu_rpc.peers.home import find_home, open_home
 from degu_rpc.peers.identity import Identity
+from degu_rpc.peers.names import find_machine
 from degu_rpc.peers.renewal import Certifier, renew_over, rotate_over
 from degu_rpc.peers.trust import Former, TrustStore
 
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
 __all__ = [
     'OWNER',
     'AddressSource',
+    'AmbiguousNameError',
     'Announcement',
     'Attempt',
     'Authenticated',
@@ -104,6 +109,7 @@ __all__ = [
     'TrustError',
     'TrustStore',
     'TrustedUser',
+    'UnknownMachineError',
     'UnknownPeerError',
     'UnknownUserError',
     'UnreachableError',
@@ -112,10 +118,13 @@ __all__ = [
     'check_server',
     'derive_peer',
     'find_caller',
+    'find_home',
+    'find_machine',
     'format_invitation',
     'format_qr',
     'format_url',
     'join',
+    'open_home',
     'pair',
     'parse_code',
     'parse_invitation',

@@ -1,35 +1,62 @@
-"""Where this device keeps what it is: one directory, the home."""
+"""The home: the directory of this device, for every program that is not told another place.
+
+There is one for a user of a device, so that all programs share one identity and one trust store.
+Nothing is made here: `degu up`, `Identity.create` and pairing do that.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import platformdirs
+from degu_rpc.errors import IdentityError
+from degu_rpc.peers.identity import Identity
 
-from degu_rpc.errors import HomeError
-
-_APP = 'degu'
-HOME_VARIABLE = 'DEGU_HOME'
 IDENTITY_DIRECTORY = 'identity'
 """Where in a home the identity is."""
+_APP = 'degu'
+_VARIABLE = 'DEGU_HOME'
 
 
 def find_home() -> Path:
-    """Return the home of this user: what DEGU_HOME names, or a directory for user data (XDG).
+    """Return the home of this user, whether it is there or not.
 
-    Nothing is looked at. Raises HomeError for a DEGU_HOME that is no absolute path.
+    It is what the environment variable DEGU_HOME says, or else `degu` in the user's directory for
+    data, such as `~/.local/share/degu`.
+
+    Raises IdentityError where DEGU_HOME is not absolute.
     """
-    given = os.environ.get(HOME_VARIABLE)
+    given = os.environ.get(_VARIABLE)
     if not given:
-        return platformdirs.user_data_path(_APP)
-    if not os.path.isabs(given):
-        raise HomeError(Path(given), f'is no absolute path, in {HOME_VARIABLE}', 'begin it with /')
-    return Path(given)
+        return _find_usual_home()
+    home = Path(given)
+    if not home.is_absolute():
+        raise IdentityError(
+            home, f'is not absolute and stands in {_VARIABLE}', 'write the whole path there'
+        )
+    return home
 
 
 def find_config_directory(home: Path) -> Path:
-    """Return where the configuration of a home is: in it, or for the usual one where XDG says."""
-    return (
-        platformdirs.user_config_path(_APP) if home == platformdirs.user_data_path(_APP) else home
-    )
+    """Return where the settings of a home are: in it, but for the usual one where XDG has them."""
+    import platformdirs
+
+    return platformdirs.user_config_path(_APP) if home == _find_usual_home() else home
+
+
+def _find_usual_home() -> Path:
+    import platformdirs  # only who needs it pays for it
+
+    return platformdirs.user_data_path(_APP)
+
+
+def open_home(home: str | os.PathLike[str] | None = None) -> Identity:
+    """Read the identity in `home`, or in find_home() where that is None.
+
+    Raises IdentityError where there is none or it cannot be used, OSError.
+    """
+    directory = find_home() if home is None else Path(home)
+    try:
+        return Identity.open(directory / IDENTITY_DIRECTORY)
+    except FileNotFoundError as error:
+        raise IdentityError(directory, 'holds no identity', 'make one: degu up') from error

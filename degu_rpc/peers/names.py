@@ -1,9 +1,22 @@
-"""What a user, a machine or a role may be called: text that does nothing to a terminal. Pure."""
+"""What a user, a machine or a role may be called, and which machine a name means. Pure.
+
+Names are text that does nothing to a terminal. They come from the peers themselves, so two machines
+may have one name: a name leads to a machine only where it can mean no other.
+"""
 
 from __future__ import annotations
 
-from degu_rpc.errors import escape_controls
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from degu import pki
+from degu_rpc.errors import AmbiguousNameError, UnknownMachineError, escape_controls
 from degu_rpc.peers.limits import MAX_NAME_LENGTH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from degu_rpc.peers.caller import TrustedUser
 
 
 def check_name(name: str) -> str:
@@ -13,3 +26,26 @@ def check_name(name: str) -> str:
             f'a name has 1 to {MAX_NAME_LENGTH} characters and no control characters, not {name!r}'
         )
     return name
+
+
+def find_machine(users: Iterable[TrustedUser], name: str) -> str:
+    """Return the id of the machine that is called `name`, or that is the one of a user so called.
+
+    A name that is an id stands for itself. Machines that are denied have no name.
+
+    Raises UnknownMachineError where there is none, AmbiguousNameError where there are several.
+    """
+    if pki.is_id(name):
+        return name
+    named: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for user in users:
+        for machine_id, machine_name in user.machines.items():
+            if machine_id not in user.denied:
+                for one in (machine_name, user.name):
+                    named[one][machine_id] = f'{machine_name!r} of {user.name!r}'
+    if name not in named:
+        raise UnknownMachineError(name, sorted(named))
+    machines = named[name]
+    if len(machines) > 1:
+        raise AmbiguousNameError(name, machines)
+    return next(iter(machines))

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import itertools
 import random
 import re
 import secrets
@@ -40,6 +39,7 @@ from degu_rpc.errors import Code, CodecError, RpcError
 from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, TRACE, current_context
+from degu_rpc.rpc.interception import ClientCall, check_interceptors, intercept
 from degu_rpc.rpc.limits import DEFAULT_TIMEOUT_S, MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
 from degu_rpc.rpc.pool import Pool, explain_failure
 from degu_rpc.rpc.protocol import (
@@ -52,17 +52,19 @@ from degu_rpc.rpc.protocol import (
     parse_error,
     read_message,
 )
+from degu_rpc.rpc.proxy import ServiceProxy, check_service
 from degu_rpc.rpc.result_stream import ResultStream, Upload
 from degu_rpc.rpc.retry import plan_retry
 from degu_rpc.rpc.service import METHOD_NAME, SERVICE_NAME, find_stream_item
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
-    from degu.client import Client, Response
+    from degu.client import Client, Connection, Response
     from degu_rpc.peers import DialedClient
     from degu_rpc.rpc.codec import Codec, Shape
+    from degu_rpc.rpc.interception import ClientInterceptor
 
 _Api = TypeVar('_Api')
 _Result = TypeVar('_Result')
@@ -98,17 +100,23 @@ class RpcClient:
     # Set once: all.
 
     def __init__(
-        self, client: Client | DialedClient, prefix: str = '/rpc', codec: Codec = JSON
+        self,
+        client: Client | DialedClient,
+        prefix: str = '/rpc',
+        codec: Codec = JSON,
+        interceptors: Iterable[ClientInterceptor] = (),
     ) -> None:
         """Connects to nothing yet. `client` says where and how, `prefix` is '' or like `/rpc`.
 
-        Raises ValueError for another prefix.
+        `interceptors` are entered around each call, the first one outermost: see
+        degu_rpc.rpc.interception.
+
+        Raises ValueError for another prefix, TypeError for an interceptor that is no function.
         """
-        if not _prefix.fullmatch(prefix):
-            raise ValueError(f"prefix must be '' or like /rpc, not {prefix!r}")
         self._pool = Pool(client)
-        self._prefix = prefix
+        self._prefix = check_prefix(prefix)
         self._codec = codec
+        self._interceptors = check_interceptors(interceptors)
         self._set_options(CallOptions())
 
     def _set_options(self, options: CallOptions) -> None:
@@ -136,7 +144,7 @@ class RpcClient:
         keyed: bool = False,
         compressed: bool = False,
     ) -> Self:
-        """Return a client with the same connections that makes its calls in another way.
+        """Return a client with the same connections and interceptors that calls in another way.
 
         `timeout_s` is how long a call may take in all: 30 s unless given, and for a call with a
         stream no limit unless given. `repeatable` says that its calls are safe or idempotent, so
@@ -175,14 +183,14 @@ class RpcClient:
 
         Raises ValueError for a name that no service has.
         """
-        return ServiceProxy(self.call, _check_service(service))
+        return ServiceProxy(self.call, service)
 
     def streams(self, service: str) -> ServiceProxy:
         """Return a proxy for those methods of `service` that return a stream of results.
 
         Raises ValueError for a name that no service has.
         """
-        return ServiceProxy(self.stream, _check_service(service))
+        return ServiceProxy(self.stream, service)
 
     def bind(self, api: type[_Api], service: str) -> _Api:
         """Return an object of the class `api` whose methods call those of `service`.
@@ -196,7 +204,7 @@ class RpcClient:
         Raises TypeError for a function without an annotation of its result, or with one that cannot
         travel, ValueError for a name that no service has.
         """
-        _check_service(service)
+        check_service(service)
         stubs = {
             name: self._build_stub(service, name, function)
             for name, function in inspect.getmembers(api, inspect.isfunction)
@@ -267,8 +275,8 @@ class RpcClient:
     def _call(self, procedure: str, args: Mapping[str, Any], shape: Shape) -> Any:
         for value in args.values():
             if hasattr(value, '__next__'):  # an iterator; isinstance() is much slower
-                with self._open_stream(procedure, args, shape) as results:
-                    return _read_only(results, procedure)
+                [result] = self._open_stream(procedure, args, shape, is_single=True)
+                return result
         message = self._encode(args, procedure)
         deadline, headers = self._begin(self._headers, self._timeout_s)
         if self._options.compressed and len(message) >= MIN_COMPRESSED_SIZE:
@@ -276,11 +284,27 @@ class RpcClient:
             headers = {**headers, 'content-encoding': GZIP}
         if self._options.keyed:
             headers = {**headers, IDEMPOTENCY_KEY: secrets.token_hex(16)}
+        if self._interceptors:
+            call = ClientCall(procedure, headers, deadline)
+            with intercept(self._interceptors, call):
+                return self._repeat(procedure, call.headers, message, deadline, shape, call)
+        return self._repeat(procedure, headers, message, deadline, shape, None)
+
+    def _repeat(
+        self,
+        procedure: str,
+        headers: dict[str, str],
+        message: bytes,
+        deadline: Deadline,
+        shape: Shape,
+        call: ClientCall | None,
+    ) -> Any:
+        """Make a call as often as it takes and is allowed, and return its result."""
         try:
-            return self._attempt(procedure, headers, message, deadline, shape)
+            return self._attempt(procedure, headers, message, deadline, shape, call)
         except RpcError as error:
             return self._try_again(
-                lambda: self._attempt(procedure, headers, message, deadline, shape),
+                lambda: self._attempt(procedure, headers, message, deadline, shape, call),
                 deadline,
                 error,
             )
@@ -292,10 +316,13 @@ class RpcClient:
         message: bytes,
         deadline: Deadline,
         shape: Shape,
+        call: ClientCall | None,
     ) -> Any:
         """Make a call once, and return its result."""
         uri = f'{self._prefix}/{procedure}'
         response, data = self._exchange(uri, headers, message, deadline)
+        if call is not None:
+            call.response_headers = dict(response.headers)
         content_type = _as_text(response.headers.get('content-type'))
         try:
             if response.headers.get('content-encoding') == GZIP:
@@ -314,7 +341,9 @@ class RpcClient:
                 Code.INTERNAL, f'{procedure} answered what it must not: {error}'
             ) from error
 
-    def _open_stream(self, procedure: str, args: Mapping[str, Any], shape: Shape) -> ResultStream:
+    def _open_stream(
+        self, procedure: str, args: Mapping[str, Any], shape: Shape, is_single: bool = False
+    ) -> ResultStream:
         streams = [name for name, value in args.items() if hasattr(value, '__next__')]
         if len(streams) > 1:
             raise TypeError(f'{procedure}: at most one argument is a stream, not {streams}')
@@ -324,19 +353,38 @@ class RpcClient:
         body = ChunkedOutput(upload) if upload else pack_message(first, 0, uses_gzip)
         deadline, headers = self._begin(self._stream_headers, self._options.timeout_s)
         uri = f'{self._prefix}/{procedure}'
+        if not self._interceptors:
+            connection, response = self._send_stream(uri, headers, body, upload, deadline)
+            return ResultStream(connection, response, self._codec, shape, uri, is_single)
+        call = ClientCall(procedure, headers, None if _is_endless(deadline) else deadline)
+        with intercept(self._interceptors, call) as entered:
+            connection, response = self._send_stream(uri, call.headers, body, upload, deadline)
+            call.response_headers = dict(response.headers)
+            results = ResultStream(connection, response, self._codec, shape, uri, is_single)
+            results.leave_at_end(entered.pop_all(), call)
+            return results
+
+    def _send_stream(
+        self,
+        uri: str,
+        headers: dict[str, str],
+        body: bytes | ChunkedOutput,
+        upload: Upload | None,
+        deadline: Deadline,
+    ) -> tuple[Connection, Response]:
+        """Send a call on a connection of its own, and return that with the response on it."""
         try:
             connection = self._pool.open_own()
         except RpcError as error:
             connection = self._try_again(self._pool.open_own, deadline, error)
         try:
-            if deadline.timeout_s < _ENDLESS_S:
+            if not _is_endless(deadline):
                 connection.set_deadline(deadline)
-            response = connection.request('POST', uri, headers, body)
+            return connection, connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
             if upload is not None and upload.error is error:
                 raise
             raise explain_failure(error, uri) from error
-        return ResultStream(connection, response, self._codec, shape, uri)
 
     def _encode(self, args: Mapping[str, Any], procedure: str) -> bytes:
         message = self._codec.encode(args)
@@ -402,31 +450,11 @@ class RpcClient:
         return response, data
 
 
-class ServiceProxy:
-    """The methods of one service as attributes: `client['files.v1.Files'].stat(path='/a')`."""
-
-    __slots__ = ('_call', '_service')
-
-    def __init__(self, call: Callable[[str, str, dict[str, Any]], Any], service: str) -> None:
-        self._call = call
-        self._service = service
-
-    def __repr__(self) -> str:
-        return f'ServiceProxy({self._service!r})'
-
-    def __getattr__(self, method: str) -> Callable[..., Any]:
-        """Return a function that calls `method` with named arguments: see RpcClient.call()."""
-        if method.startswith('_'):
-            raise AttributeError(f'no method can be named {method!r}')
-
-        def call(*values: Any, **arguments: Any) -> Any:
-            if values:
-                raise TypeError(
-                    f'{method}(): arguments are named here; bind() gives positional ones'
-                )
-            return self._call(self._service, method, arguments)
-
-        return call
+def check_prefix(prefix: str) -> str:
+    """Return what services are mounted at. Raises ValueError unless it is '' or like `/rpc`."""
+    if not _prefix.fullmatch(prefix):
+        raise ValueError(f"prefix must be '' or like /rpc, not {prefix!r}")
+    return prefix
 
 
 def _build_procedure(service: str, method: str) -> str:
@@ -436,20 +464,8 @@ def _build_procedure(service: str, method: str) -> str:
     return procedure
 
 
-def _check_service(name: str) -> str:
-    if not re.fullmatch(SERVICE_NAME, name):
-        raise ValueError(f'no service can be named {name!r}')
-    return name
-
-
-def _read_only(results: ResultStream, procedure: str) -> Any:
-    """Return the one result of a stream, and see that it is the only one."""
-    found = list(itertools.islice(results, 2))
-    if len(found) != 1:
-        raise RpcError(
-            Code.INTERNAL, f'{procedure} answered with {"several" if found else "no"} results'
-        )
-    return found[0]
+def _is_endless(deadline: Deadline) -> bool:
+    return deadline.timeout_s >= _ENDLESS_S
 
 
 def _as_text(header: object) -> str | None:

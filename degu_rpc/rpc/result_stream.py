@@ -10,6 +10,8 @@ Both belong to one thread at a time, and so does their connection, which is thei
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from degu_rpc.errors import Code, CodecError, RpcError
 from degu_rpc.rpc.codec import parse_value
 from degu_rpc.rpc.compression import GZIP
 from degu_rpc.rpc.envelope import END, parse_envelopes
+from degu_rpc.rpc.interception import leave_with
 from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
 from degu_rpc.rpc.pool import explain_failure
 from degu_rpc.rpc.protocol import (
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from degu.client import Connection, Response
     from degu_rpc.rpc.codec import Codec, Shape
+    from degu_rpc.rpc.interception import ClientCall
 
 
 class Upload:
@@ -78,9 +82,17 @@ class ResultStream(Iterator[Any]):
     """
 
     def __init__(
-        self, connection: Connection, response: Response, codec: Codec, shape: Shape, uri: str
+        self,
+        connection: Connection,
+        response: Response,
+        codec: Codec,
+        shape: Shape,
+        uri: str,
+        is_single: bool = False,
     ) -> None:
         """Take the connection and the response on it, whose body is not read yet.
+
+        Another number of results than one is an error where it `is_single`.
 
         Raises RpcError for a response that is no stream of `codec`.
         """
@@ -94,6 +106,13 @@ class ResultStream(Iterator[Any]):
         # A function of nothing that knows this object: when the last one forgets the stream, its
         # connection ends at once, and not with the next garbage collection.
         self._results = _read(connection, response, codec, shape, uri, self.response_headers)
+        if is_single:
+            self._results = _read_only(self._results, uri)
+
+    def leave_at_end(self, entered: contextlib.ExitStack, call: ClientCall) -> None:
+        """Leave the interceptors that were entered for this call when it is over."""
+        entered.callback(_tell, call, self.response_headers)
+        self._results = leave_with(self._results, entered)
 
     def __iter__(self) -> ResultStream:
         return self
@@ -121,6 +140,19 @@ class ResultStream(Iterator[Any]):
         """End the call, and its connection; the method notices. A second time does nothing."""
         self._results.close()
         self._connection.close()
+
+
+def _tell(call: ClientCall, headers: dict[str, str]) -> None:
+    call.response_headers.update(headers)
+
+
+def _read_only(results: Generator[Any, None, None], uri: str) -> Generator[Any, None, None]:
+    """Yield the one result of a stream, and see that it is the only one."""
+    with contextlib.closing(results):
+        found = list(itertools.islice(results, 2))
+        if len(found) != 1:
+            raise _explain(uri, f'{"several" if found else "no"} results')
+        yield found[0]
 
 
 def _check(response: Response, codec: Codec, uri: str) -> None:

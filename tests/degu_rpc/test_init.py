@@ -8,11 +8,14 @@ import sys
 import pytest
 
 import degu_rpc
+from degu_rpc.rpc.codec import Codec
 
 
 @pytest.mark.parametrize('name', degu_rpc.__all__)
 def test_public_name_is_there(name: str) -> None:
-    assert getattr(degu_rpc, name).__name__ == name
+    value = getattr(degu_rpc, name)
+    found = value.name.upper() if isinstance(value, Codec) else value.__name__
+    assert found == name
     assert name in dir(degu_rpc)
 
 

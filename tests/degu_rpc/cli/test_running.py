@@ -116,7 +116,8 @@ def test_a_full_disk_is_said_and_mended_by_room(device, tmp_path):
     mount.mkdir()
     script = f"""
 import os, subprocess, sys
-subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k,mode=700', 'none', {str(mount)!r}], check=True)
+mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k,mode=700', 'none', {str(mount)!r}]
+subprocess.run(mount, check=True)
 with open({str(mount / 'filler')!r}, 'wb', 0) as filler:
     try:
         while True:

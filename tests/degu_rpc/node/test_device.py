@@ -1,0 +1,183 @@
+"""One node in this process, real sockets: the same services and the same question who calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from degu import pki
+from degu.client import Client
+from degu_rpc import (
+    Context,
+    Identity,
+    MachineClient,
+    Node,
+    RpcClient,
+    RpcError,
+    Service,
+    TrustStore,
+    connect,
+)
+from degu_rpc.errors import IdentityError, NodeRunningError
+from degu_rpc.node.api import NODE, NodeApi
+from degu_rpc.node.config import Config, Share
+
+CONFIG = Config(name='studio', port=0, listen=('127.0.0.1',), discovery=False)
+
+
+@pytest.fixture
+def service():
+    service = Service('who.v1.Who')
+
+    @service.method(allow='peer', safe=True)
+    def tell(ctx: Context) -> str:
+        return f'{ctx.peer.kind.value} {ctx.peer.machine_id} {ctx.peer.uid}'
+
+    return service
+
+
+@pytest.fixture
+def node(tmp_path, service):
+    with Node(tmp_path / 'home', services=[service], config=CONFIG) as node:
+        yield node
+
+
+@pytest.fixture
+def friend(tmp_path, node):
+    """Give the trust store of a user who is trusted by the node, and trusts it."""
+    identity = Identity.create(tmp_path / 'friend')
+    trust = TrustStore(identity)
+    trust.add(node.trust.identity.user_cert, 'studio')
+    node.trust.add(identity.user_cert, 'friend', machines={identity.machine_id: 'laptop'})
+    return trust
+
+
+def build_client(node, friend):
+    machine_id = node.trust.identity.machine_id
+    return MachineClient(friend, node.addresses[0].address, machine_id)
+
+
+@contextlib.contextmanager
+def control(node):
+    with connect(f'unix:{node.home.socket_path}') as client:
+        yield client.bind(NodeApi, NODE)
+
+
+def test_a_service_answers_on_both_doors_and_knows_who_calls(node, friend):
+    with RpcClient(build_client(node, friend)) as client:
+        assert client['who.v1.Who'].tell() == f'machine {friend.identity.machine_id} None'
+    with connect(f'unix:{node.home.socket_path}') as client:
+        assert client['who.v1.Who'].tell() == f'local None {os.getuid()}'
+
+
+def test_other_machines_cannot_steer_it_even_my_own(node, friend):
+    own = Identity.join(
+        node.home.directory / 'own',
+        key := pki.build_key(),
+        node.trust.identity.certify(key.public_key()),
+        node.trust.identity.user_cert,
+    )
+    for trust in (friend, TrustStore(own)):
+        with RpcClient(build_client(node, trust)) as client, pytest.raises(RpcError) as caught:
+            client[NODE].status()
+        assert caught.value.code.value == 'unimplemented'
+
+
+def test_a_machine_that_is_denied_loses_its_open_connection_at_its_next_request(node, friend):
+    with build_client(node, friend).connect() as connection:
+        response = connection.get('/nothing')
+        assert response.body.read() == b'nothing is here\n'
+        with control(node) as api:
+            assert api.unpair('laptop').machine_ids == [friend.identity.machine_id]
+        assert connection.get('/nothing').status == 403
+
+
+def test_a_share_is_read_by_those_who_may(tmp_path, service):
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    (shared / 'a.txt').write_text('hello')
+    config = Config(
+        name='studio',
+        port=0,
+        listen=('127.0.0.1',),
+        discovery=False,
+        shares={'things': Share(str(shared))},
+    )
+    with (
+        Node(tmp_path / 'home', config=config) as node,
+        Client(str(node.home.socket_path)).connect() as connection,
+    ):
+        assert connection.get('/files/things/file/a.txt').body.read() == b'hello'
+        with control(node) as api:
+            assert api.status().shares[0].path == str(shared)
+
+
+def test_a_second_node_with_one_home_is_refused_and_the_first_goes_on(node):
+    with pytest.raises(NodeRunningError) as caught, Node(node.home, config=CONFIG):
+        pass
+    assert caught.value.pid == os.getpid()
+    with control(node) as api:
+        assert api.status().pid == os.getpid()
+
+
+def test_a_node_starts_again_where_it_was(tmp_path, service):
+    ids = set()
+    for _ in range(2):
+        with Node(tmp_path / 'home', services=[service], config=CONFIG) as node:
+            ids.add(node.trust.identity.machine_id)
+        assert not node.home.socket_path.exists()
+    assert len(ids) == 1
+
+
+def test_an_address_that_cannot_be_had_leaves_nothing_behind(tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        config = Config(port=taken.getsockname()[1], listen=('127.0.0.1',), discovery=False)
+        with pytest.raises(OSError, match='in use'), Node(tmp_path / 'home', config=config):
+            pass
+    assert not (tmp_path / 'home' / 'node.sock').exists()
+    with Node(tmp_path / 'home', config=CONFIG):
+        pass
+
+
+def test_files_that_cannot_be_used_are_known_before_anything_is_bound(tmp_path):
+    with Node(tmp_path / 'home', config=CONFIG) as node:
+        machine_file = node.trust.identity.machine_file
+    machine_file.write_bytes(b'')
+    with pytest.raises(IdentityError) as caught, Node(tmp_path / 'home', config=CONFIG):
+        pass
+    assert caught.value.path == node.home.identity_directory
+    assert not node.home.socket_path.exists()
+
+
+def test_stop_ends_the_wait_from_any_thread(node):
+    stopper = threading.Timer(0.1, node.stop)
+    stopper.start()
+    assert node.wait() is False
+    stopper.join()
+
+
+def test_a_call_that_lasts_for_ever_ends_with_the_node(tmp_path):
+    with Node(tmp_path / 'home', config=CONFIG) as node, control(node) as api:
+        watching = api.watch()
+        assert next(watching).name == 'studio'
+        node.stopping.set()
+        with pytest.raises(RpcError) as caught:
+            next(watching)
+    assert caught.value.code.value == 'unavailable'
+
+
+def test_the_certificate_is_renewed_at_half_life(tmp_path, monkeypatch):
+    long_ago = datetime.now(UTC) - timedelta(days=200)
+    Identity.create(tmp_path / 'home' / 'identity', long_ago)
+    with Node(tmp_path / 'home', config=CONFIG) as node:
+        before = Identity.open(node.home.identity_directory)
+        assert before.needs_renewal()
+        node.upkeep()
+        after = Identity.open(node.home.identity_directory)
+    assert not after.needs_renewal()
+    assert after.machine_id == before.machine_id
