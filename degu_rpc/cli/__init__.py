@@ -31,6 +31,8 @@ _COMMANDS = {
     'peers': 'pairing',
     'pair': 'pairing',
     'unpair': 'pairing',
+    'methods': 'calls',
+    'call': 'calls',
     'stubs': 'calls',
     'demo': 'demo',
 }

@@ -1,0 +1,91 @@
+"""From what a person writes for where a service is to a client of it.
+
+    .                            the node of this home
+    studio, studio/clock         a machine by name or id, and what is served behind it
+    degu://<machine id>@host:port
+    unix:/path, tcp:host:port, http://host:port
+
+Where machines are, the running node knows: it has looked for them all the time. Without one they
+are looked for now. Who is there is proved in either case, by this command itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from degu_rpc.cli.exits import Exit
+from degu_rpc.cli.failures import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from degu_rpc.cli.session import Session
+    from degu_rpc.node.api import Located
+    from degu_rpc.peers import DialedClient
+    from degu_rpc.rpc.client import RpcClient
+
+LOCATE_S = 3.0
+"""How long the network has to say where a machine is."""
+PREFIX = '/rpc'
+_DIRECT = ('unix:', 'tcp:', 'http://')
+
+
+@contextlib.contextmanager
+def open_target(session: Session, target: str, prefix: str = PREFIX) -> Iterator[RpcClient]:
+    """Yield a client of the services at a target, which connects at the first call.
+
+    Raises Failure for a target of no form and for a machine that is nowhere, and what looking for
+    it raises.
+    """
+    from degu_rpc.rpc.client import RpcClient
+    from degu_rpc.rpc.target import connect
+
+    with contextlib.ExitStack() as stack:
+        try:
+            if target == '.':
+                client = connect(f'unix:{session.home.socket_path}', prefix)
+            elif target.startswith(_DIRECT):
+                client = connect(target, prefix)
+            elif located := _ask_node(session, target):
+                dialed = build_client(session, located)
+                client = RpcClient(dialed, located.path + prefix)
+            else:
+                client = connect(target, prefix, home=session.home.directory)
+        except ValueError as error:
+            raise Failure(Exit.USAGE, str(error)) from error
+        stack.enter_context(client)
+        yield client.using(timeout_s=session.timeout_s)
+
+
+def locate(session: Session, target: str) -> Located:
+    """Return where a machine is, as the node knows. Raises Failure where no node runs."""
+    with session.node() as node:
+        return node.locate(target, session.timeout_s or LOCATE_S)
+
+
+def build_client(session: Session, located: Located) -> DialedClient:
+    """Return a client of a machine that was located.
+
+    Raises Failure where it was not seen, IdentityError where this machine has no identity.
+    """
+    from degu_rpc.peers import Dialer, StaticAddresses, TrustStore, open_home
+
+    if not located.urls:
+        raise Failure(
+            Exit.UNREACHABLE,
+            f'{located.name} is not seen on the network',
+            'see that it is on and runs: degu peers --nearby',
+        )
+    trust = TrustStore(open_home(session.home.directory))
+    return Dialer(trust, [StaticAddresses(located.urls)]).client(located.machine_id)
+
+
+def _ask_node(session: Session, target: str) -> Located | None:
+    """Return where the node knows a machine to be, None where no node runs."""
+    try:
+        return locate(session, target)
+    except Failure as failure:
+        if failure.exit_status is not Exit.NOT_RUNNING:
+            raise
+        return None
