@@ -31,6 +31,8 @@ _COMMANDS = {
     'peers': 'pairing',
     'pair': 'pairing',
     'unpair': 'pairing',
+    'ls': 'files',
+    'get': 'files',
     'methods': 'calls',
     'call': 'calls',
     'stubs': 'calls',

@@ -40,6 +40,7 @@ from degu_rpc.node.home import Home
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
 from degu_rpc.node.places import Place, find_places
+from degu_rpc.node.shares import FILES, build_shares
 from degu_rpc.node.upkeep import Upkeep
 from degu_rpc.peers import Authenticated, Certifier, Identity, TrustStore, renew_over
 from degu_rpc.router import Router
@@ -156,12 +157,13 @@ class Node:
 
     def _build_app(self, shares: Mapping[str, FileShare], services: list[Service]) -> Authenticated:
         health = build_health(services, {}, allow=('peer', 'owner'))
-        everything = [*services, health, build_meta([*services, health])]
+        built_in = [health, build_shares(self.config.shares)]
+        everything = [*services, *built_in, build_meta([*services, *built_in])]
         router = Router()
         router.mount('/rpc', RpcApp(everything))
         router.mount('/rpc/jsonrpc', JsonRpcApp(everything))
         for name, share in shares.items():
-            router.mount(f'/files/{name}', share)
+            router.mount(f'{FILES}/{name}', share)
         if self.trust.identity.can_certify:
             router.mount(CERTIFICATES, Certifier(self.trust))
         router.mount('/', self.behind)

@@ -27,6 +27,7 @@ from degu_rpc.errors import (
 )
 from degu_rpc.peers.caller import (
     OWNER,
+    PEER,
     Authenticated,
     Peer,
     PeerKind,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'OWNER',
+    'PEER',
     'AddressSource',
     'AmbiguousNameError',
     'Announcement',
