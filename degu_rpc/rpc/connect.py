@@ -39,18 +39,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
 from degu.errors import DeguError, PeerTimeoutError, ProtocolError
-from degu.net import Deadline
 from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError
 from degu_rpc.peers import find_caller
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import GZIP, compress, decompress
-from degu_rpc.rpc.context import REQUEST_ID, Context
+from degu_rpc.rpc.context import REQUEST_ID, Context, check_deadline, never_gone
+from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.limits import (
-    END_TIMEOUT_S,
     MAX_HELD_SIZE,
     MAX_MESSAGE_SIZE,
-    MAX_TIMEOUT_S,
     MIN_COMPRESSED_SIZE,
 )
 from degu_rpc.rpc.protocol import (
@@ -67,7 +65,6 @@ from degu_rpc.rpc.protocol import (
     format_error,
     pack_message,
     parse_encoding,
-    parse_timeout,
     read_message,
     unpack_message,
 )
@@ -78,6 +75,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from degu.bodies import ChunkedInput, Input
+    from degu.net import Deadline
     from degu.rgi import Response
     from degu_rpc.peers import Peer
     from degu_rpc.rpc.codec import Codec
@@ -145,7 +143,7 @@ class RpcApp:
             if method.kind is not Kind.UNARY:
                 return _refuse_type(request, _STREAMS)
             context = _build_context(connection, peer, method, headers)
-            data = _read_whole(request['body'], context)
+            data = read_whole(request['body'], context.deadline)
             if IDEMPOTENCY_KEY in headers and not method.idempotent:
                 return self._call_once(method, data, codec, encoding, context)
             return _call(method, data, codec, encoding, context)
@@ -162,7 +160,7 @@ class RpcApp:
             result, error = b'', None
             try:
                 result = method.call(data, codec, context)
-                headers = _check_response_headers(context)
+                headers = check_response_headers(context)
             except RpcError as caught:
                 error, headers = caught, {}
             return Outcome(result, error, headers)
@@ -277,12 +275,11 @@ def _write_stream(
                     yield from held
                     held = []
                 yield envelope
-        metadata = _check_response_headers(context)
+        metadata = check_response_headers(context)
     except RpcError as caught:
         error, metadata = caught, {}
     yield from held
-    if context.deadline is not None:
-        connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
+    extend_deadline(connection, context.deadline)
     try:
         end = format_end(error, metadata)
     except CodecError:
@@ -326,19 +323,17 @@ def _build_context(
     connection: dict[str, Any], peer: Peer, method: Method, headers: dict[str, Any]
 ) -> Context:
     """Begin a call: from here on all waits for the caller end with the time that it gave."""
-    timeout_s = parse_timeout(headers)
-    deadline = None
-    if timeout_s is not None:
-        deadline = Deadline(min(timeout_s, MAX_TIMEOUT_S))
-        connection['rgi.set_deadline'](deadline)
-    return Context(peer, method.full_name, headers, deadline, connection['rgi.is_client_gone'])
+    deadline = begin_deadline(connection, headers)
+    is_client_gone = connection.get('rgi.is_client_gone', never_gone)
+    return Context(peer, method.full_name, headers, deadline, is_client_gone)
 
 
-def _read_whole(body: Input | ChunkedInput | None, context: Context) -> bytes:
+def read_whole(body: Input | ChunkedInput | None, deadline: Deadline | None) -> bytes:
+    """Read the message of a call. Raises what read_message() does, and `deadline_exceeded`."""
     try:
         return read_message(body)
     except PeerTimeoutError:
-        context.check()  # where it was the call's time that ran out, there is somebody to tell
+        check_deadline(deadline)  # where it was the call's time, there is somebody to tell
         raise
 
 
@@ -346,7 +341,7 @@ def _call(
     method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
 ) -> Response:
     result = method.call(_unpack(data, encoding), codec, context)
-    return _answer_result(result, codec, encoding, context, _check_response_headers(context))
+    return _answer_result(result, codec, encoding, context, check_response_headers(context))
 
 
 def _unpack(data: bytes, encoding: Encoding) -> bytes:
@@ -388,7 +383,7 @@ def _check_size(result: bytes) -> None:
         )
 
 
-def _check_response_headers(context: Context) -> dict[str, str]:
+def check_response_headers(context: Context) -> dict[str, str]:
     """Return what the method wants to send as headers. Raises RpcError where it must not."""
     if not context.has_response_headers:
         return {}
@@ -446,8 +441,7 @@ def _answer_error(
     status, reason = code.http_status
     headers = {'content-type': JSON.content_type, **close_unread(request)}
     if context is not None:
-        if context.deadline is not None:
-            connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
+        extend_deadline(connection, context.deadline)
         _add_call_headers(headers, context)
     return status, reason, headers, data
 
