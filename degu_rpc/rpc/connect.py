@@ -10,7 +10,8 @@ Source: Connect protocol, "Unary (Request-Response) RPCs" and "Streaming RPCs".
 
 1. What is no call is answered by HTTP alone: 404 without a service of that name, 405 with another
    verb than POST (or GET, where the method is safe), 415 with another content type than those for
-   methods of its kind. HEAD is no call: the protocol knows no such thing.
+   methods of its kind. HEAD is no call: the protocol knows no such thing. `allow` tells what a
+   method takes, so 405 is for those who may call it.
 2. Who calls is what the connection says, `connection['_peer']`; they must be allowed to call the
    method before the body is read.
 3. The body is read up to the limit, never further, and a stream one message after the other.
@@ -110,10 +111,8 @@ class RpcApp:
         if service is None:
             return refuse(request, 404, 'Not Found', 'no such service here: check prefix and name')
         name = path[1]
-        if request['method'] == 'GET':
-            return self._answer_get(connection, request, service, name)
         if request['method'] != 'POST':
-            return _refuse_verb(request)
+            return self._answer_get(connection, request, service, name)
         content_type = request['headers'].get('content-type')
         codec = find_codec(content_type)
         if codec is not None:
@@ -180,17 +179,18 @@ class RpcApp:
     def _answer_get(
         self, connection: dict[str, Any], request: dict[str, Any], service: Service, name: str
     ) -> Response:
-        """Answer a call whose message is in the query.
+        """Answer a call whose message is in the query, and refuse what is neither GET nor POST.
 
-        Source: Connect protocol, "Unary-Get-Request".
+        Source: Connect protocol, "Unary-Get-Request"; RFC 9110 §15.5.6, for `allow`.
         """
         headers = request['headers']
         context = None
         try:
             peer = identify_caller(connection)
             method = service.authorize(name, peer)
-            if not method.safe or method.kind is not Kind.UNARY:
-                return _refuse_verb(request)
+            takes_get = method.safe and method.kind is Kind.UNARY
+            if not takes_get or request['method'] != 'GET':
+                return _refuse_verb(request, takes_get)
             query = _parse_query(request['query'])
             codec = _CODECS_BY_NAME.get(query.get('encoding', ''))
             if codec is None:
@@ -443,11 +443,13 @@ def _answer_error(
     if context is not None:
         extend_deadline(connection, context.deadline)
         _add_call_headers(headers, context)
-    return status, reason, headers, data
+    return status, reason, headers, None if request['method'] == 'HEAD' else data
 
 
-def _refuse_verb(request: dict[str, Any]) -> Response:
-    return refuse(request, 405, 'Method Not Allowed', 'a call is a POST request', allow='POST')
+def _refuse_verb(request: dict[str, Any], takes_get: bool) -> Response:
+    verbs = ['GET', 'POST'] if takes_get else ['POST']
+    why = f'a call is a {" or ".join(verbs)} request'
+    return refuse(request, 405, 'Method Not Allowed', why, allow=', '.join(verbs))
 
 
 def _refuse_type(request: dict[str, Any], types: str) -> Response:
