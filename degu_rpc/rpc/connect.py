@@ -95,7 +95,12 @@ _RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, _REPLAYED}
 
 
 class RpcApp:
-    """An RGI app that serves services; it can be mounted at any prefix."""
+    """An RGI app that serves services; it can be mounted at any prefix.
+
+    Outcomes of calls with an `idempotency-key` are in the memory of this object. With workers each
+    process has its own: a call that is made again over another connection may reach another one,
+    and run a second time. What must never run twice notes that in a store that all share.
+    """
 
     # Set once: _services, _replays.
 
