@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from degu.client import Client
@@ -49,14 +49,12 @@ def test_attempts_come_to_an_end() -> None:
     assert planned == [True] * (MAX_ATTEMPTS - 1) + [False]
 
 
-@settings(deadline=None)  # machines are slow at times
 @given(st.integers(1, MAX_ATTEMPTS - 1), st.floats(0, 1))
 def test_pause_is_a_random_part_of_one_that_doubles(attempt: int, fraction: float) -> None:
     pause_s = plan_retry(GONE, attempt, True, 10, fraction)
     assert pause_s == fraction * BACKOFF_S * 2 ** (attempt - 1)
 
 
-@settings(deadline=None)  # machines are slow at times
 @given(st.integers(1, MAX_ATTEMPTS - 1), st.floats(0, 1), st.floats(0, 1))
 def test_pause_ends_within_the_calls_time(attempt: int, fraction: float, left_s: float) -> None:
     pause_s = plan_retry(GONE, attempt, True, left_s, fraction)

@@ -380,9 +380,7 @@ def test_a_window_that_refused_connections_says_so(
     assert '1 other connections were refused meanwhile' in str(caught.value)
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(['start', 'confirm', 'exchange', 'commit', 'acknowledge', 'abort']),
     data=st.binary(max_size=200)
