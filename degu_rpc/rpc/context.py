@@ -64,6 +64,7 @@ class Context:
         '_next_look_s',
         '_request_id',
         '_response_headers',
+        '_trace',
         'deadline',
         'headers',
         'is_replay',
@@ -89,6 +90,7 @@ class Context:
         self._next_look_s = 0.0
         self._request_id = request_id
         self._response_headers: dict[str, str] | None = None
+        self._trace: str | None = None
 
     def remaining(self) -> float | None:
         """Return the seconds left, never below zero; None without a deadline."""
@@ -122,9 +124,16 @@ class Context:
 
     @property
     def trace(self) -> str | None:
-        """The `traceparent` of the request, None without one that is well-formed."""
-        trace = self.headers.get(TRACE)
+        """The `traceparent` for calls made inside this one, None without one that is well-formed.
+
+        It is that of the request. An interceptor that makes a span of the call sets it to that.
+        """
+        trace = self.headers.get(TRACE) if self._trace is None else self._trace
         return trace if trace is not None and _match_trace(trace) else None
+
+    @trace.setter
+    def trace(self, trace: str | None) -> None:
+        self._trace = trace
 
     @property
     def response_headers(self) -> dict[str, str]:
