@@ -13,10 +13,13 @@ connection before any request; the connection goes on only if it returns True.
     rgi.Output, rgi.ChunkedOutput, rgi.FileOutput    the classes to build response bodies with
     ssl_cipher, ssl_compression    with TLS
     ssl_peer_cert     with TLS: the client's verified certificate (DER bytes), or None
+    credentials       on AF_UNIX: pid, uid, gid of who connected
+
+and, from this server, what another may not have:
+
     rgi.set_deadline      a function: end each wait for this client at a `degu.net.Deadline`, until
                           the response is written; PeerTimeoutError tells it. None takes it away
     rgi.is_client_gone    a function: whether the client ended its side of the connection by now
-    credentials       on AF_UNIX: pid, uid, gid of who connected
 
 `on_connect` may add keys that start with `_`, a request handler keys that start with `__`.
 
@@ -77,6 +80,8 @@ _CONNECTION_TYPES: dict[str, type | tuple[type, ...]] = {
     'rgi.Output': type,
     'rgi.ChunkedOutput': type,
     'rgi.FileOutput': type,
+}
+_OPTIONAL_TYPES: dict[str, type | tuple[type, ...]] = {
     'rgi.set_deadline': Callable,  # type: ignore[dict-item]  # isinstance() takes it
     'rgi.is_client_gone': Callable,  # type: ignore[dict-item]
 }
@@ -171,6 +176,8 @@ def check_connection(connection: dict[str, Any]) -> None:
     """Check what a server says of a connection. Raises ValidationError."""
     _require(isinstance(connection, dict), 'connection must be a dict', connection)
     _check_types('connection', connection, _CONNECTION_TYPES)
+    offered = {name: kind for name, kind in _OPTIONAL_TYPES.items() if name in connection}
+    _check_types('connection', connection, offered)
     scheme = connection['scheme']
     _require(scheme in ('http', 'https'), "connection['scheme'] must be 'http' or 'https'", scheme)
     protocol = connection['protocol']

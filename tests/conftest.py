@@ -4,6 +4,7 @@
 2. `_guard` looks at the process before and after each test: descriptors, threads, children, and
    that directory. What is new at the end has two seconds to go away, then the test fails.
 3. `_session` does the same for the whole run, so that the wider fixtures are held to it too.
+4. No property fails because a machine is slow: hypothesis measures no time here.
 
 Helpers are fixtures, because tests are no package that could be imported.
 """
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import hypothesis
 import pytest
 
 from degu import IPv4_LOOPBACK
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 GRACE_S = 2.0
 """How long a thread, a child or a descriptor may outlive its test."""
 _FAILED = pytest.StashKey[bool]()
+
+# What continuous integration gets from hypothesis stays as it is: this changes the profile in use.
+hypothesis.settings.register_profile(
+    'any machine', deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile('any machine')
 
 
 # --- leaks ---------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ Source: Connect protocol, "Unary (Request-Response) RPCs" and "Streaming RPCs".
 
 1. What is no call is answered by HTTP alone: 404 without a service of that name, 405 with another
    verb than POST (or GET, where the method is safe), 415 with another content type than those for
-   methods of its kind. HEAD is no call: the protocol knows no such thing.
+   methods of its kind. HEAD is no call: the protocol knows no such thing. `allow` tells what a
+   method takes, so 405 is for those who may call it.
 2. Who calls is what the connection says, `connection['_peer']`; they must be allowed to call the
    method before the body is read.
 3. The body is read up to the limit, never further, and a stream one message after the other.
@@ -39,18 +40,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
 from degu.errors import DeguError, PeerTimeoutError, ProtocolError
-from degu.net import Deadline
 from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError
 from degu_rpc.peers import find_caller
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import GZIP, compress, decompress
-from degu_rpc.rpc.context import REQUEST_ID, Context
+from degu_rpc.rpc.context import REQUEST_ID, Context, check_deadline, never_gone
+from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.limits import (
-    END_TIMEOUT_S,
     MAX_HELD_SIZE,
     MAX_MESSAGE_SIZE,
-    MAX_TIMEOUT_S,
     MIN_COMPRESSED_SIZE,
 )
 from degu_rpc.rpc.protocol import (
@@ -67,7 +66,6 @@ from degu_rpc.rpc.protocol import (
     format_error,
     pack_message,
     parse_encoding,
-    parse_timeout,
     read_message,
     unpack_message,
 )
@@ -78,6 +76,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from degu.bodies import ChunkedInput, Input
+    from degu.net import Deadline
     from degu.rgi import Response
     from degu_rpc.peers import Peer
     from degu_rpc.rpc.codec import Codec
@@ -96,7 +95,12 @@ _RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, _REPLAYED}
 
 
 class RpcApp:
-    """An RGI app that serves services; it can be mounted at any prefix."""
+    """An RGI app that serves services; it can be mounted at any prefix.
+
+    Outcomes of calls with an `idempotency-key` are in the memory of this object. With workers each
+    process has its own: a call that is made again over another connection may reach another one,
+    and run a second time. What must never run twice notes that in a store that all share.
+    """
 
     # Set once: _services, _replays.
 
@@ -112,10 +116,8 @@ class RpcApp:
         if service is None:
             return refuse(request, 404, 'Not Found', 'no such service here: check prefix and name')
         name = path[1]
-        if request['method'] == 'GET':
-            return self._answer_get(connection, request, service, name)
         if request['method'] != 'POST':
-            return _refuse_verb(request)
+            return self._answer_get(connection, request, service, name)
         content_type = request['headers'].get('content-type')
         codec = find_codec(content_type)
         if codec is not None:
@@ -145,7 +147,7 @@ class RpcApp:
             if method.kind is not Kind.UNARY:
                 return _refuse_type(request, _STREAMS)
             context = _build_context(connection, peer, method, headers)
-            data = _read_whole(request['body'], context)
+            data = read_whole(request['body'], context.deadline)
             if IDEMPOTENCY_KEY in headers and not method.idempotent:
                 return self._call_once(method, data, codec, encoding, context)
             return _call(method, data, codec, encoding, context)
@@ -162,7 +164,7 @@ class RpcApp:
             result, error = b'', None
             try:
                 result = method.call(data, codec, context)
-                headers = _check_response_headers(context)
+                headers = check_response_headers(context)
             except RpcError as caught:
                 error, headers = caught, {}
             return Outcome(result, error, headers)
@@ -182,17 +184,18 @@ class RpcApp:
     def _answer_get(
         self, connection: dict[str, Any], request: dict[str, Any], service: Service, name: str
     ) -> Response:
-        """Answer a call whose message is in the query.
+        """Answer a call whose message is in the query, and refuse what is neither GET nor POST.
 
-        Source: Connect protocol, "Unary-Get-Request".
+        Source: Connect protocol, "Unary-Get-Request"; RFC 9110 §15.5.6, for `allow`.
         """
         headers = request['headers']
         context = None
         try:
             peer = identify_caller(connection)
             method = service.authorize(name, peer)
-            if not method.safe or method.kind is not Kind.UNARY:
-                return _refuse_verb(request)
+            takes_get = method.safe and method.kind is Kind.UNARY
+            if not takes_get or request['method'] != 'GET':
+                return _refuse_verb(request, takes_get)
             query = _parse_query(request['query'])
             codec = _CODECS_BY_NAME.get(query.get('encoding', ''))
             if codec is None:
@@ -277,12 +280,11 @@ def _write_stream(
                     yield from held
                     held = []
                 yield envelope
-        metadata = _check_response_headers(context)
+        metadata = check_response_headers(context)
     except RpcError as caught:
         error, metadata = caught, {}
     yield from held
-    if context.deadline is not None:
-        connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
+    extend_deadline(connection, context.deadline)
     try:
         end = format_end(error, metadata)
     except CodecError:
@@ -326,19 +328,17 @@ def _build_context(
     connection: dict[str, Any], peer: Peer, method: Method, headers: dict[str, Any]
 ) -> Context:
     """Begin a call: from here on all waits for the caller end with the time that it gave."""
-    timeout_s = parse_timeout(headers)
-    deadline = None
-    if timeout_s is not None:
-        deadline = Deadline(min(timeout_s, MAX_TIMEOUT_S))
-        connection['rgi.set_deadline'](deadline)
-    return Context(peer, method.full_name, headers, deadline, connection['rgi.is_client_gone'])
+    deadline = begin_deadline(connection, headers)
+    is_client_gone = connection.get('rgi.is_client_gone', never_gone)
+    return Context(peer, method.full_name, headers, deadline, is_client_gone)
 
 
-def _read_whole(body: Input | ChunkedInput | None, context: Context) -> bytes:
+def read_whole(body: Input | ChunkedInput | None, deadline: Deadline | None) -> bytes:
+    """Read the message of a call. Raises what read_message() does, and `deadline_exceeded`."""
     try:
         return read_message(body)
     except PeerTimeoutError:
-        context.check()  # where it was the call's time that ran out, there is somebody to tell
+        check_deadline(deadline)  # where it was the call's time, there is somebody to tell
         raise
 
 
@@ -346,7 +346,7 @@ def _call(
     method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
 ) -> Response:
     result = method.call(_unpack(data, encoding), codec, context)
-    return _answer_result(result, codec, encoding, context, _check_response_headers(context))
+    return _answer_result(result, codec, encoding, context, check_response_headers(context))
 
 
 def _unpack(data: bytes, encoding: Encoding) -> bytes:
@@ -388,7 +388,7 @@ def _check_size(result: bytes) -> None:
         )
 
 
-def _check_response_headers(context: Context) -> dict[str, str]:
+def check_response_headers(context: Context) -> dict[str, str]:
     """Return what the method wants to send as headers. Raises RpcError where it must not."""
     if not context.has_response_headers:
         return {}
@@ -446,14 +446,15 @@ def _answer_error(
     status, reason = code.http_status
     headers = {'content-type': JSON.content_type, **close_unread(request)}
     if context is not None:
-        if context.deadline is not None:
-            connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
+        extend_deadline(connection, context.deadline)
         _add_call_headers(headers, context)
-    return status, reason, headers, data
+    return status, reason, headers, None if request['method'] == 'HEAD' else data
 
 
-def _refuse_verb(request: dict[str, Any]) -> Response:
-    return refuse(request, 405, 'Method Not Allowed', 'a call is a POST request', allow='POST')
+def _refuse_verb(request: dict[str, Any], takes_get: bool) -> Response:
+    verbs = ['GET', 'POST'] if takes_get else ['POST']
+    why = f'a call is a {" or ".join(verbs)} request'
+    return refuse(request, 405, 'Method Not Allowed', why, allow=', '.join(verbs))
 
 
 def _refuse_type(request: dict[str, Any], types: str) -> Response:

@@ -40,8 +40,15 @@ _current: contextvars.ContextVar[Context | None] = contextvars.ContextVar(
 )
 
 
-def _never() -> bool:
+def never_gone() -> bool:
+    """Stand in for `rgi.is_client_gone` where a server has none: nobody is known to be gone."""
     return False
+
+
+def check_deadline(deadline: Deadline | None) -> None:
+    """Raise RpcError (`deadline_exceeded`) if the time of a call is over."""
+    if deadline is not None and not deadline.remaining():
+        raise RpcError(Code.DEADLINE_EXCEEDED, f'the time of {deadline.timeout_s:g} s is over')
 
 
 class Context:
@@ -57,6 +64,7 @@ class Context:
         '_next_look_s',
         '_request_id',
         '_response_headers',
+        '_trace',
         'deadline',
         'headers',
         'is_replay',
@@ -70,7 +78,8 @@ class Context:
         method: str,
         headers: Mapping[str, Any],
         deadline: Deadline | None = None,
-        is_client_gone: Callable[[], bool] = _never,
+        is_client_gone: Callable[[], bool] = never_gone,
+        request_id: str | None = None,
     ) -> None:
         self.peer = peer
         self.method = method
@@ -79,8 +88,9 @@ class Context:
         self.is_replay = False
         self._is_client_gone = is_client_gone
         self._next_look_s = 0.0
-        self._request_id: str | None = None
+        self._request_id = request_id
         self._response_headers: dict[str, str] | None = None
+        self._trace: str | None = None
 
     def remaining(self) -> float | None:
         """Return the seconds left, never below zero; None without a deadline."""
@@ -91,10 +101,7 @@ class Context:
 
         `deadline_exceeded` when the time is over, `canceled` when the client is gone.
         """
-        if self.deadline is not None and not self.deadline.remaining():
-            raise RpcError(
-                Code.DEADLINE_EXCEEDED, f'the time of {self.deadline.timeout_s:g} s is over'
-            )
+        check_deadline(self.deadline)
         now = monotonic()
         if now >= self._next_look_s:
             if self._is_client_gone():
@@ -112,16 +119,21 @@ class Context:
     def sent_request_id(self) -> str | None:
         """The request id that is in use so far: the client's, or one that was asked for."""
         if self._request_id is None:
-            sent = self.headers.get(REQUEST_ID)
-            if sent is not None and _match_request_id(sent):
-                self._request_id = sent
+            self._request_id = find_request_id(self.headers)
         return self._request_id
 
     @property
     def trace(self) -> str | None:
-        """The `traceparent` of the request, None without one that is well-formed."""
-        trace = self.headers.get(TRACE)
+        """The `traceparent` for calls made inside this one, None without one that is well-formed.
+
+        It is that of the request. An interceptor that makes a span of the call sets it to that.
+        """
+        trace = self.headers.get(TRACE) if self._trace is None else self._trace
         return trace if trace is not None and _match_trace(trace) else None
+
+    @trace.setter
+    def trace(self, trace: str | None) -> None:
+        self._trace = trace
 
     @property
     def response_headers(self) -> dict[str, str]:
@@ -134,6 +146,12 @@ class Context:
     def has_response_headers(self) -> bool:
         """Whether there is anything in `response_headers`."""
         return bool(self._response_headers)
+
+
+def find_request_id(headers: Mapping[str, Any]) -> str | None:
+    """Return the request id that a client sent, None without one that can be used."""
+    sent = headers.get(REQUEST_ID)
+    return sent if sent is not None and _match_request_id(sent) else None
 
 
 def current_context() -> Context | None:

@@ -6,7 +6,7 @@
 Methods with a stream are in neither: OpenAPI cannot say what is in envelopes, and JSON-RPC does not
 serve them. Both are made of descriptions alone, so they can be made from a live server's
 `meta.v1.Meta`, too. The definitions of all services are in one place there, so each has its service
-before its name.
+before its name; what only streams refer to is left out.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def build_openapi(services: Iterable[ServiceDescription], prefix: str = '/rpc') 
     Source: OpenAPI Specification 3.1.
     """
     services = list(services)
+    paths = {
+        f'/{service.name}/{method.name}': {'post': _build_operation(service, method)}
+        for service in services
+        for method in _list_unary(service)
+    }
+    definitions = _keep_used(_join_definitions(services, lambda it: it), paths)
     return {
         'openapi': '3.1.0',
         'jsonSchemaDialect': DIALECT,
         'info': _INFO,
         'servers': [{'url': prefix or '/'}],
-        'paths': {
-            f'/{service.name}/{method.name}': {'post': _build_operation(service, method)}
-            for service in services
-            for method in _list_unary(service)
-        },
-        'components': {
-            'schemas': {_ERROR: _ERROR_SCHEMA, **_join_definitions(services, lambda it: it)}
-        },
+        'paths': paths,
+        'components': {'schemas': {_ERROR: _ERROR_SCHEMA, **definitions}},
     }
 
 
@@ -96,15 +96,14 @@ def build_openrpc(services: Iterable[ServiceDescription]) -> dict[str, Any]:
     Source: OpenRPC Specification 1.3.2. Its schemas are JSON Schema draft 7.
     """
     services = list(services)
+    methods = [
+        _build_method(service, method) for service in services for method in _list_unary(service)
+    ]
     return {
         'openrpc': '1.3.2',
         'info': _INFO,
-        'methods': [
-            _build_method(service, method)
-            for service in services
-            for method in _list_unary(service)
-        ],
-        'components': {'schemas': _join_definitions(services, _make_draft_7)},
+        'methods': methods,
+        'components': {'schemas': _keep_used(_join_definitions(services, _make_draft_7), methods)},
     }
 
 
@@ -147,6 +146,28 @@ def _join_definitions(
         for service in services
         for name, schema in service.definitions.items()
     }
+
+
+def _keep_used(definitions: dict[str, Schema], document: Any) -> dict[str, Schema]:
+    """Return those that a document refers to, also by way of others."""
+    used = set[str]()
+    new = _find_names(document)
+    while new := (new & definitions.keys()) - used:
+        used |= new
+        new = _find_names([definitions[name] for name in new])
+    return {name: schema for name, schema in definitions.items() if name in used}
+
+
+def _find_names(item: Any) -> set[str]:
+    """Return the names of the definitions that any part of a document refers to."""
+    parts: Iterable[Any] = item if isinstance(item, list) else ()
+    found = set[str]()
+    if isinstance(item, dict):
+        parts = item.values()
+        reference = item.get('$ref')
+        if isinstance(reference, str):
+            found.add(reference.removeprefix(_COMPONENTS))
+    return found.union(*map(_find_names, parts))
 
 
 def _convert(item: Any, service: str, change: Callable[[Schema], Schema]) -> Any:

@@ -14,6 +14,12 @@ answered with one error and not with a list, a batch of notifications with nothi
 4. An error becomes a JSON-RPC error, and its `data` is the error as Connect would send it. What was
    read is answered with HTTP status 200; where nothing is to be said, with 204.
 
+What HTTP says of a request holds for all that is in it: `connect-timeout-ms` is the time of a whole
+batch, and calls that it does not reach are not made; `x-request-id`, minted where there is none,
+and `traceparent` are those of each call. Headers that a method sets go out with the answer to a
+request that is alone. In a batch nobody could tell whose they are, and they are left out. An
+`idempotency-key` is refused where it would matter: a key names one call.
+
 A method's name has a dot before its last part, as clients make names of attributes:
 `server.files.v1.Files.stat(path='/a')`. Parameters by position have the order of the signature. A
 notification is a call whose caller wants to know nothing, not even that it failed. `rpc.discover`
@@ -28,21 +34,37 @@ May be called by many threads; everything is set once.
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu_rpc.errors import Code, CodecError, RpcError
 from degu_rpc.rpc.codec import JSON
-from degu_rpc.rpc.connect import close_unread, identify_caller, refuse, settle_error
-from degu_rpc.rpc.context import Context
+from degu_rpc.rpc.connect import (
+    check_response_headers,
+    close_unread,
+    identify_caller,
+    read_whole,
+    refuse,
+    settle_error,
+)
+from degu_rpc.rpc.context import (
+    REQUEST_ID,
+    Context,
+    check_deadline,
+    find_request_id,
+    never_gone,
+)
+from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline
 from degu_rpc.rpc.documents import build_openrpc
 from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE
-from degu_rpc.rpc.protocol import find_codec, format_error, read_message
+from degu_rpc.rpc.protocol import IDEMPOTENCY_KEY, find_codec, format_error
 from degu_rpc.rpc.schema import describe_service
 from degu_rpc.rpc.service import Kind, index_services, join_roles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
+    from degu.net import Deadline
     from degu.rgi import Response
     from degu_rpc.peers import Peer
     from degu_rpc.rpc.service import Method, Service
@@ -70,11 +92,21 @@ class _NoSuchMethodError(Exception):
 
 
 class _Caller(NamedTuple):
-    """Who calls, and what a Context needs to know of their request."""
+    """Who calls, and what a Context needs to know of their HTTP request."""
 
     peer: Peer
     headers: dict[str, Any]
+    deadline: Deadline | None
     is_gone: Callable[[], bool]
+    request_id: str
+    answer_headers: dict[str, str]
+    """What the method of a request that is alone says in headers; this fills up."""
+
+    def build_context(self, method: Method) -> Context:
+        """Begin one call."""
+        return Context(
+            self.peer, method.full_name, self.headers, self.deadline, self.is_gone, self.request_id
+        )
 
 
 class JsonRpcApp:
@@ -106,20 +138,27 @@ class JsonRpcApp:
             return refuse(
                 request, 415, 'Unsupported Media Type', why, **{'accept-post': JSON.content_type}
             )
+        request_id = find_request_id(headers) or secrets.token_hex(8)
+        deadline = None
         try:
             if headers.get('content-encoding', 'identity') != 'identity':
                 raise RpcError(Code.UNIMPLEMENTED, 'content-encoding must be identity')
             peer = identify_caller(connection)
             if self._roles.isdisjoint(peer.roles):
                 raise RpcError(Code.PERMISSION_DENIED, 'nothing here is for your roles')
-            data = read_message(request['body'])
+            deadline = begin_deadline(connection, headers)
+            data = read_whole(request['body'], deadline)
         except RpcError as error:
-            return *error.code.http_status, _headers(request), _format_failure(error, b'null')
-        caller = _Caller(peer, headers, connection['rgi.is_client_gone'])
+            extend_deadline(connection, deadline)
+            failure = _format_failure(error, b'null')
+            return *error.code.http_status, _headers(request, request_id), failure
+        is_gone = connection.get('rgi.is_client_gone', never_gone)
+        caller = _Caller(peer, headers, deadline, is_gone, request_id, {})
         answer = self._answer_message(data, caller)
+        extend_deadline(connection, deadline)
         if answer is None:
-            return 204, 'No Content', {}, None
-        return 200, 'OK', _headers(request), answer
+            return 204, 'No Content', {REQUEST_ID: request_id}, None
+        return 200, 'OK', {**caller.answer_headers, **_headers(request, request_id)}, answer
 
     def _answer_message(self, data: bytes, caller: _Caller) -> bytes | None:
         """Return the answer to a whole body; None if there is none."""
@@ -141,6 +180,7 @@ class JsonRpcApp:
             if answer is not None:
                 answers.append(answer)
                 room -= len(answer)
+        caller.answer_headers.clear()
         return b'[' + b','.join(answers) + b']' if answers else None
 
     def _answer(self, message: Any, caller: _Caller, room: int) -> bytes | None:
@@ -160,21 +200,24 @@ class JsonRpcApp:
         ):
             return _format_error(_INVALID_REQUEST, id_json)
         try:
-            result = self._call(name, params, caller)
+            result, headers = self._call(name, params, caller)
             answer = b'{"jsonrpc":"2.0","result":%b,"id":%b}' % (result, id_json)
             if len(answer) > room:
                 raise RpcError(
                     Code.RESOURCE_EXHAUSTED, f'the answer is larger than {MAX_MESSAGE_SIZE} bytes'
                 )
+            caller.answer_headers.update(headers)
         except _NoSuchMethodError:
             answer = _format_error(_METHOD_NOT_FOUND, id_json)
         except RpcError as error:
             answer = _format_failure(error, id_json)
         return answer if has_id else None
 
-    def _call(self, name: str, params: dict[str, Any] | list[Any], caller: _Caller) -> bytes:
+    def _call(
+        self, name: str, params: dict[str, Any] | list[Any], caller: _Caller
+    ) -> tuple[bytes, Mapping[str, str]]:
         if name == DISCOVER:
-            return self._discover(params, caller.peer)
+            return self._discover(params, caller.peer), {}
         service_name, _, method_name = name.rpartition('.')
         service = self._services.get(service_name)
         if service is None or method_name not in service.methods:
@@ -184,10 +227,13 @@ class JsonRpcApp:
             raise RpcError(
                 Code.UNIMPLEMENTED, f'{method.full_name} has a stream, and JSON-RPC has none'
             )
+        if IDEMPOTENCY_KEY in caller.headers and not method.idempotent:
+            raise RpcError(Code.UNIMPLEMENTED, f'JSON-RPC has no {IDEMPOTENCY_KEY}')
         if isinstance(params, list):
             params = _name_parameters(method, params)
-        context = Context(caller.peer, method.full_name, caller.headers, None, caller.is_gone)
-        return method.call(JSON.encode(params), JSON, context)
+        check_deadline(caller.deadline)
+        context = caller.build_context(method)
+        return method.call(JSON.encode(params), JSON, context), check_response_headers(context)
 
     def _discover(self, params: dict[str, Any] | list[Any], peer: Peer) -> bytes:
         """Return the OpenRPC document of what the caller may call."""
@@ -206,8 +252,12 @@ def _name_parameters(method: Method, values: list[Any]) -> dict[str, Any]:
     return dict(zip(method.parameters, values, strict=False))
 
 
-def _headers(request: dict[str, Any]) -> dict[str, str]:
-    return {'content-type': JSON.content_type, **close_unread(request)}
+def _headers(request: dict[str, Any], request_id: str) -> dict[str, str]:
+    return {
+        'content-type': JSON.content_type,
+        REQUEST_ID: request_id,
+        **close_unread(request),
+    }
 
 
 def _format_failure(error: RpcError, id_json: bytes) -> bytes:

@@ -31,9 +31,8 @@ CONNECTION = {
     'rgi.Output': Output,
     'rgi.ChunkedOutput': ChunkedOutput,
     'rgi.FileOutput': FileOutput,
-    'rgi.set_deadline': id,
-    'rgi.is_client_gone': id,
 }
+OPTIONAL = {'rgi.set_deadline': id, 'rgi.is_client_gone': id}
 TLS = {
     'scheme': 'https',
     'ssl_cipher': ('TLS_AES_256_GCM_SHA384', 'TLSv1.3', 256),
@@ -92,6 +91,7 @@ def test_on_connect_is_callable():
     'change',
     [
         {},
+        OPTIONAL,
         TLS,
         {**TLS, 'ssl_peer_cert': None},
         UNIX,

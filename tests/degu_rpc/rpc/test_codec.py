@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
@@ -94,6 +94,7 @@ TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     'bytes': (bytes, st.binary()),
     'datetime': (datetime, datetimes),
     'date': (date, st.dates()),
+    'time': (time, st.times(timezones=st.none() | zones)),
     'timedelta': (timedelta, st.timedeltas(timedelta(days=-99999), timedelta(days=99999))),
     'uuid': (UUID, st.uuids()),
     'decimal': (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
@@ -127,9 +128,13 @@ def test_round_trip_is_identity(codec: Codec, name: str, data: st.DataObject) ->
     annotation, values = TYPES[name]
     shape = build_shape(annotation)
     value = data.draw(values)
-    back = parse_value(format_value(value, shape, codec), shape, codec)
+    message = format_value(value, shape, codec)
+    back = parse_value(message, shape, codec)
     assert back == value
     assert type(back) is type(value)
+    # 1.5 is not 1.50, 0.0 is not -0.0, and True is not 1: written again, they would differ.
+    if 'set' not in name:  # which has no order
+        assert format_value(back, shape, codec) == message
 
 
 @given(st.integers(-(10**300), 10**300))

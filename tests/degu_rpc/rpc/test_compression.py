@@ -7,14 +7,13 @@ import tracemalloc
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from degu_rpc.errors import Code, CodecError, RpcError
 from degu_rpc.rpc.compression import accepts_gzip, compress, decompress
 
 
-@settings(deadline=None)  # machines are slow at times
 @given(st.binary())
 def test_decompress_of_compress_is_identity(data: bytes) -> None:
     assert decompress(compress(data), len(data)) == data

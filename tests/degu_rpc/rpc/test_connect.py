@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -21,7 +22,7 @@ from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from degu.client import Connection
 
@@ -54,6 +55,14 @@ def build_app(calls: list[str] | None = None) -> Router:
     @files.method(allow='peer')
     def zeros(size: int) -> str:
         return '0' * size
+
+    @files.method(allow='peer', safe=True)
+    def read() -> None:
+        pass
+
+    @files.method(allow='peer', safe=True)
+    def watch() -> Iterator[int]:
+        yield 1
 
     @files.method(allow='owner')
     def wipe() -> None:
@@ -138,14 +147,39 @@ def read_advice(response: Any) -> str:
     return advice
 
 
-@pytest.mark.parametrize('verb', ['GET', 'HEAD', 'DELETE', 'PUT'])
-def test_another_verb_is_405_with_allow(conn: Connection, verb: str) -> None:
-    response = conn.request(verb, METHOD + 'echo', JSON_HEADERS, None)
-    assert (response.status, response.headers['allow']) == (405, 'POST')
+@pytest.mark.parametrize(
+    ('method', 'verb', 'allow', 'advice'),
+    [
+        *(
+            (method, verb, 'POST', 'a call is a POST request\n')
+            for method in ('echo', 'watch')
+            for verb in ('GET', 'HEAD', 'DELETE', 'PUT')
+        ),
+        *(
+            ('read', verb, 'GET, POST', 'a call is a GET or POST request\n')
+            for verb in ('HEAD', 'DELETE', 'PUT')
+        ),
+    ],
+)
+def test_another_verb_is_405_and_allow_has_what_the_method_takes(
+    conn: Connection, method: str, verb: str, allow: str, advice: str
+) -> None:
+    response = conn.request(verb, METHOD + method, JSON_HEADERS, None)
+    assert (response.status, response.headers['allow']) == (405, allow)
     if verb == 'HEAD':
         assert response.body is None
     else:
-        assert read_advice(response) == 'a call is a POST request\n'
+        assert read_advice(response) == advice
+
+
+@pytest.mark.parametrize('verb', ['GET', 'HEAD', 'DELETE', 'PUT'])
+@pytest.mark.parametrize(('method', 'status'), [('wipe', 403), ('none', 501)])
+def test_what_a_method_takes_is_told_to_those_who_may_call_it(
+    conn: Connection, verb: str, method: str, status: int
+) -> None:
+    response = conn.request(verb, METHOD + method, JSON_HEADERS, None)
+    assert (response.status, 'allow' in response.headers) == (status, False)
+    assert (response.body is None) == (verb == 'HEAD')
 
 
 @pytest.mark.parametrize(

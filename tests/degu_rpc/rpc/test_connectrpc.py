@@ -61,8 +61,32 @@ def build_app(ended: list[str] | None = None) -> Router:
         for number in numbers:
             yield number << times
 
+    @numbers.method(allow='peer', safe=True)
+    def look(ctx: Context) -> tuple[bool, float | None]:
+        return 'content-type' in ctx.headers, ctx.remaining()
+
     @numbers.method(allow='peer')
-    def wait(ctx: Context) -> None:
+    def look_at_stream(ctx: Context, numbers: Iterator[int]) -> Iterator[float | None]:
+        for _ in numbers:
+            yield ctx.remaining()
+
+    @numbers.method(allow='peer')
+    def fail_late(numbers: Iterator[int]) -> int:
+        raise RpcError(Code.NOT_FOUND, f'no such number, not {sum(numbers)}', [DETAIL])
+
+    @numbers.method(allow='peer')
+    def double_and_fail(numbers: Iterator[int]) -> Iterator[int]:
+        yield from (2 * number for number in numbers)
+        raise RpcError(Code.NOT_FOUND, 'no such number', [DETAIL])
+
+    @numbers.method(allow='peer')
+    def wait(ctx: Context, numbers: Iterator[int]) -> int:
+        while True:
+            ctx.check()
+            time.sleep(0.01)
+
+    @numbers.method(allow='peer')
+    def wait_alone(ctx: Context) -> None:
         while True:
             ctx.check()
             time.sleep(0.01)
@@ -265,6 +289,13 @@ def test_get_of_a_safe_method(call: Any, codec: str, gzip: bool) -> None:
 
 
 @both
+@pytest.mark.parametrize('get', [False, True])
+def test_call_is_a_get_where_it_says_so(call: Any, codec: str, get: bool) -> None:
+    [[has_type, _]] = call('look', 'unary', {}, codec=codec, get=get)['results']
+    assert has_type == (not get)  # only what has a body has its type
+
+
+@both
 @pytest.mark.parametrize('gzip', [False, True])
 def test_server_stream(call: Any, codec: str, gzip: bool) -> None:
     assert call('count', 'server_stream', {'stop': 3}, codec=codec) == {'results': [0, 1, 2]}
@@ -309,6 +340,17 @@ def test_error_with_details_at_the_end_of_a_stream(call: Any, codec: str, after:
 
 
 @both
+def test_error_with_details_after_the_callers_stream(call: Any, codec: str) -> None:
+    answer = call('fail_late', 'client_stream', {}, 1, 2, codec=codec)
+    assert answer == {
+        'results': [],
+        'error': {**NOT_FOUND, 'message': 'no such number, not 3'},
+    }
+    answer = call('double_and_fail', 'bidi_stream', {}, 1, 2, codec=codec)
+    assert answer == {'results': [2, 4], 'error': NOT_FOUND}
+
+
+@both
 @pytest.mark.parametrize(
     ('method', 'kind', 'messages', 'code'),
     [
@@ -332,8 +374,23 @@ def test_what_is_wrong_has_its_code(
 
 
 @both
+def test_deadline_of_the_other_client_is_the_methods(call: Any, codec: str) -> None:
+    [[_, left_s]] = call('look', 'unary', {}, codec=codec, timeout_ms=20_000)['results']
+    assert 1 < left_s <= 20
+    answer = call('look_at_stream', 'bidi_stream', {}, 1, codec=codec, timeout_ms=20_000)
+    assert 1 < answer['results'][0] <= 20
+    assert call('look', 'unary', {}, codec=codec)['results'][0][1] is None
+
+
+@both
 def test_deadline_of_a_unary_call(call: Any, codec: str) -> None:
-    answer = call('wait', 'unary', {}, codec=codec, timeout_ms=200)
+    answer = call('wait_alone', 'unary', {}, codec=codec, timeout_ms=200)
+    assert answer['error']['code'] == 'deadline_exceeded'
+
+
+@both
+def test_deadline_of_a_callers_stream(call: Any, codec: str) -> None:
+    answer = call('wait', 'client_stream', {}, 1, codec=codec, timeout_ms=200)
     assert answer['error']['code'] == 'deadline_exceeded'
 
 

@@ -91,6 +91,18 @@ class Collections:
     pair: tuple[int, str]
 
 
+class Beat(enum.Enum):
+    STRONG = 'strong'
+
+
+@dataclasses.dataclass
+class Tick:
+    """What only a stream is made of, and refers to another class."""
+
+    beat: Beat
+    place: Point
+
+
 class Circle(msgspec.Struct, tag=True):
     radius: float
 
@@ -140,7 +152,7 @@ def build_services() -> list[Service]:
         pass
 
     @values.method(allow='peer')
-    def count(stop: int) -> Iterator[int]:
+    def count(stop: int) -> Iterator[Tick]:
         raise NotImplementedError
 
     @values.method(allow='peer')
@@ -205,6 +217,30 @@ def test_methods_with_a_stream_are_in_no_document() -> None:
     paths = {path.rpartition('/')[2] for path in build_openapi(described)['paths']}
     names = {it['name'].rpartition('.')[2] for it in build_openrpc(described)['methods']}
     assert paths == names == set(kinds) - streams
+
+
+def find_references(item: Any) -> set[str]:
+    if not isinstance(item, dict | list):
+        return set()
+    found = (
+        {item['$ref'].rpartition('/')[2]} if isinstance(item, dict) and '$ref' in item else set()
+    )
+    return found.union(*map(find_references, item.values() if isinstance(item, dict) else item))
+
+
+@pytest.mark.parametrize('build', [build_openapi, build_openrpc])
+@pytest.mark.parametrize('roles', [('owner',), ('peer',), ()], ids=str)
+def test_components_are_those_that_something_refers_to(
+    build: Callable[..., Any], roles: tuple[str, ...]
+) -> None:
+    described = describe(*roles)
+    document = build(described)
+    names = set(document['components']['schemas'])
+    assert names - {'Error'} == find_references(document) - {'Error'}
+    defined = {f'{it.name}.{name}' for it in described for name in it.definitions}
+    streams_only = {f'values.v1.Values.{name}' for name in ('Tick', 'Beat')} if roles else set()
+    assert defined - names == streams_only
+    assert ('values.v1.Values.Point' in names) == bool(roles)  # a stream and others use it
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import itertools
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from degu_rpc.errors import Code, CodecError, RpcError
@@ -24,7 +24,6 @@ def test_envelope_is_flags_length_message() -> None:
     assert format_envelope(b'abc', COMPRESSED | END) == b'\x03\x00\x00\x00\x03abc'
 
 
-@settings(deadline=None)  # machines are slow at times
 @given(messages, st.lists(st.integers(min_value=0), max_size=8))
 def test_parse_of_format_is_identity_for_any_pieces(
     content: list[tuple[int, bytes]], cuts: list[int]
@@ -33,14 +32,12 @@ def test_parse_of_format_is_identity_for_any_pieces(
     assert list(parse_envelopes(split(data, cuts), 40)) == content
 
 
-@settings(deadline=None)  # machines are slow at times
 @given(messages)
 def test_one_byte_at_a_time_gives_the_same(content: list[tuple[int, bytes]]) -> None:
     data = b''.join(format_envelope(message, flags) for flags, message in content)
     assert list(parse_envelopes((bytes([byte]) for byte in data), 40)) == content
 
 
-@settings(deadline=None)  # machines are slow at times
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_arbitrary_bytes_raise_only_what_is_documented(pieces: list[bytes]) -> None:
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from degu.client import Client
@@ -49,14 +50,12 @@ def test_attempts_come_to_an_end() -> None:
     assert planned == [True] * (MAX_ATTEMPTS - 1) + [False]
 
 
-@settings(deadline=None)  # machines are slow at times
 @given(st.integers(1, MAX_ATTEMPTS - 1), st.floats(0, 1))
 def test_pause_is_a_random_part_of_one_that_doubles(attempt: int, fraction: float) -> None:
     pause_s = plan_retry(GONE, attempt, True, 10, fraction)
     assert pause_s == fraction * BACKOFF_S * 2 ** (attempt - 1)
 
 
-@settings(deadline=None)  # machines are slow at times
 @given(st.integers(1, MAX_ATTEMPTS - 1), st.floats(0, 1), st.floats(0, 1))
 def test_pause_ends_within_the_calls_time(attempt: int, fraction: float, left_s: float) -> None:
     pause_s = plan_retry(GONE, attempt, True, left_s, fraction)
@@ -95,6 +94,41 @@ def test_pool_survives_a_restart_without_a_failed_call(tmp_path: pathlib.Path, s
                 running = [threads.submit(safe.get) for _ in range(8)]
                 assert all(call.result(20) for call in running)
     assert len(calls) == 40
+
+
+def test_restarts_in_the_middle_of_calls_fail_none_of_the_safe_ones(
+    tmp_path: pathlib.Path, serve: Any
+) -> None:
+    path = str(tmp_path / 'mortal')
+    calls: list[str] = []
+    _, app = serve(build_app(calls))
+    is_over = threading.Event()
+
+    def call(rpc: RpcClient) -> int:
+        count = 0
+        safe = rpc.using(repeatable=True)['a.B']
+        while not is_over.is_set():
+            assert safe.get() > 0
+            count += 1
+        return count
+
+    with RpcClient(Client(path, timeout_s=20)) as rpc, ThreadPoolExecutor(4) as threads:
+        with Server(path, app):
+            running = [threads.submit(call, rpc) for _ in range(4)]
+            wait_for_calls(calls, 100)
+        for _ in range(5):
+            with Server(path, app):
+                wait_for_calls(calls, len(calls) + 100)
+        with Server(path, app):
+            is_over.set()
+            assert sum(one.result(20) for one in running) >= 600
+
+
+def wait_for_calls(calls: list[str], count: int) -> None:
+    deadline = time.monotonic() + 20
+    while len(calls) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_idle_connection_to_a_server_that_restarted_is_noticed_before_a_call(

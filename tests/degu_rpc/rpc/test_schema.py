@@ -173,7 +173,7 @@ def build_validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize('name', TYPES)
-@settings(deadline=None, max_examples=40)  # of each type
+@settings(max_examples=40)  # of each type
 @given(data=st.data())
 def test_what_the_codec_writes_is_valid(name: str, data: st.DataObject) -> None:
     annotation, values = TYPES[name]
@@ -182,7 +182,7 @@ def test_what_the_codec_writes_is_valid(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize('name', TYPES)
-@settings(deadline=None, max_examples=40)  # of each type
+@settings(max_examples=40)  # of each type
 @given(plain=plains)
 def test_what_the_codec_takes_is_valid(name: str, plain: Any) -> None:
     annotation, _ = TYPES[name]

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from degu_rpc import RpcApp, RpcClient, RpcError, Service
@@ -320,7 +320,6 @@ schemas = st.recursive(
 HARMLESS = (ast.ImportFrom, ast.Import, ast.ClassDef, ast.Assign, ast.Expr)
 
 
-@settings(deadline=None)
 @given(
     definitions=st.dictionaries(texts, schemas, max_size=3),
     result=schemas,
@@ -619,7 +618,6 @@ def test_method_that_the_server_does_not_have_is_a_difference() -> None:
     assert find_differences(stub, live) == ['f: the server has no such method for you']
 
 
-@settings(deadline=None)
 @given(result=schemas, definitions=st.dictionaries(texts, schemas, max_size=3))
 def test_comparison_takes_any_description(result: Any, definitions: dict[str, Any]) -> None:
     stub = describe_api(type('Api', (), {'f': function('f', Tree)}), 'a.B')
