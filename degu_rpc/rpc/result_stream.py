@@ -10,8 +10,8 @@ Both belong to one thread at a time, and so does their connection, which is thei
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from degu.errors import DeguError
 from degu_rpc.errors import Code, CodecError, RpcError
@@ -28,13 +28,16 @@ from degu_rpc.rpc.protocol import (
     read_message,
     unpack_message,
 )
+from degu_rpc.rpc.service import find_stream_item
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator
     from types import TracebackType
 
     from degu.client import Connection, Response
     from degu_rpc.rpc.codec import Codec, Shape
+
+_Item = TypeVar('_Item', covariant=True)
 
 
 class Upload:
@@ -71,7 +74,7 @@ class Upload:
         yield b''
 
 
-class ResultStream(Iterator[Any]):
+class ResultStream(Iterator[_Item]):
     """The results of a call, as they come; a context manager, and close() ends it early.
 
     `.response_headers` are what the method sent beside them, complete once the last was read.
@@ -95,18 +98,19 @@ class ResultStream(Iterator[Any]):
         # connection ends at once, and not with the next garbage collection.
         self._results = _read(connection, response, codec, shape, uri, self.response_headers)
 
-    def __iter__(self) -> ResultStream:
+    def __iter__(self) -> ResultStream[_Item]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> _Item:
         """Wait for the next result.
 
         Raises RpcError: what the server ended the call with, `unavailable` where the stream was cut
         off, `deadline_exceeded`, `internal` for what makes no sense.
         """
-        return next(self._results)
+        item: _Item = next(self._results)
+        return item
 
-    def __enter__(self) -> ResultStream:
+    def __enter__(self) -> ResultStream[_Item]:
         return self
 
     def __exit__(
@@ -121,6 +125,22 @@ class ResultStream(Iterator[Any]):
         """End the call, and its connection; the method notices. A second time does nothing."""
         self._results.close()
         self._connection.close()
+
+
+def find_result_item(annotation: Any) -> Shape | None:
+    """Return the shape of each result where a client's function returns a stream, else None.
+
+    Raises TypeError for a stream that does not say of what, or of what cannot travel.
+    """
+    return find_stream_item('the result', annotation, ResultStream)
+
+
+def find_sent_item(name: str, annotation: Any) -> Shape | None:
+    """Return the shape of each item where a client's parameter is a stream, else None.
+
+    Raises TypeError for a stream that does not say of what, or of what cannot travel.
+    """
+    return find_stream_item(f'parameter {name!r}', annotation, Iterable)
 
 
 def _check(response: Response, codec: Codec, uri: str) -> None:

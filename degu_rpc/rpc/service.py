@@ -427,17 +427,20 @@ def find_kind(takes_stream: bool, gives_stream: bool) -> Kind:
     return Kind.SERVER_STREAM if gives_stream else Kind.UNARY
 
 
-def find_stream_item(what: str, annotation: Any) -> Shape | None:
+def find_stream_item(what: str, annotation: Any, other: type | None = None) -> Shape | None:
     """Return the shape of each item where an annotation is that of a stream, None where it is not.
+
+    `other` is a class that counts as one, too.
 
     Raises TypeError for a stream that does not say of what, or of what cannot travel.
     """
     origin = typing.get_origin(annotation)
     if origin in _ASYNC_STREAMS or annotation in _ASYNC_STREAMS:
         raise TypeError(f'{what} is a stream for coroutines; use Iterator')
-    if annotation in _STREAMS:
-        raise TypeError(f'{what} is a stream of what? Write Iterator[...]')
-    if origin not in _STREAMS:
+    streams = _STREAMS if other is None else (*_STREAMS, other)
+    if annotation in streams:
+        raise TypeError(f'{what} is a stream of what? Write {annotation.__name__}[...]')
+    if origin not in streams:
         return None
     return _build_shape(f'an item of {what}', typing.get_args(annotation)[0])
 
