@@ -38,7 +38,9 @@ def connect(
 ) -> RpcClient:
     """Return a client of the services at `target`; it connects at the first call.
 
-    `target` is one of the forms above, or a client of the core that says where and how.
+    `target` is `unix:/path`, `unix:@name`, `tcp:host:port`, `tcp:[ipv6]:port` or
+    `http://host:port`, or a client of the core that says where and how. `prefix` is where the
+    services are mounted.
 
     Raises ValueError for another form, and what RpcClient() raises.
     """
@@ -64,7 +66,8 @@ def parse_target(target: str) -> Address:
         return b'\0' + os.fsencode(rest[1:]) if rest.startswith('@') else rest
     match = _match_tcp(rest) if scheme == 'tcp' else None
     if match is None:
-        raise ValueError(f'a target is {_FORMS}, not {target!r}')
+        hint = f'; write unix:{target}' if target.startswith(('/', '@')) else ''
+        raise ValueError(f'a target is {_FORMS}, not {target!r}{hint}')
     ipv6, scope, host, port = match.groups()
     if ipv6 is None:
         return host, int(port)

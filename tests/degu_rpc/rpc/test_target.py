@@ -31,6 +31,12 @@ def app() -> Any:
     return router
 
 
+@pytest.mark.parametrize('address', ['/run/a.sock', '@name'])
+def test_address_without_its_form_is_told_how_to_write_it(address: str) -> None:
+    with pytest.raises(ValueError, match=f"not '{address}'; write unix:{address}$"):
+        connect(address)
+
+
 @pytest.mark.parametrize(
     ('target', 'address'),
     [
