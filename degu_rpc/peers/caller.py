@@ -323,7 +323,8 @@ class Authenticated:
                 pki.check_valid(cert, read_clock(None))
                 valid_until = pki.parse_validity(cert).not_after.timestamp()
         except (pki.CertificateError, UnknownPeerError) as error:
-            _log.warning('rejected %r: %s', connection['client'], error)
+            who = connection.get('credentials') or connection['client']
+            _log.warning('rejected %r: %s', who, error)
             if self._trust is None and 'ssl_peer_cert' in connection:
                 _log.warning('nobody said whom to trust: write Authenticated(app, trust)')
             return str(error)
