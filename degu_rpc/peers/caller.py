@@ -180,7 +180,7 @@ def check_given_roles(roles: Collection[str]) -> frozenset[str]:
     return frozenset(roles)
 
 
-def resolve_groups(
+def _resolve_groups(
     group_roles: Mapping[str | int, Collection[str]],
 ) -> Mapping[int, frozenset[str]]:
     """Return the roles of the members of each group, by its number.
@@ -268,7 +268,7 @@ class Authenticated:
         """
         self._app = app
         self._trust = None if trust is None else check_trust(trust)
-        self._group_roles = resolve_groups(group_roles)
+        self._group_roles = _resolve_groups(group_roles)
 
     def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
         """Set `connection['_peer']`; reject (False, the reason logged) who is not who they say."""
