@@ -66,7 +66,7 @@ def parse_target(target: str) -> Address:
         return b'\0' + os.fsencode(rest[1:]) if rest.startswith('@') else rest
     match = _match_tcp(rest) if scheme == 'tcp' else None
     if match is None:
-        hint = f'; write unix:{target}' if target.startswith(('/', '@')) else ''
+        hint = f'; write unix:{target}' if target.startswith('/') else ''
         raise ValueError(f'a target is {_FORMS}, not {target!r}{hint}')
     ipv6, scope, host, port = match.groups()
     if ipv6 is None:

@@ -31,10 +31,9 @@ def app() -> Any:
     return router
 
 
-@pytest.mark.parametrize('address', ['/run/a.sock', '@name'])
-def test_address_without_its_form_is_told_how_to_write_it(address: str) -> None:
-    with pytest.raises(ValueError, match=f"not '{address}'; write unix:{address}$"):
-        connect(address)
+def test_bare_path_is_told_how_to_write_it() -> None:
+    with pytest.raises(ValueError, match=r"not '/run/a\.sock'; write unix:/run/a\.sock$"):
+        connect('/run/a.sock')
 
 
 @pytest.mark.parametrize(
