@@ -51,14 +51,14 @@ def demo() -> None:
 
 
 @commands.command()
-@click.argument('socket', type=click.Path(exists=True, resolve_path=True))
+@click.argument('socket')
 @click.argument('services', nargs=-1, metavar='[SERVICE]...')
 @click.option('--prefix', default='/rpc', show_default=True, help='Where the services are mounted.')
 def stubs(socket: str, services: tuple[str, ...], prefix: str) -> None:
     """Write typed client classes of the services that are served at SOCKET, as Python source.
 
-    SOCKET is the path of a unix socket; the services there must include meta.v1.Meta. Without a
-    SERVICE, all of them are written that you may call.
+    SOCKET is the path of a unix socket, or unix: and the path. The services there must include
+    meta.v1.Meta. Without a SERVICE, all of them are written that you may call.
 
     Exit status: 0 done, 1 the server cannot be reached or refuses, 2 wrong usage.
     """

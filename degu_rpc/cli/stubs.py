@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 def read_stubs(socket: str, services: Sequence[str], prefix: str) -> str:
     """Return the stubs of services at a unix socket; of all but Meta itself if none is named.
 
-    Raises click.ClickException with what went wrong.
+    `socket` is its path, with or without the `unix:` that connect() takes.
+
+    Raises click.ClickException with what went wrong, UsageError for a path that is not there.
     """
+    path = os.path.abspath(socket.removeprefix('unix:'))
+    if not os.path.exists(path):
+        raise click.UsageError(f'there is no socket {path!r}: it does not exist')
     try:
-        with RpcClient(Client(socket), prefix) as client:
+        with RpcClient(Client(path), prefix) as client:
             names = services or [
                 name for name in client.call(META, 'list_services', {}, list[str]) if name != META
             ]

@@ -53,9 +53,9 @@ from degu_rpc.rpc.protocol import (
     read_message,
 )
 from degu_rpc.rpc.proxy import ServiceProxy, check_service
-from degu_rpc.rpc.result_stream import ResultStream, Upload
+from degu_rpc.rpc.result_stream import ResultStream, Upload, find_result_item, find_sent_item
 from degu_rpc.rpc.retry import plan_retry
-from degu_rpc.rpc.service import METHOD_NAME, SERVICE_NAME, find_stream_item
+from degu_rpc.rpc.service import METHOD_NAME, SERVICE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -197,9 +197,9 @@ class RpcClient:
 
         Each public function of the class says by its signature what the method takes and returns;
         its code is never run. A parameter that a call leaves out is not sent: the server's own
-        default counts, not the one in the class. A result annotated `Iterator[T]` is a stream of
-        results, a parameter annotated so takes any iterable. `@repeatable` marks what may be made
-        again after a failure.
+        default counts, not the one in the class. A result annotated `ResultStream[T]` is a stream
+        of results, a parameter annotated `Iterable[T]` is one that is sent; `Iterator[T]` does for
+        both. `@repeatable` marks what may be made again after a failure.
 
         Raises TypeError for a function without an annotation of its result, or with one that cannot
         travel, ValueError for a name that no service has.
@@ -221,11 +221,11 @@ class RpcClient:
         if 'return' not in hints:
             raise TypeError(f'{function.__qualname__}: the result has no annotation')
         result_hint = hints.pop('return')
-        result_item = find_stream_item('the result', result_hint)
+        result_item = find_result_item(result_hint)
         shape = result_item or build_shape(result_hint)
         _, *parameters = inspect.signature(function).parameters.values()
         by_position = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        streams = [n for n, hint in hints.items() if find_stream_item(f'parameter {n!r}', hint)]
+        streams = [n for n, hint in hints.items() if find_sent_item(n, hint)]
         client = self
         if hasattr(function, 'degu_repeatable') and not self._options.repeatable:
             client = self.using(**self._options._replace(repeatable=True)._asdict())
@@ -264,7 +264,7 @@ class RpcClient:
 
     def stream(
         self, service: str, method: str, args: Mapping[str, Any], item_type: Any = Any
-    ) -> ResultStream:
+    ) -> ResultStream[Any]:
         """Call a method that returns a stream of results, and return that: see ResultStream.
 
         Raises what call() raises.
@@ -343,7 +343,7 @@ class RpcClient:
 
     def _open_stream(
         self, procedure: str, args: Mapping[str, Any], shape: Shape, is_single: bool = False
-    ) -> ResultStream:
+    ) -> ResultStream[Any]:
         streams = [name for name, value in args.items() if hasattr(value, '__next__')]
         if len(streams) > 1:
             raise TypeError(f'{procedure}: at most one argument is a stream, not {streams}')
@@ -360,7 +360,9 @@ class RpcClient:
         with intercept(self._interceptors, call) as entered:
             connection, response = self._send_stream(uri, call.headers, body, upload, deadline)
             call.response_headers = dict(response.headers)
-            results = ResultStream(connection, response, self._codec, shape, uri, is_single)
+            results: ResultStream[Any] = ResultStream(
+                connection, response, self._codec, shape, uri, is_single
+            )
             results.leave_at_end(entered.pop_all(), call)
             return results
 

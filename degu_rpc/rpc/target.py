@@ -62,9 +62,11 @@ def connect(
 ) -> RpcClient:
     """Return a client of the services at `target`; it connects at the first call.
 
-    `target` is one of the forms above, or a client of the core that says where and how. `home` is
-    the directory of the identity for those that need one: see degu_rpc.peers.find_home(). The other
-    arguments are those of RpcClient.
+    `target` is `unix:/path`, `unix:@name`, `tcp:host:port`, `tcp:[ipv6]:port`,
+    `http://host:port`, `degu://<machine id>@host:port`, `studio`, `studio/clock` or a machine id;
+    or a client of the core that says where and how. `prefix` is where the services are mounted.
+    `home` is the directory of this device, where those that need one have their identity: see
+    degu_rpc.peers.find_home(). The other arguments are those of RpcClient.
 
     Raises ValueError for another form, and what RpcClient() raises; for a machine IdentityError
     where there is no identity, UnknownMachineError and AmbiguousNameError for its name, OSError.
@@ -143,7 +145,8 @@ def parse_target(target: str) -> Address:
         return b'\0' + os.fsencode(rest[1:]) if rest.startswith('@') else rest
     match = _match_tcp(rest) if scheme == 'tcp' else None
     if match is None:
-        raise ValueError(f'a target is {_FORMS}, not {target!r}')
+        hint = f'; write unix:{target}' if target.startswith('/') else ''
+        raise ValueError(f'a target is {_FORMS}, not {target!r}{hint}')
     ipv6, scope, host, port = match.groups()
     if ipv6 is None:
         return host, int(port)

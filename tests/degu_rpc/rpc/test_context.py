@@ -236,6 +236,11 @@ def test_get_of_a_safe_method(conn: Connection, query: str, result: bytes) -> No
     assert get(conn, query) == (200, result)
 
 
+@pytest.mark.parametrize('query', ['', 'message=%7B%7D', 'encoding=proto&message=x'])
+def test_get_without_an_encoding_is_told_which_there_are(conn: Connection, query: str) -> None:
+    assert get(conn, query) == (415, b'the query needs encoding=json or encoding=msgpack\n')
+
+
 @pytest.mark.parametrize(
     ('query', 'status'),
     [
