@@ -8,7 +8,8 @@
 
 1. The arguments are encoded before anything is sent. An argument that is an iterator is a stream:
    its items are sent as it gives them.
-2. The call has a time, and all of it happens within that. A call made inside another (see
+2. The call has a time, and all of it happens within that: connecting, pauses, further attempts. The
+   server is told what is left of it. A call made inside another (see
    degu_rpc.rpc.context) has at most what is left of the outer one's time, and its request id and
    trace.
 3. A call without a stream takes a connection from the pool. The response is read whole, up to the
@@ -71,6 +72,7 @@ _Function = TypeVar('_Function', bound='Callable[..., Any]')
 _procedure = re.compile(f'{SERVICE_NAME}/{METHOD_NAME}')
 _prefix = re.compile(r'(?:/[^/?#]+)*')
 _ANY = build_shape(Any)
+_TIMEOUT_UNIT_S = 0.001
 _ENDLESS_S = 365 * 24 * 3600.0  # what a stream without a time has
 
 
@@ -325,12 +327,13 @@ class RpcClient:
         deadline, headers = self._begin(self._stream_headers, self._options.timeout_s)
         uri = f'{self._prefix}/{procedure}'
         try:
-            connection = self._pool.open_own()
+            connection = self._pool.open_own(deadline)
         except RpcError as error:
-            connection = self._try_again(self._pool.open_own, deadline, error)
+            connection = self._try_again(lambda: self._pool.open_own(deadline), deadline, error)
         try:
             if deadline.timeout_s < _ENDLESS_S:
                 connection.set_deadline(deadline)
+                headers = _update_timeout(headers, deadline)
             response = connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
             if upload is not None and upload.error is error:
@@ -392,6 +395,7 @@ class RpcClient:
         reusable = False
         try:
             connection.set_deadline(deadline)
+            headers = _update_timeout(headers, deadline)
             response = connection.request('POST', uri, headers, message)
             data = read_message(response.body)
             reusable = not closes_connection(response.headers)
@@ -450,6 +454,14 @@ def _read_only(results: ResultStream, procedure: str) -> Any:
             Code.INTERNAL, f'{procedure} answered with {"several" if found else "no"} results'
         )
     return found[0]
+
+
+def _update_timeout(headers: dict[str, str], deadline: Deadline) -> dict[str, str]:
+    """Return the headers with the time that is left, where connecting or attempts took some."""
+    left_s = deadline.remaining()
+    if deadline.timeout_s - left_s < _TIMEOUT_UNIT_S:
+        return headers
+    return {**headers, TIMEOUT: format_timeout(left_s)}
 
 
 def _as_text(header: object) -> str | None:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from degu.client import Client, create_client
 from degu_rpc.rpc.client import RpcClient
 from degu_rpc.rpc.codec import JSON
-from degu_rpc.rpc.limits import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from degu.net import Address
@@ -45,9 +44,9 @@ def connect(
     if not isinstance(target, str):
         return RpcClient(target, prefix, codec)
     if target.startswith('http://'):
-        client = create_client(target, connect_timeout_s=CONNECT_TIMEOUT_S)
+        client = create_client(target)
     else:
-        client = Client(parse_target(target), connect_timeout_s=CONNECT_TIMEOUT_S)
+        client = Client(parse_target(target))
     return RpcClient(client, prefix, codec)
 
 
