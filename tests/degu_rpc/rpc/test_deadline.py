@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from degu.net import Address
 
 A = 'a.B'
-TIME_S = 0.5
+TIME_S = 0.3
 LATE_S = 1.5
 """What a busy machine may add; a client would wait longer than both together."""
 
