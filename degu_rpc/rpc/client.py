@@ -8,7 +8,8 @@
 
 1. The arguments are encoded before anything is sent. An argument that is an iterator is a stream:
    its items are sent as it gives them.
-2. The call has a time, and all of it happens within that. A call made inside another (see
+2. The call has a time, and all of it happens within that: connecting, pauses, further attempts. The
+   server is told what is left of it. A call made inside another (see
    degu_rpc.rpc.context) has at most what is left of the outer one's time, and its request id and
    trace.
 3. A call without a stream takes a connection from the pool. The response is read whole, up to the
@@ -73,6 +74,7 @@ _Function = TypeVar('_Function', bound='Callable[..., Any]')
 _procedure = re.compile(f'{SERVICE_NAME}/{METHOD_NAME}')
 _prefix = re.compile(r'(?:/[^/?#]+)*')
 _ANY = build_shape(Any)
+_TIMEOUT_UNIT_S = 0.001
 _ENDLESS_S = 365 * 24 * 3600.0  # what a stream without a time has
 
 
@@ -376,12 +378,13 @@ class RpcClient:
     ) -> tuple[Connection, Response]:
         """Send a call on a connection of its own, and return that with the response on it."""
         try:
-            connection = self._pool.open_own()
+            connection = self._pool.open_own(deadline)
         except RpcError as error:
-            connection = self._try_again(self._pool.open_own, deadline, error)
+            connection = self._try_again(lambda: self._pool.open_own(deadline), deadline, error)
         try:
             if not _is_endless(deadline):
                 connection.set_deadline(deadline)
+                headers = _update_timeout(headers, deadline)
             return connection, connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
             if upload is not None and upload.error is error:
@@ -442,6 +445,7 @@ class RpcClient:
         reusable = False
         try:
             connection.set_deadline(deadline)
+            headers = _update_timeout(headers, deadline)
             response = connection.request('POST', uri, headers, message)
             data = read_message(response.body)
             reusable = not closes_connection(response.headers)
@@ -468,6 +472,14 @@ def _build_procedure(service: str, method: str) -> str:
 
 def _is_endless(deadline: Deadline) -> bool:
     return deadline.timeout_s >= _ENDLESS_S
+
+
+def _update_timeout(headers: dict[str, str], deadline: Deadline) -> dict[str, str]:
+    """Return the headers with the time that is left, where connecting or attempts took some."""
+    left_s = deadline.remaining()
+    if deadline.timeout_s - left_s < _TIMEOUT_UNIT_S:
+        return headers
+    return {**headers, TIMEOUT: format_timeout(left_s)}
 
 
 def _as_text(header: object) -> str | None:

@@ -32,7 +32,6 @@ from degu_rpc.peers import Dialer, StaticAddresses, TrustStore, find_machine, op
 from degu_rpc.peers.names import check_name
 from degu_rpc.rpc.client import RpcClient, check_prefix
 from degu_rpc.rpc.codec import JSON
-from degu_rpc.rpc.limits import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,9 +83,9 @@ def connect(
         machine_id = find_machine(trust.users().values(), check_name(name))
         return _find_on_network(trust, machine_id, prefix, codec, interceptors)
     if target.startswith('http://'):
-        client = create_client(target, connect_timeout_s=CONNECT_TIMEOUT_S)
+        client = create_client(target)
     else:
-        client = Client(parse_target(target), connect_timeout_s=CONNECT_TIMEOUT_S)
+        client = Client(parse_target(target))
     return RpcClient(client, prefix, codec, interceptors)
 
 
