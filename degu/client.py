@@ -26,7 +26,7 @@ from degu.errors import (
     ProtocolError,
     UnconsumedResponseError,
 )
-from degu.limits import DEFAULT_LIMITS, check_timeout
+from degu.limits import CONNECT_TIMEOUT_S, DEFAULT_LIMITS, DEFAULT_TIMEOUT_S, check_timeout
 from degu.tls import (
     UnverifiedCertificateError,
     build_client_sslctx,
@@ -58,10 +58,6 @@ __all__ = [
     'create_client',
     'create_sslclient',
 ]
-
-DEFAULT_TIMEOUT_S = 60.0
-"""How long a client waits for the server at each step, unless told otherwise."""
-
 
 _UNFRAMED = 'a body must have a length or be chunked, not end with the connection'
 # Twice as fast as calling a NamedTuple, and once a request.
@@ -337,7 +333,8 @@ class Client:
 
         `base_headers` go with every request. `timeout_s` bounds each wait for the server: the first
         byte of a response, its preamble, a chunk, a body's progress. `connect_timeout_s` bounds
-        connecting, TLS handshake included, and is `timeout_s` unless given.
+        connecting, TLS handshake included: all together 10 s, or `timeout_s` if that is less,
+        unless given.
 
         Raises TypeError or ValueError for an argument that cannot be.
         """
@@ -346,9 +343,9 @@ class Client:
         self.base_headers: Headers = dict(base_headers or {})
         format_request('GET', '/', self.base_headers, None)
         self.timeout_s = check_timeout('timeout_s', timeout_s)
-        self.connect_timeout_s = check_timeout(
-            'connect_timeout_s', timeout_s if connect_timeout_s is None else connect_timeout_s
-        )
+        if connect_timeout_s is None:
+            connect_timeout_s = min(timeout_s, CONNECT_TIMEOUT_S)
+        self.connect_timeout_s = check_timeout('connect_timeout_s', connect_timeout_s)
         self._limits = DEFAULT_LIMITS._replace(
             idle_timeout_s=timeout_s,
             preamble_timeout_s=timeout_s,
@@ -359,22 +356,29 @@ class Client:
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.address!r})'
 
-    def connect(self) -> Connection:
+    def connect(self, deadline: net.Deadline | None = None) -> Connection:
         """Connect and return the connection.
 
-        Raises OSError (TimeoutError included) where the system cannot connect, and over TLS
-        tls.UnverifiedCertificateError for a certificate that is refused, ssl.SSLError for the rest.
+        It takes `connect_timeout_s` at most, and no longer than to `deadline`, which counts for
+        nothing further: see Connection.set_deadline(). Only the lookup of a name may take longer.
+
+        Raises OSError where the system cannot connect, TimeoutError when the time is over, and over
+        TLS tls.UnverifiedCertificateError for a certificate that is refused, ssl.SSLError for the
+        rest.
         """
-        channel = Channel(self._open(), self._limits, closes_after_failed_body=True)
+        if deadline is None:
+            deadline = net.Deadline(self.connect_timeout_s)
+        sock = self._open(deadline.within(self.connect_timeout_s))
+        channel = Channel(sock, self._limits, closes_after_failed_body=True)
         return Connection(channel, self.base_headers)
 
-    def _open(self) -> socket.socket:
-        sock = self._connect_socket()
+    def _open(self, deadline: net.Deadline) -> socket.socket:
+        sock = self._connect_socket(deadline)
         sock.settimeout(None)
         return sock
 
-    def _connect_socket(self) -> socket.socket:
-        return net.connect(self.address, self.connect_timeout_s)
+    def _connect_socket(self, deadline: net.Deadline) -> socket.socket:
+        return net.connect(self.address, deadline.require())
 
 
 class SSLClient(Client):
@@ -412,12 +416,11 @@ class SSLClient(Client):
             )
         return sslctx
 
-    def _open(self) -> socket.socket:
+    def _open(self, deadline: net.Deadline) -> socket.socket:
         sslctx = self._check(self.sslctx()) if callable(self.sslctx) else self.sslctx
-        deadline = net.Deadline(self.connect_timeout_s)
-        sock = self._connect_socket()
+        sock = self._connect_socket(deadline)
         try:
-            sock.settimeout(max(deadline.remaining(), 0.001))
+            sock.settimeout(deadline.require())
             return sslctx.wrap_socket(sock, server_hostname=self.server_hostname)
         except BaseException as error:
             sock.close()

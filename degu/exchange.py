@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from degu.bodies import Body
     from degu.channel import Channel
-    from degu.net import Address
+    from degu.net import Address, Credentials
     from degu.rgi import App
     from degu.stop import Stop
     from degu.wire import HeaderValue
@@ -48,6 +48,7 @@ log = logging.getLogger('degu.server')
 access_log = logging.getLogger('degu.server.access')
 
 CLOSED_BY_CLIENT = 'closed by the client'
+WENT_AWAY = 'the client went away'
 SHUTS_DOWN = 'the server shuts down'
 _REASONS = {
     400: 'Bad Request',
@@ -70,11 +71,12 @@ class Phase(Enum):
 class ServedClient:
     """What the accept loop needs to know of a client whose connection a thread serves."""
 
-    __slots__ = ('address', 'is_to_end', 'phase', 'sock', 'thread')
+    __slots__ = ('address', 'credentials', 'is_to_end', 'phase', 'sock', 'thread')
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         self.sock = sock
         self.address = address
+        self.credentials: Credentials | None = None  # with AF_UNIX
         self.phase = Phase.NEW
         self.is_to_end = False  # before it begins another request
         self.thread: threading.Thread | None = None
@@ -83,6 +85,12 @@ class ServedClient:
     def host(self) -> str | None:
         """The IP address that is counted, None for AF_UNIX."""
         return self.address[0] if isinstance(self.address, tuple) else None
+
+    def __str__(self) -> str:
+        """Return what the log calls it: the address of most clients on AF_UNIX is empty."""
+        if self.credentials is None:
+            return repr(self.address)
+        return f'pid {self.credentials.pid}, uid {self.credentials.uid}'
 
     def interrupt(self, how: int) -> None:
         """Wake the thread that waits for the peer; it then sees the end of the connection."""
@@ -166,9 +174,7 @@ def _serve_requests(
         except (Exception, SystemExit) as error:
             if request_body is not None and request_body.error is error:
                 raise
-            log.exception(
-                '%r: %r: %s /%s', connection['server'], client.address, method, '/'.join(path)
-            )
+            log.exception('%r: %s: %s /%s', connection['server'], client, method, '/'.join(path))
             try:
                 _answer(channel, 500)
             finally:
@@ -184,9 +190,9 @@ def _serve_requests(
                 raise
             if request_body is None or request_body.error is not error:
                 log.exception(
-                    '%r: %r: %s /%s: the body failed',
+                    '%r: %s: %s /%s: the body failed',
                     connection['server'],
-                    client.address,
+                    client,
                     method,
                     '/'.join(path),
                 )
@@ -197,7 +203,7 @@ def _serve_requests(
         if channel.deadline is not None:  # that of the request that is over
             channel.set_deadline(None)
         if log_access:
-            access_log.debug('%r: %s /%s: %d', client.address, method, '/'.join(path), status)
+            access_log.debug('%s: %s /%s: %d', client, method, '/'.join(path), status)
         if is_last or ('connection' in response_headers and closes_connection(response_headers)):
             return 'connection: close'
         if (  # drain() alone would do; most bodies were read, and then no call is needed

@@ -1,7 +1,7 @@
 """The one table of limits.
 
-Every limit of the core stands here, with its default and its unit. A server takes each as a
-keyword; a client takes `timeout_s` and `connect_timeout_s`, which stand for its times.
+Every limit of the core stands here, with its default and its unit. A server takes each of `Limits`
+as a keyword; a client takes `timeout_s` and `connect_timeout_s`, which stand for its times.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ KIB = 1024
 MIB = 1024 * KIB
 MAX_TIMEOUT_S = 365 * 24 * 3600
 """What the kernel can be told, and longer than anybody waits."""
+DEFAULT_TIMEOUT_S = 60.0
+"""How long a client waits for the server at each step, unless told otherwise."""
+CONNECT_TIMEOUT_S = 10.0
+"""How long it waits for a connection, TLS handshake included, unless that or less is said."""
 
 
 class Limits(NamedTuple):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 # Python would import it with the first name that it resolves or that TLS is to check. If that fails
 # once, for lack of memory or of a descriptor, it is never tried again.
+import contextlib
 import encodings.idna  # noqa: F401
 import errno
 import os
@@ -22,7 +23,7 @@ import ssl
 import stat
 import struct
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
@@ -37,6 +38,8 @@ HANDED_OVER = 'degu-handed-over'
 """The name of an inherited socket whose file its new owner removes."""
 _TIMEVAL = struct.Struct('@ll')
 _UCRED = struct.Struct('=iII')  # struct ucred: unix(7)
+_GID = struct.Struct('=I')
+_SO_PEERGROUPS = 59  # asm-generic/socket.h; the socket module has no name for it
 
 
 class Credentials(NamedTuple):
@@ -233,20 +236,39 @@ def remove_socket_file(file: SocketFile | None) -> None:
 def connect(address: Address, timeout_s: float) -> socket.socket:
     """Connect to an address, trying each one a name resolves to; the socket has a timeout set.
 
-    Raises TypeError or ValueError for the address, OSError (TimeoutError included) from the system.
+    `timeout_s` is for all of it: each address of a name has an equal part of what is left. The
+    lookup of a name counts, but it ends when the system's resolver ends it.
+
+    Raises TypeError or ValueError for the address, OSError from the system; TimeoutError when the
+    time is over, or when the kernel gives up by itself.
     """
+    deadline = Deadline(timeout_s)
     family, address = parse_address(address)
-    if family == socket.AF_INET:
-        sock = socket.create_connection(address, timeout_s)  # type: ignore[arg-type]  # a 2-tuple
+    if family != socket.AF_INET:
+        sock = _connect_to(family, address, deadline)
     else:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = _connect_to_name(address, deadline)
+    sock.settimeout(timeout_s)
+    return sock
+
+
+def _connect_to_name(address: Any, deadline: Deadline) -> socket.socket:
+    *others, last = socket.getaddrinfo(address[0], address[1], type=socket.SOCK_STREAM)
+    for number, (family, _, _, _, where) in enumerate(others):
+        part_s = deadline.require() / (len(others) + 1 - number)
+        with contextlib.suppress(OSError):  # the next one may be there
+            return _connect_to(family, where, Deadline(part_s))
+    return _connect_to(last[0], last[4], deadline)
+
+
+def _connect_to(family: socket.AddressFamily, address: Any, deadline: Deadline) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_UNIX:
-            _connect_unix(sock, address, timeout_s)
-        sock.settimeout(timeout_s)
-        if family == socket.AF_INET6:
+            _connect_unix(sock, address, deadline)
+        else:
+            sock.settimeout(deadline.require())
             sock.connect(address)
-        if family != socket.AF_UNIX:
             disable_delay(sock)
     except BaseException:
         sock.close()
@@ -254,13 +276,15 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
     return sock
 
 
-def _connect_unix(sock: socket.socket, address: Address, timeout_s: float) -> None:
-    # With Python's own timeout it would fail at once where the server's queue is full.
-    set_timeout(sock, timeout_s)
-    try:
-        sock.connect(address)
-    except BlockingIOError:
-        raise TimeoutError(f'{address!r} did not take a connection in {timeout_s:g} s') from None
+def _connect_unix(sock: socket.socket, address: Address, deadline: Deadline) -> None:
+    # With Python's own timeout it would fail at once where the server's queue is full. The kernel
+    # may end a wait a moment too early.
+    while left_s := deadline.remaining():
+        set_timeout(sock, left_s)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect(address)
+            return
+    raise TimeoutError(f'{address!r} did not take a connection in {deadline.timeout_s:g} s')
 
 
 def disable_delay(sock: socket.socket) -> None:
@@ -296,6 +320,16 @@ def read_credentials(sock: socket.socket) -> Credentials:
     )
 
 
+def read_groups(sock: socket.socket) -> frozenset[int]:
+    """Read the supplementary groups of who made an AF_UNIX connection, by number.
+
+    Raises OSError from the system: ERANGE for more than 256 of them.
+    """
+    # Source: sk_getsockopt() of Linux, since 4.13: an array of gid_t. Python takes 1024 bytes.
+    data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    return frozenset(gid for (gid,) in _GID.iter_unpack(data))
+
+
 class Deadline:
     """A point in time that several waits share; `.timeout_s` is how far off it was at first."""
 
@@ -308,3 +342,14 @@ class Deadline:
     def remaining(self) -> float:
         """Return the seconds left, never below zero."""
         return max(self._end - monotonic(), 0.0)
+
+    def require(self) -> float:
+        """Return the seconds left, above zero. Raises TimeoutError when there are none."""
+        left_s = self.remaining()
+        if not left_s:
+            raise TimeoutError(f'the time was over after {self.timeout_s:g} s')
+        return left_s
+
+    def within(self, timeout_s: float) -> Deadline:
+        """Return what is sooner: this deadline, or one that is `timeout_s` off."""
+        return self if self.remaining() < timeout_s else Deadline(timeout_s)

@@ -34,7 +34,7 @@ from degu import net
 from degu.bodies import ChunkedOutput, FileOutput, Output
 from degu.channel import Channel
 from degu.errors import ClosedConnectionError, DeguError, PeerTimeoutError
-from degu.exchange import CLOSED_BY_CLIENT, Phase, ServedClient, serve_requests
+from degu.exchange import CLOSED_BY_CLIENT, WENT_AWAY, Phase, ServedClient, serve_requests
 from degu.limits import build_limits
 from degu.stop import DEFAULT_TIMEOUT_S, Stop
 from degu.tls import build_server_sslctx, check_server_sslctx, find_refusal
@@ -61,6 +61,8 @@ _MIN_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 0.1
 _WARNING_PERIOD_S = 1.0
 """How often the accept loop may say what it cannot do."""
+# What the system and OpenSSL say where a client left early, as one may that has read enough.
+_LEFT = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
 
 
 class _Refusals:
@@ -394,7 +396,7 @@ class Server:
             finally:
                 client.sock.close()
         except (DeguError, OSError) as error:
-            ending = str(error) or type(error).__name__
+            ending = WENT_AWAY if isinstance(error, _LEFT) else str(error) or type(error).__name__
             # The channel or a body remembers it, and it the frames with all that the application
             # has: a proxy's upstream would go on sending until the next garbage collection.
             for remembered in (error, error.__cause__):
@@ -402,11 +404,11 @@ class Server:
                     remembered.__traceback__ = None
         except Exception:
             ending = 'an error'
-            log.exception('%r: %r: ended by an error', self.address, client.address)
+            log.exception('%r: %s: ended by an error', self.address, client)
         log.info(
-            '%r: %r: %d requests in %.3f s: %s',
+            '%r: %s: %d requests in %.3f s: %s',
             self.address,
-            client.address,
+            client,
             connection['requests'],
             monotonic() - started,
             ending,
@@ -433,14 +435,14 @@ class Server:
             if self._on_connect(client.sock, connection) is True:
                 return None
         except Exception:
-            log.exception('%r: %r: on_connect failed', self.address, client.address)
+            log.exception('%r: %s: on_connect failed', self.address, client)
             return 'on_connect failed'
         return 'rejected by on_connect'
 
     def _prepare(self, client: ServedClient, connection: dict[str, Any]) -> None:
         """Make the socket ready for requests and say in `connection` who is there."""
         if client.sock.family == socket.AF_UNIX:
-            connection['credentials'] = net.read_credentials(client.sock)
+            connection['credentials'] = client.credentials = net.read_credentials(client.sock)
         else:
             net.disable_delay(client.sock)
 

@@ -98,6 +98,7 @@ def find_tests(tests: str) -> str:
 IDENTITY = 'degu_rpc/peers/test_identity.py'
 TRUST = 'degu_rpc/peers/test_trust.py'
 CALLER = 'degu_rpc/peers/test_caller.py'
+GROUPS = 'degu_rpc/peers/test_caller_groups.py'
 DIAL = 'degu_rpc/peers/test_dial.py'
 DIALER = 'degu_rpc/peers/test_dialer.py'
 RENEWAL = 'degu_rpc/peers/test_renewal.py'
@@ -468,6 +469,9 @@ MUTATIONS = [
         ('caller_issued', _CALLER, '    ids = pki.check_issued_by(cert_der, user.ca_cert)\n', '    ids = claimed\n', CALLER),
         ('caller_overflow', _CALLER, 'if uid == OVERFLOW_UID:', 'if False:', CALLER),
         ('caller_uid', _CALLER, 'if uid == own_uid else', 'if True else', CALLER),
+        ('caller_group_overflow', _CALLER, 'if gid == OVERFLOW_GID:', 'if False:', GROUPS),
+        ('caller_group_owner', _CALLER, '| check_given_roles(roles)', '| frozenset(roles)', GROUPS),
+        ('caller_group_kept', _CALLER, "os.geteuid(), connection['_local_roles'])", 'os.geteuid())', GROUPS),
         ('caller_each_request', _CALLER, "if users is not connection['_users'] or", 'if', CALLER),
         ('caller_close', _CALLER, "headers = {'connection': 'close', ", 'headers = {', CALLER),
         ('server_machine', _DIAL, '    if found != expected:\n', '    if False:\n', DIAL),

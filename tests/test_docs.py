@@ -38,7 +38,7 @@ from markdown_it.token import Token
 
 import degu
 import degu_rpc
-from degu import bodies, channel, client, server, stop
+from degu import bodies, channel, limits, server, stop
 from degu.limits import Limits
 from degu.pki import CertificateFault
 from degu.wire import METHODS
@@ -352,7 +352,8 @@ def test_the_limits_of_a_wing_are_those_in_the_code(table: types.ModuleType) -> 
         ('what a peer may still send while', channel.LINGER_SIZE),
         ('one piece of a body in memory', channel.MAX_PIECE),
         ('`ChunkedInput.read()` unless told', bodies.MAX_READ),
-        ('`timeout_s`', client.DEFAULT_TIMEOUT_S),
+        ('`timeout_s`', limits.DEFAULT_TIMEOUT_S),
+        ('`connect_timeout_s`', limits.CONNECT_TIMEOUT_S),
         ('how long running requests have', stop.DEFAULT_TIMEOUT_S),
         ('how long a new connection has', server.FIRST_REQUEST_TIMEOUT_S),
     ],

@@ -33,6 +33,7 @@ _COMMANDS = {
     'unpair': 'pairing',
     'ls': 'files',
     'get': 'files',
+    'serve': 'serve',
     'methods': 'calls',
     'call': 'calls',
     'stubs': 'calls',

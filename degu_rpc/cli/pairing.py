@@ -20,8 +20,8 @@ GLANCE_S = 1.0
 """How long the network has to say that a window is open nearby, before one is opened here."""
 NEARBY_S = 3.0
 """How long it has to say who is there, unless told otherwise."""
-PAIRING_S = 60.0
-"""How long a pairing may take, both sides together, once its code is typed."""
+PAIRING_S = 180.0
+"""How long a pairing may take: the time of a window, and what the last steps may need."""
 _SHORT = 12
 
 
@@ -55,7 +55,7 @@ def pair(
     typed becomes one more machine of the user of the other, and gives up the identity it has.
     """
     intent: IntentName = 'join' if is_mine else 'peer'
-    with session.node() as node:
+    with session.node(PAIRING_S) as node:
         code = code or os.environ.get(CODE_VARIABLE)
         if code is None and not is_showing:
             code = _ask_for_code(session, node, address)

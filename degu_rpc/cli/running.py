@@ -242,7 +242,7 @@ def _watch(session: Session) -> None:
     from degu_rpc.node.api import NODE, NodeApi
 
     with session.node_client() as client:
-        # A stream without a time: it lasts as long as somebody looks.
+        # Without a time even if one is given: it lasts as long as somebody looks.
         node = client.using().bind(NodeApi, NODE)
         for index, now in enumerate(node.watch()):
             if index and not session.is_json:

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from degu_rpc.rpc.client import RpcClient
 
-CONTROL_TIMEOUT_S = 30.0
-"""How long the node has to answer a command, unless told otherwise."""
-
 
 class Styled(NamedTuple):
     """Text in a colour or in bold."""
@@ -80,13 +77,13 @@ class Session:
     # --- to the node -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def node(self) -> Iterator[NodeApi]:
-        """Yield the running node of this home.
+    def node(self, timeout_s: float | None = None) -> Iterator[NodeApi]:
+        """Yield the running node of this home; it has so long for each call, unless a flag says.
 
         Raises Failure where none runs, and IdentityError for a home that is not ours.
         """
         with self.node_client() as client:
-            yield client.bind(NodeApi, NODE)
+            yield client.using(timeout_s=self.timeout_s or timeout_s).bind(NodeApi, NODE)
 
     @contextlib.contextmanager
     def node_client(self) -> Iterator[RpcClient]:
@@ -99,7 +96,7 @@ class Session:
             raise self._not_running() from None
         with connect(f'unix:{self.home.socket_path}') as client:
             try:
-                yield client.using(timeout_s=self.timeout_s or CONTROL_TIMEOUT_S)
+                yield client.using(timeout_s=self.timeout_s)
             except RpcError as error:
                 cause = error.__cause__
                 if isinstance(cause, FileNotFoundError | ConnectionRefusedError):

@@ -1,45 +1,87 @@
 """What other programs of this machine serve behind the node, each under a name of its own.
 
 1. A program serves on a unix socket and registers it: `Behind.register`, for as long as it runs.
-2. `Behind` is an RGI app, mounted at `/`: a request for `/<name>/...` goes to that program.
+2. `Behind` is an RGI app, mounted at `/` of the node: a request for `/<name>/...` goes to that
+   program, on a connection of its own, with who calls in the header `x-degu-caller`. What a caller
+   says in that header is dropped. Bodies stream both ways.
+3. `Forwarded` is the program's side. It believes the header of a process with its own uid, as the
+   node is. Such a process is the owner and may do anything here, so whoever it says to call for has
+   no more rights than it has itself.
+4. While a program works on a request, the node looks whether the caller is still there. If not, it
+   ends the connection to the program, which notices.
 
-Threads: any may call anything; `_lock` guards `_served`.
+Threads: each request is passed on in its connection's thread, and one thread named `degu-behind`
+looks after the callers of all. `_lock` guards `_served` and `_running`, whose connections leave it
+with their end.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import logging
 import re
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import msgspec
+
+from degu.bodies import Input
+from degu.client import Client
+from degu.errors import DeguError
+from degu.util import relative_uri, shift_path
 from degu_rpc.errors import Code, RpcError
 from degu_rpc.node.api import ServiceStatus
-from degu_rpc.node.limits import MAX_SERVED
+from degu_rpc.node.limits import CALLER_PERIOD_S, MAX_SERVED
+from degu_rpc.peers import OWNER, Peer, PeerKind
+from degu_rpc.rpc.protocol import format_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
-    from degu.rgi import Response
+    from degu.client import Connection
+    from degu.rgi import App, Response
 
+CALLER = 'x-degu-caller'
 RESERVED = frozenset({'rpc', 'files', 'certificates'})
 """What the node itself has at the top."""
+_HOP_BY_HOP = frozenset({'connection', 'keep-alive', 'proxy-connection', 'te', 'upgrade'})
+"""About one connection, not about what is passed on. Source: RFC 9110 §7.6.1."""
 _match_name = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}').fullmatch
+
+_log = logging.getLogger('degu_rpc.node')
+
+
+class _Served(NamedTuple):
+    status: ServiceStatus
+    client: Client
 
 
 class Behind:
     """The programs behind a node, as an RGI app."""
 
-    # Guarded by _lock: _served.
+    # Set once: _lock, _ended, _thread. Guarded by _lock: _served, _running.
 
     def __init__(self) -> None:
+        """Start the thread; close() ends it."""
         self._lock = threading.Lock()
-        self._served: dict[str, ServiceStatus] = {}
+        self._served: dict[str, _Served] = {}
+        self._running: MutableMapping[Connection, Callable[[], bool]] = WeakKeyDictionary()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look_after_callers, name='degu-behind')
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; a second time does nothing."""
+        self._ended.set()
+        self._thread.join()
 
     def list_all(self) -> list[ServiceStatus]:
         """Return what is served now, by name."""
         with self._lock:
-            return [status for _, status in sorted(self._served.items())]
+            return [served.status for _, served in sorted(self._served.items())]
 
     @contextlib.contextmanager
     def register(self, name: str, socket_path: str) -> Iterator[ServiceStatus]:
@@ -54,18 +96,141 @@ class Behind:
                 f'a name is 1 to 64 letters, digits and any of ._-, and none of '
                 f'{", ".join(sorted(RESERVED))}; not {name!r}',
             )
+        served = _Served(ServiceStatus(name, socket_path), Client(socket_path))
         with self._lock:
             if name in self._served:
                 raise RpcError(Code.ALREADY_EXISTS, f'{name} is served already')
             if len(self._served) >= MAX_SERVED:
                 raise RpcError(Code.RESOURCE_EXHAUSTED, f'{MAX_SERVED} programs serve here already')
-            status = self._served[name] = ServiceStatus(name, socket_path)
+            self._served[name] = served
         try:
-            yield status
+            yield served.status
         finally:
             with self._lock:
                 del self._served[name]
 
+    # --- passing on ------------------------------------------------------------------------------
+
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
-        """Pass on one request, or answer 404."""
-        return 404, 'Not Found', {'content-type': 'text/plain; charset=utf-8'}, b'nothing is here\n'
+        """Pass on one request, or answer 404; 503 where the program does not answer."""
+        served = self._served.get(request['path'][0]) if request['path'] else None
+        if served is None:
+            return _answer(
+                request, 404, 'Not Found', 'text/plain; charset=utf-8', b'nothing here\n'
+            )
+        shift_path(request)
+        headers = _drop(request['headers'], {CALLER})
+        headers[CALLER] = format_caller(request['_peer'])
+        body = request['body']
+        try:
+            upstream = served.client.connect()
+            with self._lock:
+                self._running[upstream] = connection['rgi.is_client_gone']
+            response = upstream.request(request['method'], relative_uri(request), headers, body)
+        except (DeguError, OSError) as error:
+            if body is not None and body.error is error:
+                raise  # the caller failed, not the program
+            _log.warning('%s does not answer: %s', served.status.name, error)
+            refusal = RpcError(Code.UNAVAILABLE, f'{served.status.name} does not answer')
+            return _answer(
+                request, 503, 'Service Unavailable', 'application/json', format_error(refusal)
+            )
+        return (
+            response.status,
+            response.reason,
+            _drop(response.headers, set()),
+            _read_or_stream(response.body, upstream, connection),
+        )
+
+    def _look_after_callers(self) -> None:
+        while not self._ended.wait(CALLER_PERIOD_S):
+            with self._lock:
+                running = list(self._running.items())
+            for upstream, is_client_gone in running:
+                if not upstream.closed and is_client_gone():
+                    upstream.interrupt()
+
+
+def _read_or_stream(body: Any, upstream: Connection, connection: Mapping[str, Any]) -> Any:
+    """Return what to answer with; the connection to the program ends with it."""
+    if body is None:
+        upstream.close()
+        return None
+    if isinstance(body, Input):
+        return connection['rgi.Output'](_closing(body, upstream), body.content_length)
+    return connection['rgi.ChunkedOutput'](_closing(body, upstream))
+
+
+def _closing(body: Any, upstream: Connection) -> Iterator[Any]:
+    with upstream:
+        yield from body
+
+
+def _drop(headers: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
+    """Return the headers that go on to the other side."""
+    named = {name.strip().lower() for name in headers.get('connection', '').split(',')}
+    dropped = _HOP_BY_HOP | named | others
+    return {name: value for name, value in headers.items() if name not in dropped}
+
+
+def _answer(
+    request: dict[str, Any], status: int, reason: str, content_type: str, body: bytes
+) -> Response:
+    return (
+        status,
+        reason,
+        {'content-type': content_type},
+        None if request['method'] == 'HEAD' else body,
+    )
+
+
+# --- the program's side --------------------------------------------------------------------------
+
+
+def format_caller(peer: Peer | None) -> str:
+    """Return who calls as the value of a header; nobody whom we know is no role at all."""
+    if peer is None:
+        peer = Peer(PeerKind.MACHINE, None, None, 'unknown', frozenset(), None, None)
+    return base64.b64encode(msgspec.json.encode(peer)).decode()
+
+
+def parse_caller(text: str) -> Peer:
+    """Read what `format_caller` writes. Raises ValueError."""
+    return msgspec.json.decode(base64.b64decode(text, validate=True), type=Peer)
+
+
+class Forwarded:
+    """Middleware of a program behind a node: its requests are of whom the node says.
+
+    It stands between `Authenticated` and the application. What comes from another uid, or without
+    that header, is of whoever calls.
+    """
+
+    # Set once: _app.
+
+    def __init__(self, app: App) -> None:
+        """Remember what to protect."""
+        self._app = app
+
+    def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
+        """Ask the application, if it wants to be asked."""
+        on_connect = getattr(self._app, 'on_connect', None)
+        return on_connect is None or on_connect(sock, connection) is True
+
+    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
+        """Put the right caller into the request."""
+        said = request['headers'].pop(CALLER, None)
+        peer = request['_peer']
+        if said is not None and peer is not None and _is_own(peer):
+            try:
+                request['_peer'] = parse_caller(said)
+            except ValueError as error:
+                _log.warning('a process of my own user said nonsense of who calls: %s', error)
+                return _answer(
+                    request, 400, 'Bad Request', 'text/plain; charset=utf-8', b'who calls?\n'
+                )
+        return self._app(connection, request)
+
+
+def _is_own(peer: Peer) -> bool:
+    return peer.kind is PeerKind.LOCAL and OWNER in peer.roles

@@ -117,6 +117,7 @@ class Node:
             self.trust.server_sslctx()  # what cannot be used is to be known now
             self.started_at = datetime.now(UTC)
             self.behind = Behind()
+            stack.callback(self.behind.close)
             shares = {
                 name: stack.enter_context(FileShare(share.directory, share.allow))
                 for name, share in self.config.shares.items()

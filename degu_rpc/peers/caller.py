@@ -1,6 +1,7 @@
 """Who is calling: once per connection and before any request.
 
-1. OpenSSL has verified the chain and the validity period, or the kernel says who connected.
+1. OpenSSL has verified the chain and the validity period, or the kernel says who connected. Which
+   roles a local caller has by its groups is read then, once: the kernel keeps them as they were.
 2. `derive_peer` turns that into a `Peer`, or says why there is none.
 3. `Authenticated` keeps it as `connection['_peer']`, and derives it anew before a request if trust
    has changed since: a removed peer's next request fails, on an open connection too.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import grp
 import logging
 import math
 import os
@@ -22,7 +24,7 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from degu import pki
+from degu import net, pki
 from degu_rpc.errors import UnknownPeerError
 from degu_rpc.peers.clock import read_clock
 
@@ -40,7 +42,9 @@ PEER = 'peer'
 
 # What the kernel reports for every user who has no number in this user namespace: could be anybody.
 OVERFLOW_UID = 65534
+OVERFLOW_GID = 65534
 
+_NO_ROLES: frozenset[str] = frozenset()
 _NOBODY: Mapping[str, TrustedUser] = MappingProxyType({})
 
 _log = logging.getLogger('degu_rpc.peers')
@@ -93,12 +97,16 @@ class TrustedUser(NamedTuple):
 
 
 def derive_peer(
-    connection: Mapping[str, Any], users: Mapping[str, TrustedUser], own_uid: int
+    connection: Mapping[str, Any],
+    users: Mapping[str, TrustedUser],
+    own_uid: int,
+    local_roles: frozenset[str] = _NO_ROLES,
 ) -> Peer | None:
     """Return who is at the other end of an RGI *connection*, or None for anybody at all.
 
     None is plain TCP, or TLS without a client certificate where the server allows that. With TLS
     only the certificate counts, on a unix socket too: there the credentials may be a relay's.
+    Without it a caller with another uid than `own_uid` has `local_roles`.
 
     Raises pki.CertificateError (refused by our profile or not issued by that user) and
     UnknownPeerError (a user we do not trust, a machine we deny, a uid without a meaning here).
@@ -108,7 +116,7 @@ def derive_peer(
         return None if cert_der is None else derive_machine(cert_der, users)
     if 'credentials' in connection:
         _pid, uid, gid = connection['credentials']
-        return _derive_local(uid, gid, own_uid)
+        return _derive_local(uid, gid, own_uid, local_roles)
     return None
 
 
@@ -138,13 +146,13 @@ def derive_machine(cert_der: bytes | None, users: Mapping[str, TrustedUser]) -> 
     return Peer(PeerKind.MACHINE, ids.user_id, ids.machine_id, user.name, user.roles, None, None)
 
 
-def _derive_local(uid: int, gid: int, own_uid: int) -> Peer:
+def _derive_local(uid: int, gid: int, own_uid: int, local_roles: frozenset[str]) -> Peer:
     if uid == OVERFLOW_UID:
         raise UnknownPeerError(
             f'uid {uid} stands for every user that this user namespace has no number for; '
-            'call from a user who has one'
+            'call from a user who has one, and serve from a process without PrivateUsers='
         )
-    roles = frozenset({OWNER}) if uid == own_uid else frozenset[str]()
+    roles = frozenset({OWNER}) if uid == own_uid else local_roles
     return Peer(PeerKind.LOCAL, None, None, f'uid:{uid}', roles, uid, gid)
 
 
@@ -172,6 +180,32 @@ def check_given_roles(roles: Collection[str]) -> frozenset[str]:
     return frozenset(roles)
 
 
+def _resolve_groups(
+    group_roles: Mapping[str | int, Collection[str]],
+) -> Mapping[int, frozenset[str]]:
+    """Return the roles of the members of each group, by its number.
+
+    Raises LookupError for a group that is not there, ValueError for the group that stands for all
+    without a number here and for roles that cannot be given.
+    """
+    found: dict[int, frozenset[str]] = {}
+    for group, roles in group_roles.items():
+        gid = group if isinstance(group, int) else _find_gid(group)
+        if gid == OVERFLOW_GID:
+            raise ValueError(
+                f'group {group!r} stands for every group that has no number here: it has no roles'
+            )
+        found[gid] = found.get(gid, _NO_ROLES) | check_given_roles(roles)
+    return found
+
+
+def _find_gid(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise LookupError(f'no such group: {name!r}; make it with groupadd(8)') from None
+
+
 def find_caller(connection: Mapping[str, Any]) -> Peer:
     """Return who makes the requests of a connection that `Authenticated` has looked at.
 
@@ -191,6 +225,15 @@ def _warn_of_missing_middleware() -> None:
     _log.warning('nothing says who calls: wrap the application in Authenticated')
 
 
+@functools.lru_cache(maxsize=1024)  # once for each user is enough
+def _warn_of_missing_roles(uid: int) -> None:
+    _log.warning(
+        'uid %d may connect and has no role here; to give it one, name a group that it is in: '
+        "Authenticated(app, group_roles={'group': {'role'}})",
+        uid,
+    )
+
+
 def check_trust(trust: TrustStore) -> TrustStore:
     """Return a trust store. Raises TypeError for what is none."""
     if not hasattr(trust, 'users'):
@@ -205,20 +248,36 @@ class Authenticated:
 
     *app* is the RGI app to protect; its own `on_connect`, if it has one, is called after `_peer` is
     set. *trust* is the store of whom we trust; without it only local callers are known. A unix
-    socket takes for the owner whoever has the uid of this process.
+    socket takes for the owner whoever has the uid of this process; *group_roles* says by name (or
+    number) of a group which roles its members have, who otherwise have none.
     """
 
     # Set once: all.
 
-    def __init__(self, app: App, trust: TrustStore | None = None) -> None:
-        """Remember what to protect, and whom to ask. Raises TypeError for what is no store."""
+    def __init__(
+        self,
+        app: App,
+        trust: TrustStore | None = None,
+        *,
+        group_roles: Mapping[str | int, Collection[str]] = MappingProxyType({}),
+    ) -> None:
+        """Remember what to protect, and whom to ask.
+
+        Raises TypeError for what is no store, LookupError for a group that is not there, ValueError
+        for roles that cannot be given: OWNER is one.
+        """
         self._app = app
         self._trust = None if trust is None else check_trust(trust)
+        self._group_roles = _resolve_groups(group_roles)
 
     def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
         """Set `connection['_peer']`; reject (False, the reason logged) who is not who they say."""
+        connection['_local_roles'] = self._find_local_roles(sock, connection)
         if self._find_refusal(connection, self._read_users()) is not None:
             return False
+        peer = connection['_peer']
+        if peer is not None and peer.kind is PeerKind.LOCAL and not peer.roles:
+            _warn_of_missing_roles(peer.uid)
         on_connect = getattr(self._app, 'on_connect', None)
         return on_connect is None or on_connect(sock, connection) is True
 
@@ -238,20 +297,35 @@ class Authenticated:
     def _read_users(self) -> Mapping[str, TrustedUser]:
         return _NOBODY if self._trust is None else self._trust.users()
 
+    def _find_local_roles(
+        self, sock: socket.socket, connection: Mapping[str, Any]
+    ) -> frozenset[str]:
+        """Return which roles a caller has by the groups that it was in when it connected."""
+        if not self._group_roles or 'credentials' not in connection:
+            return _NO_ROLES
+        try:
+            # One's own group need not be among the others.
+            groups = net.read_groups(sock) | {connection['credentials'].gid}
+        except OSError as error:
+            _log.warning('%r has no roles: %s', connection['credentials'], error)
+            return _NO_ROLES
+        return _NO_ROLES.union(*(self._group_roles.get(gid, _NO_ROLES) for gid in groups))
+
     def _find_refusal(
         self, connection: dict[str, Any], users: Mapping[str, TrustedUser]
     ) -> str | None:
         """Say who calls, as `_peer`; or log and return why nobody does whom we know."""
         valid_until = math.inf
         try:
-            peer = derive_peer(connection, users, os.geteuid())
+            peer = derive_peer(connection, users, os.geteuid(), connection['_local_roles'])
             if peer is not None and peer.kind is PeerKind.MACHINE:
                 cert = connection['ssl_peer_cert']
                 pki.check_valid(cert, read_clock(None))
                 valid_until = pki.parse_validity(cert).not_after.timestamp()
         except (pki.CertificateError, UnknownPeerError) as error:
-            _log.warning('rejected %r: %s', connection['client'], error)
-            if self._trust is None:
+            who = connection.get('credentials') or connection['client']
+            _log.warning('rejected %r: %s', who, error)
+            if self._trust is None and 'ssl_peer_cert' in connection:
                 _log.warning('nobody said whom to trust: write Authenticated(app, trust)')
             return str(error)
         connection['_peer'] = peer

@@ -94,13 +94,13 @@ class MachineClient(SSLClient):
         self.machine_id = machine_id
         self._trust = trust
 
-    def connect(self) -> Connection:
-        """Connect and check who is there, by what is trusted now.
+    def connect(self, deadline: Deadline | None = None) -> Connection:
+        """Connect, by `deadline` at the latest, and check who is there, by what is trusted now.
 
         Raises pki.CertificateError for another machine, UnknownPeerError for one that is denied,
         and what SSLClient.connect() and the trust store raise.
         """
-        connection = super().connect()
+        connection = super().connect(deadline)
         try:
             peer = derive_machine(connection.peer_certificate, self._trust.users())
             _check_id(peer.machine_id, self.machine_id)
@@ -115,12 +115,12 @@ class _TriedClient(MachineClient):
 
     adopt: Adopt
 
-    def _connect_socket(self) -> socket.socket:
+    def _connect_socket(self, deadline: Deadline) -> socket.socket:
         family, address = parse_address(self.address)
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             self.adopt(sock)
-            sock.settimeout(self.connect_timeout_s)
+            sock.settimeout(deadline.require())
             sock.connect(address)
             if family != socket.AF_UNIX:
                 disable_delay(sock)
@@ -187,14 +187,19 @@ class Dialer:
         """
         return DialedClient(self, pki.check_id(machine_id), timeout_s)
 
-    def connect(self, machine_id: str, timeout_s: float = DIAL_S) -> Connection:
+    def connect(
+        self, machine_id: str, timeout_s: float = DIAL_S, deadline: Deadline | None = None
+    ) -> Connection:
         """Find a machine, connect, and check that it is the one.
+
+        It takes `timeout_s` at most, and no longer than to `deadline`. Only the lookup of a name
+        may take longer.
 
         Raises UnreachableError, which lists what was tried and why each failed, and ValueError for
         another form of id.
         """
         pki.check_id(machine_id)
-        deadline = Deadline(timeout_s)
+        deadline = Deadline(timeout_s) if deadline is None else deadline.within(timeout_s)
         attempts: list[Attempt] = []
         places: dict[Address, int] = {}  # where in that list an address is
         with contextlib.closing(Tries(self._build_connect(machine_id, deadline))) as tries:
@@ -203,7 +208,7 @@ class Dialer:
                 if address is not None:
                     places[address] = len(attempts)
                     if not deadline.remaining():
-                        reason = f'not tried within {timeout_s:g} s'
+                        reason = f'not tried within {deadline.timeout_s:g} s'
                         attempts.append(Attempt(source, address, reason))
                         break
                     attempts.append(Attempt(source, address, 'it has not ended'))
@@ -272,12 +277,11 @@ class Dialer:
         self, machine_id: str, deadline: Deadline
     ) -> Callable[[Address, Adopt], Connection]:
         def connect(address: Address, adopt: Adopt) -> Connection:
-            timeout_s = min(CONNECT_S, max(deadline.remaining(), 0.001))
             client = _TriedClient(
-                self._trust, address, machine_id, connect_timeout_s=timeout_s, **self._options
+                self._trust, address, machine_id, connect_timeout_s=CONNECT_S, **self._options
             )
             client.adopt = adopt
-            return client.connect()
+            return client.connect(deadline)
 
         return connect
 
@@ -334,9 +338,9 @@ class DialedClient:
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.address!r})'
 
-    def connect(self) -> Connection:
-        """Find the machine, connect, and check that it is the one. Raises as Dialer.connect()."""
-        return self._dialer.connect(self.machine_id, self._timeout_s)
+    def connect(self, deadline: Deadline | None = None) -> Connection:
+        """Find the machine, connect, and check that it is the one: see Dialer.connect()."""
+        return self._dialer.connect(self.machine_id, self._timeout_s, deadline)
 
 
 def _look_up(

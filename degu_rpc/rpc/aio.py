@@ -203,7 +203,7 @@ async def _iterate(
     function: Callable[..., Any], values: tuple[Any, ...], arguments: Mapping[str, Any]
 ) -> AsyncGenerator[Any, None]:
     """Yield the results of the stream that a function returns, and close that."""
-    results: ResultStream = await _run(function, values, arguments)
+    results: ResultStream[Any] = await _run(function, values, arguments)
     # Shielded: a thread that reads the stream must be done before it can be closed.
     reading: asyncio.Future[Any] | None = None
     try:

@@ -8,7 +8,8 @@
 
 1. The arguments are encoded before anything is sent. An argument that is an iterator is a stream:
    its items are sent as it gives them.
-2. The call has a time, and all of it happens within that. A call made inside another (see
+2. The call has a time, and all of it happens within that: connecting, pauses, further attempts. The
+   server is told what is left of it. A call made inside another (see
    degu_rpc.rpc.context) has at most what is left of the outer one's time, and its request id and
    trace.
 3. A call without a stream takes a connection from the pool. The response is read whole, up to the
@@ -53,9 +54,9 @@ from degu_rpc.rpc.protocol import (
     read_message,
 )
 from degu_rpc.rpc.proxy import ServiceProxy, check_service
-from degu_rpc.rpc.result_stream import ResultStream, Upload
+from degu_rpc.rpc.result_stream import ResultStream, Upload, find_result_item, find_sent_item
 from degu_rpc.rpc.retry import plan_retry
-from degu_rpc.rpc.service import METHOD_NAME, SERVICE_NAME, find_stream_item
+from degu_rpc.rpc.service import METHOD_NAME, SERVICE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -73,6 +74,7 @@ _Function = TypeVar('_Function', bound='Callable[..., Any]')
 _procedure = re.compile(f'{SERVICE_NAME}/{METHOD_NAME}')
 _prefix = re.compile(r'(?:/[^/?#]+)*')
 _ANY = build_shape(Any)
+_TIMEOUT_UNIT_S = 0.001
 _ENDLESS_S = 365 * 24 * 3600.0  # what a stream without a time has
 
 
@@ -197,9 +199,9 @@ class RpcClient:
 
         Each public function of the class says by its signature what the method takes and returns;
         its code is never run. A parameter that a call leaves out is not sent: the server's own
-        default counts, not the one in the class. A result annotated `Iterator[T]` is a stream of
-        results, a parameter annotated so takes any iterable. `@repeatable` marks what may be made
-        again after a failure.
+        default counts, not the one in the class. A result annotated `ResultStream[T]` is a stream
+        of results, a parameter annotated `Iterable[T]` is one that is sent; `Iterator[T]` does for
+        both. `@repeatable` marks what may be made again after a failure.
 
         Raises TypeError for a function without an annotation of its result, or with one that cannot
         travel, ValueError for a name that no service has.
@@ -221,11 +223,11 @@ class RpcClient:
         if 'return' not in hints:
             raise TypeError(f'{function.__qualname__}: the result has no annotation')
         result_hint = hints.pop('return')
-        result_item = find_stream_item('the result', result_hint)
+        result_item = find_result_item(result_hint)
         shape = result_item or build_shape(result_hint)
         _, *parameters = inspect.signature(function).parameters.values()
         by_position = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        streams = [n for n, hint in hints.items() if find_stream_item(f'parameter {n!r}', hint)]
+        streams = [n for n, hint in hints.items() if find_sent_item(n, hint)]
         client = self
         if hasattr(function, 'degu_repeatable') and not self._options.repeatable:
             client = self.using(**self._options._replace(repeatable=True)._asdict())
@@ -264,7 +266,7 @@ class RpcClient:
 
     def stream(
         self, service: str, method: str, args: Mapping[str, Any], item_type: Any = Any
-    ) -> ResultStream:
+    ) -> ResultStream[Any]:
         """Call a method that returns a stream of results, and return that: see ResultStream.
 
         Raises what call() raises.
@@ -343,7 +345,7 @@ class RpcClient:
 
     def _open_stream(
         self, procedure: str, args: Mapping[str, Any], shape: Shape, is_single: bool = False
-    ) -> ResultStream:
+    ) -> ResultStream[Any]:
         streams = [name for name, value in args.items() if hasattr(value, '__next__')]
         if len(streams) > 1:
             raise TypeError(f'{procedure}: at most one argument is a stream, not {streams}')
@@ -360,7 +362,9 @@ class RpcClient:
         with intercept(self._interceptors, call) as entered:
             connection, response = self._send_stream(uri, call.headers, body, upload, deadline)
             call.response_headers = dict(response.headers)
-            results = ResultStream(connection, response, self._codec, shape, uri, is_single)
+            results: ResultStream[Any] = ResultStream(
+                connection, response, self._codec, shape, uri, is_single
+            )
             results.leave_at_end(entered.pop_all(), call)
             return results
 
@@ -374,12 +378,13 @@ class RpcClient:
     ) -> tuple[Connection, Response]:
         """Send a call on a connection of its own, and return that with the response on it."""
         try:
-            connection = self._pool.open_own()
+            connection = self._pool.open_own(deadline)
         except RpcError as error:
-            connection = self._try_again(self._pool.open_own, deadline, error)
+            connection = self._try_again(lambda: self._pool.open_own(deadline), deadline, error)
         try:
             if not _is_endless(deadline):
                 connection.set_deadline(deadline)
+                headers = _update_timeout(headers, deadline)
             return connection, connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
             if upload is not None and upload.error is error:
@@ -440,6 +445,7 @@ class RpcClient:
         reusable = False
         try:
             connection.set_deadline(deadline)
+            headers = _update_timeout(headers, deadline)
             response = connection.request('POST', uri, headers, message)
             data = read_message(response.body)
             reusable = not closes_connection(response.headers)
@@ -466,6 +472,14 @@ def _build_procedure(service: str, method: str) -> str:
 
 def _is_endless(deadline: Deadline) -> bool:
     return deadline.timeout_s >= _ENDLESS_S
+
+
+def _update_timeout(headers: dict[str, str], deadline: Deadline) -> dict[str, str]:
+    """Return the headers with the time that is left, where connecting or attempts took some."""
+    left_s = deadline.remaining()
+    if deadline.timeout_s - left_s < _TIMEOUT_UNIT_S:
+        return headers
+    return {**headers, TIMEOUT: format_timeout(left_s)}
 
 
 def _as_text(header: object) -> str | None:

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from degu_rpc.rpc.service import Method
 
 _CODECS_BY_NAME = {codec.name: codec for codec in CODECS}
+_QUERY_ENCODINGS = ' or '.join(f'encoding={name}' for name in _CODECS_BY_NAME)
 _UNARY = ', '.join(UNARY_TYPES)
 _STREAMS = ', '.join(STREAM_TYPES)
 _MAX_QUERY_FIELDS = 32
@@ -199,7 +200,8 @@ class RpcApp:
             query = _parse_query(request['query'])
             codec = _CODECS_BY_NAME.get(query.get('encoding', ''))
             if codec is None:
-                return _refuse_type(request, _UNARY)
+                why = f'the query needs {_QUERY_ENCODINGS}'
+                return refuse(request, 415, 'Unsupported Media Type', why)
             if query.get('connect', 'v1') != 'v1':
                 raise RpcError(Code.INVALID_ARGUMENT, 'connect must be v1')
             stated = {'content-encoding': query.get('compression', 'identity')}

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 from degu_rpc.errors import Fault
 from degu_rpc.rpc.codec import build_shape
 from degu_rpc.rpc.meta import META
+from degu_rpc.rpc.result_stream import find_result_item, find_sent_item
 from degu_rpc.rpc.schema import (
     REFERENCE,
     MethodDescription,
     Schemas,
     ServiceDescription,
 )
-from degu_rpc.rpc.service import Kind, find_kind, find_stream_item
+from degu_rpc.rpc.service import Kind, find_kind
 from degu_rpc.rpc.stubs import TypeWriter, part
 
 if TYPE_CHECKING:
@@ -80,13 +81,13 @@ def _describe_function(name: str, function: Any, schemas: Schemas) -> MethodDesc
     items = {
         parameter.name: item
         for parameter in parameters
-        if (item := find_stream_item(f'parameter {parameter.name!r}', hints[parameter.name]))
+        if (item := find_sent_item(parameter.name, hints[parameter.name]))
     }
     if len(items) > 1:
         raise TypeError(f'{function.__qualname__}: {" and ".join(items)} are two streams')
     stream_parameter, item = next(iter(items.items()), (None, None))
     parameters = [parameter for parameter in parameters if parameter.name not in items]
-    result_item = find_stream_item('the result', hints['return'])
+    result_item = find_result_item(hints['return'])
     result = result_item or build_shape(hints['return'])
     return MethodDescription(
         name=name,

@@ -44,5 +44,3 @@ REPLAY_COST = 1024
 """Bytes that an outcome counts besides its result."""
 REPLAY_AGE_S = 600.0
 """How long an outcome is kept at most."""
-CONNECT_TIMEOUT_S = 10.0
-"""How long a client that connect() builds waits for a connection."""

@@ -63,8 +63,8 @@ class Pool:
         """Return a connection, to be given back with put().
 
         Raises NotSentError: `unavailable` when the server cannot be reached, `unauthenticated` when
-        it is not who was meant, `deadline_exceeded` when the wait for a connection that is in use
-        took too long; RpcError (`canceled`) when the pool is closed.
+        it is not who was meant, `deadline_exceeded` when connecting, or the wait for a connection
+        that is in use, took too long; RpcError (`canceled`) when the pool is closed.
         """
         stale = []
         try:
@@ -94,7 +94,7 @@ class Pool:
             for connection in stale:
                 connection.close()
         try:
-            return self._connect()
+            return self._connect(deadline)
         except BaseException:
             self._forget()
             raise
@@ -109,18 +109,18 @@ class Pool:
         connection.close()
         self._forget()
 
-    def open_own(self) -> Connection:
+    def open_own(self, deadline: Deadline) -> Connection:
         """Return a connection that is the caller's to close. Raises what take() raises."""
         with self._free:
             if self._closed:
                 raise RpcError(Code.CANCELED, 'this client is closed')
-        return self._connect()
+        return self._connect(deadline)
 
-    def _connect(self) -> Connection:
+    def _connect(self, deadline: Deadline) -> Connection:
         try:
-            return self.client.connect()
+            return self.client.connect(deadline)
         except (OSError, DeguError, UnknownPeerError) as error:
-            raise _explain_connect(error, self.client.address) from error
+            raise _explain_connect(error, self.client.address, deadline) from error
 
     def _forget(self) -> None:
         with self._free:
@@ -129,7 +129,7 @@ class Pool:
 
 
 def _explain_connect(
-    error: OSError | DeguError | UnknownPeerError, address: Address
+    error: OSError | DeguError | UnknownPeerError, address: Address, deadline: Deadline
 ) -> NotSentError:
     """Build the error that says what it means that there is no connection."""
     # A machine that was looked for in several places may still come up at another one of them.
@@ -147,6 +147,11 @@ def _explain_connect(
             else 'is not who was meant'
         )
         return NotSentError(Code.UNAUTHENTICATED, f'what answers at {address!r} {what}: {error}')
+    if not deadline.remaining():
+        return NotSentError(
+            Code.DEADLINE_EXCEEDED,
+            f'there was no connection to {address!r} within {deadline.timeout_s:g} s: {error}',
+        )
     return NotSentError(Code.UNAVAILABLE, f'cannot connect to {address!r}: {error}')
 
 

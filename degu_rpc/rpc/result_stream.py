@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from degu.errors import DeguError
 from degu_rpc.errors import Code, CodecError, RpcError
@@ -31,14 +31,17 @@ from degu_rpc.rpc.protocol import (
     read_message,
     unpack_message,
 )
+from degu_rpc.rpc.service import find_stream_item
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator
     from types import TracebackType
 
     from degu.client import Connection, Response
     from degu_rpc.rpc.codec import Codec, Shape
     from degu_rpc.rpc.interception import ClientCall
+
+_Item = TypeVar('_Item', covariant=True)
 
 
 class Upload:
@@ -75,7 +78,7 @@ class Upload:
         yield b''
 
 
-class ResultStream(Iterator[Any]):
+class ResultStream(Iterator[_Item]):
     """The results of a call, as they come; a context manager, and close() ends it early.
 
     `.response_headers` are what the method sent beside them, complete once the last was read.
@@ -114,18 +117,19 @@ class ResultStream(Iterator[Any]):
         entered.callback(_tell, call, self.response_headers)
         self._results = leave_with(self._results, entered)
 
-    def __iter__(self) -> ResultStream:
+    def __iter__(self) -> ResultStream[_Item]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> _Item:
         """Wait for the next result.
 
         Raises RpcError: what the server ended the call with, `unavailable` where the stream was cut
         off, `deadline_exceeded`, `internal` for what makes no sense.
         """
-        return next(self._results)
+        item: _Item = next(self._results)
+        return item
 
-    def __enter__(self) -> ResultStream:
+    def __enter__(self) -> ResultStream[_Item]:
         return self
 
     def __exit__(
@@ -153,6 +157,22 @@ def _read_only(results: Generator[Any, None, None], uri: str) -> Generator[Any, 
         if len(found) != 1:
             raise _explain(uri, f'{"several" if found else "no"} results')
         yield found[0]
+
+
+def find_result_item(annotation: Any) -> Shape | None:
+    """Return the shape of each result where a client's function returns a stream, else None.
+
+    Raises TypeError for a stream that does not say of what, or of what cannot travel.
+    """
+    return find_stream_item('the result', annotation, ResultStream)
+
+
+def find_sent_item(name: str, annotation: Any) -> Shape | None:
+    """Return the shape of each item where a client's parameter is a stream, else None.
+
+    Raises TypeError for a stream that does not say of what, or of what cannot travel.
+    """
+    return find_stream_item(f'parameter {name!r}', annotation, Iterable)
 
 
 def _check(response: Response, codec: Codec, uri: str) -> None:

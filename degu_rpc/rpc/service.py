@@ -51,6 +51,7 @@ import msgspec
 from degu_rpc.errors import Code, CodecError, Fault, RpcError
 from degu_rpc.peers import build_roles
 from degu_rpc.rpc.codec import (
+    MSGPACK,
     Shape,
     build_error,
     build_shape,
@@ -213,6 +214,8 @@ class Method:
             yield item
 
     def _parse_arguments(self, data: bytes, codec: Codec) -> dict[str, Any]:
+        if not data:
+            raise RpcError(Code.INVALID_ARGUMENT, 'the body is empty; for no parameters send {}')
         try:
             plain = codec.decode(data)
             try:
@@ -379,6 +382,11 @@ def _build_method(
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(f'parameter {name!r} cannot be given by name')
+        if name == 'self' and name not in hints:
+            raise TypeError(
+                'self is no parameter: register the method of an instance, '
+                f'service.method(allow=...)(instance.{function.__name__})'
+            )
         if name not in hints:
             raise TypeError(f'parameter {name!r} has no annotation')
         annotation = hints[name]
@@ -400,6 +408,7 @@ def _build_method(
             required.add(name)
             fields.append((name, annotation))
         else:
+            _check_default(name, parameter.default, shapes[name])
             fields.append((name, annotation, parameter.default))
     struct = msgspec.defstruct('Parameters', fields, forbid_unknown_fields=True, kw_only=True)
     return Method(
@@ -420,6 +429,17 @@ def _build_method(
     )
 
 
+def _check_default(name: str, default: Any, shape: Shape) -> None:
+    """Raise TypeError for a default that its own annotation would refuse."""
+    if default is msgspec.UNSET or shape.annotation is Any:  # can stand for "not given"
+        return
+    try:
+        plain = msgspec.to_builtins(default, builtin_types=MSGPACK.native_types, str_keys=True)
+        convert_plain(plain, shape, MSGPACK)
+    except (CodecError, TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f'the default of parameter {name!r} does not fit: {error}') from error
+
+
 def find_kind(takes_stream: bool, gives_stream: bool) -> Kind:
     """Return the kind of a call by which of its sides are streams."""
     if takes_stream:
@@ -427,17 +447,20 @@ def find_kind(takes_stream: bool, gives_stream: bool) -> Kind:
     return Kind.SERVER_STREAM if gives_stream else Kind.UNARY
 
 
-def find_stream_item(what: str, annotation: Any) -> Shape | None:
+def find_stream_item(what: str, annotation: Any, other: type | None = None) -> Shape | None:
     """Return the shape of each item where an annotation is that of a stream, None where it is not.
+
+    `other` is a class that counts as one, too.
 
     Raises TypeError for a stream that does not say of what, or of what cannot travel.
     """
     origin = typing.get_origin(annotation)
     if origin in _ASYNC_STREAMS or annotation in _ASYNC_STREAMS:
         raise TypeError(f'{what} is a stream for coroutines; use Iterator')
-    if annotation in _STREAMS:
-        raise TypeError(f'{what} is a stream of what? Write Iterator[...]')
-    if origin not in _STREAMS:
+    streams = _STREAMS if other is None else (*_STREAMS, other)
+    if annotation in streams:
+        raise TypeError(f'{what} is a stream of what? Write {annotation.__name__}[...]')
+    if origin not in streams:
         return None
     return _build_shape(f'an item of {what}', typing.get_args(annotation)[0])
 

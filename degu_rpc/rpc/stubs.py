@@ -4,8 +4,8 @@
 
 Such a class is for RpcClient.bind(), and a type checker knows what it takes and gives. A type of a
 service becomes a msgspec struct, because that can be renamed, tagged or an array like the type that
-it stands for; an enum becomes a Literal. A stream is an Iterator, and the caller's is the last
-parameter.
+it stands for; an enum becomes a Literal. A stream of results is a ResultStream; the caller's is an
+Iterable, and the last parameter.
 
 A description may come from a stranger, and what is written is meant to be imported. So every name
 is checked or replaced, every value is written with repr(), and docstrings are escaped. What is not
@@ -41,6 +41,8 @@ import typing as _typing
 import uuid as _uuid
 
 import msgspec as _msgspec
+
+from degu_rpc.rpc.result_stream import ResultStream as _ResultStream
 '''
 # The underscores: no class, field or method of a stub begins with one.
 
@@ -185,7 +187,7 @@ def _write_method(method: MethodDescription, types: TypeWriter) -> str:
         name = method.stream_parameter or ''
         if name in kinds:
             raise ValueError(f'{method.name}: no two parameters can be named {name!r}')
-        kinds[name] = f'_abc.Iterator[{types.write(method.item)}]'
+        kinds[name] = f'_abc.Iterable[{types.write(method.item)}]'
         required = [*required, name]
     parameters = ['self' if 'self' not in kinds else 'this', '/'] if kinds else ['self']
     is_optional = False
@@ -201,7 +203,7 @@ def _write_method(method: MethodDescription, types: TypeWriter) -> str:
         parameters.append(text)
     result = types.write(method.result)
     if method.kind.gives_stream:
-        result = f'_abc.Iterator[{result}]'
+        result = f'_ResultStream[{result}]'
     head = f'    def {method.name}({", ".join(parameters)}) -> {result}:\n'
     return f'{head}{_write_doc(method.description, 8)}        raise NotImplementedError\n'
 

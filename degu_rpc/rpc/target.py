@@ -32,7 +32,6 @@ from degu_rpc.peers import Dialer, StaticAddresses, TrustStore, find_machine, op
 from degu_rpc.peers.names import check_name
 from degu_rpc.rpc.client import RpcClient, check_prefix
 from degu_rpc.rpc.codec import JSON
-from degu_rpc.rpc.limits import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,8 +61,10 @@ def connect(
 ) -> RpcClient:
     """Return a client of the services at `target`; it connects at the first call.
 
-    `target` is one of the forms above, or a client of the core that says where and how. `home` is
-    the directory of this device, where those that need one have their identity: see
+    `target` is `unix:/path`, `unix:@name`, `tcp:host:port`, `tcp:[ipv6]:port`,
+    `http://host:port`, `degu://<machine id>@host:port`, `studio`, `studio/clock` or a machine id;
+    or a client of the core that says where and how. `prefix` is where the services are mounted.
+    `home` is the directory of this device, where those that need one have their identity: see
     degu_rpc.peers.find_home(). The other arguments are those of RpcClient.
 
     Raises ValueError for another form, and what RpcClient() raises; for a machine IdentityError
@@ -82,9 +83,9 @@ def connect(
         machine_id = find_machine(trust.users().values(), check_name(name))
         return _find_on_network(trust, machine_id, prefix, codec, interceptors)
     if target.startswith('http://'):
-        client = create_client(target, connect_timeout_s=CONNECT_TIMEOUT_S)
+        client = create_client(target)
     else:
-        client = Client(parse_target(target), connect_timeout_s=CONNECT_TIMEOUT_S)
+        client = Client(parse_target(target))
     return RpcClient(client, prefix, codec, interceptors)
 
 
@@ -143,7 +144,8 @@ def parse_target(target: str) -> Address:
         return b'\0' + os.fsencode(rest[1:]) if rest.startswith('@') else rest
     match = _match_tcp(rest) if scheme == 'tcp' else None
     if match is None:
-        raise ValueError(f'a target is {_FORMS}, not {target!r}')
+        hint = f'; write unix:{target}' if target.startswith('/') else ''
+        raise ValueError(f'a target is {_FORMS}, not {target!r}{hint}')
     ipv6, scope, host, port = match.groups()
     if ipv6 is None:
         return host, int(port)

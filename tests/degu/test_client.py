@@ -166,6 +166,51 @@ def test_connecting_has_its_time():
             conn.close()
 
 
+@pytest.mark.parametrize('kind', ['unix', 'tcp', 'tls'])
+def test_connecting_ends_at_a_deadline_that_is_sooner_than_the_clients_time(
+    temp_pki, tmp_path, kind
+):
+    """Two of them queue up, and nobody answers: not the connection, not the handshake."""
+    address = str(tmp_path / 'socket') if kind == 'unix' else IPv4_LOOPBACK
+    conns = []
+    with socket.socket(socket.AF_UNIX if kind == 'unix' else socket.AF_INET) as listener:
+        listener.bind(address)
+        listener.listen(0)
+        client = Client(listener.getsockname())
+        if kind == 'tls':
+            client = SSLClient(
+                build_client_sslctx(temp_pki.get_client_config()), listener.getsockname()
+            )
+        deadline = Deadline(SHORT_S)
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            conns.extend(client.connect(deadline) for _ in range(10))
+        assert not deadline.remaining()
+        assert time.monotonic() - started < SHORT_S + LATE_S
+        with pytest.raises(TimeoutError):
+            client.connect(deadline)
+        assert time.monotonic() - started < SHORT_S + LATE_S
+    for conn in conns:
+        conn.close()
+
+
+def test_the_clients_time_holds_beside_a_later_deadline(temp_pki):
+    sslctx = build_client_sslctx(temp_pki.get_client_config())
+    with socket.create_server(IPv4_LOOPBACK) as listener:
+        client = SSLClient(sslctx, listener.getsockname(), connect_timeout_s=SHORT_S)
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            client.connect(Deadline(3 * LATE_S))
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + LATE_S
+
+
+@pytest.mark.parametrize(('timeout_s', 'expected'), [(None, 10.0), (60.0, 10.0), (7.0, 7.0)])
+def test_connecting_has_ten_seconds_or_less_unless_told_otherwise(timeout_s, expected):
+    options = {} if timeout_s is None else {'timeout_s': timeout_s}
+    assert Client(IPv4_LOOPBACK, **options).connect_timeout_s == expected
+    assert Client(IPv4_LOOPBACK, **options, connect_timeout_s=42).connect_timeout_s == 42
+
+
 def test_a_tls_handshake_has_its_time_in_total(temp_pki):
     sslctx = build_client_sslctx(temp_pki.get_client_config())
     with socket.create_server(IPv4_LOOPBACK) as listener:

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 
@@ -313,6 +313,55 @@ def test_connecting_takes_no_longer_than_its_timeout(address):
             for sock in waiting:
                 sock.close()
     assert 0.29 <= time.monotonic() - started < 4
+
+
+@contextmanager
+def full_listener():
+    """Give an address whose queue of connections is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(IPv4_LOOPBACK, backlog=0))
+        with suppress(TimeoutError):
+            while True:
+                stack.enter_context(connect(listener.getsockname(), 0.1))
+        yield listener.getsockname()
+
+
+def name_addresses(monkeypatch, *addresses):
+    """Let each name stand for these addresses."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', where) for where in addresses]
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *_, **__: found)
+
+
+def test_all_addresses_of_a_name_share_the_time(monkeypatch):
+    with full_listener() as full:
+        name_addresses(monkeypatch, full, full, full)
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            connect(('example', 80), 0.6)
+        assert 0.59 <= time.monotonic() - started < 1.5
+
+
+def test_an_address_of_a_name_that_does_not_answer_leaves_time_for_the_next(monkeypatch):
+    listener, _ = listen(IPv4_LOOPBACK)
+    with closing(listener), full_listener() as full:
+        name_addresses(monkeypatch, full, listener.getsockname())
+        with closing(connect(('example', 80), 1.0)) as client:
+            assert client.getpeername() == listener.getsockname()
+
+
+# --- deadlines -----------------------------------------------------------------------------------
+
+
+def test_a_deadline_is_required_to_be_ahead():
+    assert 0 < Deadline(CONNECT_S).require() <= CONNECT_S
+    with pytest.raises(TimeoutError, match='over after 0 s'):
+        Deadline(0).require()
+
+
+def test_of_two_deadlines_the_sooner_one_counts():
+    deadline = Deadline(CONNECT_S)
+    assert deadline.within(2 * CONNECT_S) is deadline
+    assert deadline.within(CONNECT_S / 2).timeout_s == CONNECT_S / 2
 
 
 # --- socket files --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import pytest
 from degu import IPv4_LOOPBACK
 from degu.client import Client, build_client_sslctx
 from degu.rgi import Validator
-from degu.server import Server, build_server_sslctx
+from degu.server import Server, SSLServer, build_server_sslctx
 
 GET = b'GET / HTTP/1.1\r\n\r\n'
 OK = b'HTTP/1.1 200 OK\r\n\r\n'
@@ -464,6 +464,40 @@ def test_a_connection_is_one_line_and_a_request_one_if_asked_for(dial, caplog):
     (line,) = [r.getMessage() for r in caplog.records if r.name == 'degu.server']
     assert line.startswith(f'{server.address!r}: {client!r}: 2 requests in 0.')
     assert line.endswith(' s: connection: close')
+
+
+def test_a_client_on_a_unix_socket_is_who_the_kernel_says(dial, caplog, tmp_path):
+    caplog.set_level(logging.DEBUG)
+    with Server(str(tmp_path / 'socket'), ok) as server:
+        peer = dial(server.address)
+        peer.send(b'GET / HTTP/1.1\r\nconnection: close\r\n\r\n')
+        peer.read_to_end()
+    me = f'pid {os.getpid()}, uid {os.getuid()}'
+    access, line = (r.getMessage() for r in caplog.records if r.name.startswith('degu.server'))
+    assert access == f'{me}: GET /: 200'
+    assert line.startswith(f'{server.address!r}: {me}: 1 requests in 0.')
+
+
+@pytest.mark.parametrize('scheme', ['http', 'https'])
+def test_a_client_that_leaves_inside_a_response_went_away(dial, caplog, temp_pki, scheme):
+    caplog.set_level(logging.INFO)
+
+    def app(connection, request):
+        return 200, 'OK', {}, connection['rgi.ChunkedOutput'](itertools.repeat(bytes(10_000)))
+
+    sslctx = None
+    if scheme == 'http':
+        server = Server(IPv4_LOOPBACK, app)
+    else:
+        server = SSLServer(build_server_sslctx(temp_pki.get_server_config()), IPv4_LOOPBACK, app)
+        sslctx = build_client_sslctx({**temp_pki.get_client_config(), 'check_hostname': False})
+    with server:
+        peer = dial(server.address, sslctx=sslctx)
+        peer.send(GET)
+        peer.read_preamble()
+        peer.close()
+    (line,) = [r.getMessage() for r in caplog.records if r.name == 'degu.server']
+    assert line.endswith(' s: the client went away')
 
 
 REFUSED = re.compile(r'refused (\d+), the last .*: max_connections_per_address=1')

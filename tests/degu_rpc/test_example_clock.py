@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,9 +93,48 @@ def test_under_socket_activation_it_serves_the_socket_it_is_given(
     assert path.exists(), "it is systemd's to remove"
 
 
-@pytest.mark.parametrize('scope', ['--user', '--system'])
-def test_units_are_valid(require_program: Callable[[str], str], tmp_path: Path, scope: str) -> None:
-    units = [shutil.copy(EXAMPLES / f'clock.{kind}', tmp_path) for kind in ('socket', 'service')]
+def test_for_a_group_its_members_can_connect_and_call(
+    require_program: Callable[[str], str], tmp_path: Path
+) -> None:
+    if os.geteuid():
+        pytest.skip('only root can call as somebody else')
+    curl = require_program('curl')
+    name = grp.getgrgid(1).gr_name
+    with tempfile.TemporaryDirectory(dir='/tmp') as directory:  # others cannot enter tmp_path
+        os.chmod(directory, 0o711)
+        path = f'{directory}/clock.socket'
+        command = [curl, '--silent', '--show-error', '--unix-socket', path, '--json', '{}']
+        with running([*PROGRAM, path, '--group', name], path) as process:
+            member, stranger = (
+                subprocess.run(
+                    [*command, 'http://localhost/rpc/clock.v1.Clock/tell'],
+                    user=12345,
+                    group=12345,
+                    extra_groups=groups,
+                    capture_output=True,
+                    timeout=WAIT_S,
+                    check=False,
+                )
+                for groups in ([1], [])
+            )
+            check_end(process)
+    assert b'"caller":"uid:12345"' in member.stdout
+    assert stranger.returncode == 7, 'could not connect: curl(1)'
+
+
+@pytest.mark.parametrize(
+    ('scope', 'name', 'home'),
+    [('--user', 'clock', '%h/clock'), ('--system', 'clock-system', '/opt/clock')],
+)
+def test_units_are_valid(
+    require_program: Callable[[str], str], tmp_path: Path, scope: str, name: str, home: str
+) -> None:
+    python = tmp_path / '.venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    units = [tmp_path / f'{name}.{kind}' for kind in ('socket', 'service')]
+    for unit in units:
+        unit.write_text((EXAMPLES / unit.name).read_text().replace(home, str(tmp_path)))
     done = subprocess.run(
         [require_program('systemd-analyze'), scope, '--recursive-errors=no', 'verify', *units],
         capture_output=True,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from degu import IPv4_LOOPBACK, pki
 from degu.client import SSLClient
-from degu_rpc.peers import Identity, TrustStore, check_server
+from degu.net import Deadline
+from degu_rpc.peers import Identity, MachineClient, TrustStore, check_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +35,15 @@ def test_a_client_knows_the_server_by_its_machine_id(
     assert info.value.fault is pki.CertificateFault.MACHINE_ID
     assert alice.machine_id in str(info.value)
     assert bob.machine_id in str(info.value)
+
+
+def test_a_silent_machine_cannot_hold_us_longer_than_to_a_deadline(alice: Identity) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        client = MachineClient(TrustStore(alice), silent.getsockname(), alice.machine_id)
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            client.connect(Deadline(0.3))
+        assert 0.3 <= time.monotonic() - started < 3
 
 
 def test_part_of_an_id_is_not_the_id(alice: Identity) -> None:

@@ -6,11 +6,13 @@ import contextlib
 import socket
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from degu import pki
+from degu.net import Deadline
 from degu.tls import build_server_sslctx
 from degu_rpc import (
     Code,
@@ -268,6 +270,32 @@ def test_a_silent_address_cannot_hold_us_longer_than_we_wait(
     first, second = info.value.attempts
     assert (first.address, 'timed out' in first.reason) == (address, True)
     assert second == ('static address', dead, 'not tried within 0.2 s', None)
+
+
+@pytest.mark.parametrize('has_client', [False, True])
+def test_a_silent_address_cannot_hold_us_longer_than_to_a_deadline(
+    alice: Identity, laptop: Identity, has_client: bool
+) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        dialer = Dialer(TrustStore(alice), [static(laptop, silent.getsockname())])
+        connect = partial(dialer.connect, laptop.machine_id)
+        if has_client:
+            connect = dialer.client(laptop.machine_id).connect
+        started = time.monotonic()
+        with pytest.raises(UnreachableError):
+            connect(deadline=Deadline(0.3))
+        assert 0.3 <= time.monotonic() - started < CONNECT_S
+
+
+def test_a_deadline_leaves_the_time_that_a_dialer_is_given(
+    alice: Identity, laptop: Identity
+) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        dialer = Dialer(TrustStore(alice), [static(laptop, silent.getsockname())])
+        started = time.monotonic()
+        with pytest.raises(UnreachableError):
+            dialer.connect(laptop.machine_id, 0.3, Deadline(60))
+        assert 0.3 <= time.monotonic() - started < CONNECT_S
 
 
 def test_silent_addresses_do_not_keep_us_from_the_next_and_leave_nothing(

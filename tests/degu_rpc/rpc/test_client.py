@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from degu.client import Connection
+    from degu.net import Deadline
 
 both = pytest.mark.parametrize('codec', CODECS, ids=lambda codec: codec.name)
 FILES = 'files.v1.Files'
@@ -108,8 +109,8 @@ class RememberingClient(Client):
         super().__init__(address, timeout_s=20)
         self.connections: list[Connection] = []
 
-    def connect(self) -> Connection:
-        connection = super().connect()
+    def connect(self, deadline: Deadline | None = None) -> Connection:
+        connection = super().connect(deadline)
         self.connections.append(connection)
         return connection
 
@@ -547,6 +548,8 @@ def test_json_is_the_codec_unless_told(serve: Callable[..., Any]) -> None:
     client, _ = serve(app)
     with RpcClient(client) as rpc:
         assert rpc['a.B'].c() is None
+    # What is left once there is a connection.
+    assert 20_000 < int(seen[0][2].pop('connect-timeout-ms')) <= 30_000
     assert seen == [
         (
             'POST',
@@ -554,7 +557,6 @@ def test_json_is_the_codec_unless_told(serve: Callable[..., Any]) -> None:
             {
                 'content-type': 'application/json',
                 'connect-protocol-version': '1',
-                'connect-timeout-ms': '30000',
                 'content-length': 2,
             },
         )

@@ -207,6 +207,12 @@ def test_parameters_must_be_a_map(service: Service, peer: BuildPeer, data: bytes
     assert caught.value.message == '$: expected a map of named parameters'
 
 
+def test_message_without_a_byte_is_told_so(service: Service, peer: BuildPeer) -> None:
+    method = service.authorize('wipe', peer('owner'))
+    with pytest.raises(RpcError, match=r'the body is empty; for no parameters send \{\}'):
+        method.call(b'', JSON, Context(peer('owner'), method.full_name, {}))
+
+
 @pytest.mark.parametrize('data', [b'', b'{', b'{"path":"a","path":"b"}', b'\xff'])
 def test_bytes_that_are_no_message_are_an_invalid_argument(
     service: Service, peer: BuildPeer, data: bytes

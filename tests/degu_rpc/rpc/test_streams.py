@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from degu_rpc.rpc import connect as connect_module
 from degu_rpc.rpc.codec import CODECS, Codec
 from degu_rpc.rpc.envelope import END, format_envelope, parse_envelopes
 from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
+from degu_rpc.rpc.result_stream import ResultStream
 from degu_rpc.rpc.service import Kind
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def test_bound_class_has_typed_streams(served: Client, codec: Codec) -> None:
         def total(self, numbers: Iterator[int], start: int = 0) -> int:
             raise NotImplementedError
 
-        def echo(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        def echo(self, blocks: Iterable[bytes]) -> ResultStream[bytes]:
             raise NotImplementedError
 
     with RpcClient(served, '/rpc', codec).using(compressed=True) as rpc:
@@ -215,7 +216,24 @@ def test_bound_class_has_typed_streams(served: Client, codec: Codec) -> None:
         assert list(api.count(2)) == [0, 1]
         assert api.total([1, 2, 3], start=1) == 7  # type: ignore[arg-type]  # any iterable does
         blocks = [b'\x00\xff', b'', b'x' * 100_000]
-        assert list(api.echo(iter(blocks))) == blocks
+        assert list(api.echo(blocks)) == blocks
+        with api.echo(iter(blocks)) as echoed:
+            assert next(echoed) == blocks[0]
+
+
+def test_stream_of_a_client_that_does_not_say_of_what_is_refused(rpc: RpcClient) -> None:
+    class Results:
+        def count(self, stop: int) -> ResultStream:  # type: ignore[type-arg]  # what is tested
+            raise NotImplementedError
+
+    class Sent:
+        def total(self, numbers: Iterable) -> int:  # type: ignore[type-arg]  # what is tested
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match=r'the result is a stream of what\? Write ResultStream\['):
+        rpc.bind(Results, NUMBERS)
+    with pytest.raises(TypeError, match=r"'numbers' is a stream of what\? Write Iterable\["):
+        rpc.bind(Sent, NUMBERS)
 
 
 def test_result_of_another_type_is_an_error_at_the_reader(rpc: RpcClient) -> None:

@@ -59,6 +59,11 @@ def app() -> Any:
     return router
 
 
+def test_bare_path_is_told_how_to_write_it() -> None:
+    with pytest.raises(ValueError, match=r"not '/run/a\.sock'; write unix:/run/a\.sock$"):
+        connect('/run/a.sock')
+
+
 @pytest.mark.parametrize(
     ('target', 'address'),
     [

@@ -1,0 +1,127 @@
+"""`degu serve`: a service of a Python module, behind the node and on a socket of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from degu_rpc.cli.exits import Exit, format_exits
+from degu_rpc.cli.failures import Failure
+from degu_rpc.cli.session import Command, Session, Styled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from degu_rpc.node.api import ServiceStatus
+    from degu_rpc.rpc.service import Service
+
+_log = logging.getLogger('degu_rpc.cli')
+
+
+@click.command(
+    cls=Command,
+    epilog=format_exits(
+        Exit.DONE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.NOT_RUNNING, Exit.INTERRUPTED
+    ),
+)
+@click.argument('what', metavar='MODULE:SERVICE')
+@click.option('--as', 'name', help='What others call it; the name of the module unless given.')
+@click.option(
+    '--socket',
+    'socket_path',
+    type=click.Path(path_type=Path, resolve_path=True),
+    help='Serve on this unix socket, too.',
+)
+@click.option(
+    '--no-node', 'is_alone', is_flag=True, help='Serve on --socket only; no node need run.'
+)
+def serve(
+    session: Session, what: str, name: str | None, socket_path: Path | None, is_alone: bool
+) -> None:
+    """Serve SERVICE, a degu_rpc.Service (or several, in a list) in MODULE, until Ctrl-C.
+
+    Paired machines call it as THIS-MACHINE/NAME, local programs at the node's socket with the
+    prefix /NAME/rpc, or at --socket. Who may call what, the service says.
+    """
+    if is_alone and socket_path is None:
+        raise Failure(Exit.USAGE, 'where to serve is not said', 'give --socket PATH')
+    services = _load(what)
+    name = name or what.partition(':')[0].rpartition('.')[2]
+    with _serving(session, services, socket_path) as private:
+        if is_alone:
+            session.emit('serving', {'name': name, 'socket': str(socket_path)})
+            session.say(Styled('serving', 'green'), f' at unix:{socket_path}')
+            sys.stdout.flush()
+            threading.Event().wait()
+        with session.node() as node:
+            for status in node.serve(name, str(private)):
+                _say_serving(session, status, services, socket_path)
+
+
+def _say_serving(
+    session: Session, status: ServiceStatus, services: list[Service], socket_path: Path | None
+) -> None:
+    names = [service.name for service in services]
+    session.emit('serving', {'name': status.name, 'services': names})
+    session.say(Styled('serving', 'green'), f' {", ".join(names)} as ./{status.name}')
+    if socket_path is not None:
+        session.say(f'  and at unix:{socket_path}')
+    sys.stdout.flush()
+
+
+def _load(what: str) -> list[Service]:
+    """Return the services that `module:name` means. Raises Failure."""
+    from degu_rpc.rpc.service import Service
+
+    module_name, colon, attribute = what.partition(':')
+    if not colon or not attribute:
+        raise Failure(Exit.USAGE, f'write MODULE:SERVICE, such as clock:service; not {what!r}')
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise Failure(
+            Exit.USAGE, f'{error}', 'run it where the module is, or install that'
+        ) from error
+    found: Any = getattr(module, attribute, None)
+    services = list(found) if isinstance(found, list | tuple) else [found]
+    if not services or not all(isinstance(service, Service) for service in services):
+        raise Failure(
+            Exit.USAGE,
+            f'{what} is no degu_rpc.Service, and no list of them, but {type(found).__name__}',
+        )
+    return services
+
+
+@contextlib.contextmanager
+def _serving(session: Session, services: list[Service], socket_path: Path | None) -> Iterator[Path]:
+    """Serve to the end of the block; yield the socket that is for the node alone."""
+    from degu.server import Server
+    from degu_rpc.node.behind import Forwarded
+    from degu_rpc.peers import Authenticated
+    from degu_rpc.router import Router
+    from degu_rpc.rpc.connect import RpcApp
+    from degu_rpc.rpc.jsonrpc import JsonRpcApp
+    from degu_rpc.rpc.meta import build_meta
+    from degu_rpc.unix import listen_unix
+
+    everything = [*services, build_meta(services)]
+    router = Router()
+    router.mount('/rpc', RpcApp(everything))
+    router.mount('/rpc/jsonrpc', JsonRpcApp(everything))
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix='degu-serve-'))
+        private = Path(directory, 'socket')
+        stack.enter_context(Server(str(private), Authenticated(Forwarded(router))))
+        if socket_path is not None:
+            stack.enter_context(Server(listen_unix(str(socket_path)), Authenticated(router)))
+        yield private
