@@ -24,10 +24,11 @@ What the core raises (`degu.errors`, a rejected connection for one) is not among
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from degu.net import Address
@@ -91,12 +92,17 @@ class RpcError(DeguRpcError):
     """
 
     def __init__(self, code: Code, message: str, details: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Raises TypeError for a code that is no Code."""
+        """Raises TypeError for a code that is no Code, a message that is no str, other details."""
         if not isinstance(code, Code):
             raise TypeError(f'code must be a Code, not {code!r}')
+        if not isinstance(message, str):
+            raise TypeError(f'message must be a str, not {message!r}')
         self.code = code
         self.message = message
         self.details = tuple(details)
+        for detail in self.details:
+            if not isinstance(detail, Mapping):
+                raise TypeError(f'a detail must be a mapping, not {detail!r}')
         super().__init__(code, message, self.details)
 
     def __str__(self) -> str:

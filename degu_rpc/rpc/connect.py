@@ -233,7 +233,8 @@ class RpcApp:
                 )
             context = _build_context(connection, peer, method, headers)
         except RpcError as error:
-            end = pack_message(format_end(error, {}), END, False)
+            _, data = settle_error(error)
+            end = pack_message(format_end(data, {}), END, False)
             return 200, 'OK', {**answer_headers, **close_unread(request)}, end
         _add_call_headers(answer_headers, context)
         if encoding.takes_gzip:
@@ -257,7 +258,8 @@ def _write_stream(
     messages = _read_messages(body, encoding.uses_gzip, context)
     held: list[bytes] = []
     held_size = 0
-    error = None
+    error: bytes | None = None
+    metadata: Mapping[str, str] = {}
     try:
         with contextlib.closing(method.stream(messages, codec, context)) as results:  # type: ignore[type-var]  # a generator
             for result in results:
@@ -279,17 +281,11 @@ def _write_stream(
                 yield envelope
         metadata = _check_response_headers(context)
     except RpcError as caught:
-        error, metadata = caught, {}
+        _, error = settle_error(caught)
     yield from held
     if context.deadline is not None:
         connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
-    try:
-        end = format_end(error, metadata)
-    except CodecError:
-        assert error is not None
-        error = build_internal_error(f'sending the details of {error.code.value}')
-        end = format_end(error, {})
-    yield pack_message(end, END, encoding.takes_gzip)
+    yield pack_message(format_end(error, metadata), END, encoding.takes_gzip)
     yield b''
 
 
@@ -462,11 +458,11 @@ def _refuse_type(request: dict[str, Any], types: str) -> Response:
 
 
 def settle_error(error: RpcError) -> tuple[Code, bytes]:
-    """Return the code and the JSON of an error; `internal` where its details cannot travel."""
+    """Return the code and the JSON of an error; `internal` where it cannot travel as it is."""
     try:
         return error.code, format_error(error)
     except CodecError:
-        error = build_internal_error(f'sending the details of {error.code.value}')
+        error = build_internal_error(f'sending an error that is {error.code.value}')
         return error.code, format_error(error)
 
 

@@ -2,6 +2,8 @@
 
 MAX_MESSAGE_SIZE = 4 * 1024 * 1024
 """Bytes of one message, either way."""
+MAX_ERROR_SIZE = 1024 * 1024
+"""Bytes of one error as JSON; a larger one is not sent, but logged and replaced."""
 MAX_NESTING = 64
 """Arrays and maps inside each other."""
 MAX_VALUES = 100_000

@@ -32,7 +32,7 @@ from degu_rpc.rpc.compression import (
     decompress,
 )
 from degu_rpc.rpc.envelope import COMPRESSED, format_envelope
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
+from degu_rpc.rpc.limits import MAX_ERROR_SIZE, MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -183,24 +183,26 @@ def format_error(error: RpcError) -> bytes:
 
     Source: Connect protocol, "Error and EndStreamResponse".
 
-    Raises CodecError for details that cannot travel.
+    Raises CodecError for details that cannot travel, and for more than MAX_ERROR_SIZE.
     """
-    return JSON.encode(_build_content(error))
-
-
-def _build_content(error: RpcError) -> dict[str, Any]:
     # A message may hold a file name that is not UTF-8.
     message = error.message.encode('utf-8', 'backslashreplace').decode()
     content: dict[str, Any] = {'code': error.code.value, 'message': message}
-    return {**content, 'details': error.details} if error.details else content
+    if error.details:
+        content['details'] = error.details
+    data = JSON.encode(content)
+    if len(data) > MAX_ERROR_SIZE:
+        raise CodecError(Fault('$', f'an error is larger than {MAX_ERROR_SIZE} bytes'))
+    return data
 
 
-def format_end(error: RpcError | None, metadata: Mapping[str, str]) -> bytes:
-    """Return the JSON of the message that ends a stream. Raises CodecError as format_error()."""
-    content: dict[str, Any] = {} if error is None else {'error': _build_content(error)}
+def format_end(error: bytes | None, metadata: Mapping[str, str]) -> bytes:
+    """Return the JSON of the message that ends a stream; `error` is what format_error() made."""
+    parts = [] if error is None else [b'"error":' + error]
     if metadata:
-        content['metadata'] = {name: [value] for name, value in metadata.items()}
-    return JSON.encode(content)
+        values = {name: [value] for name, value in metadata.items()}
+        parts.append(b'"metadata":' + JSON.encode(values))
+    return b'{%b}' % b','.join(parts)
 
 
 def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:

@@ -54,6 +54,13 @@ def test_rpc_error_refuses_a_code_that_is_a_string() -> None:
         RpcError('not_found', 'no such file')  # type: ignore[arg-type]  # what is tested
 
 
+def test_rpc_error_refuses_what_cannot_travel() -> None:
+    with pytest.raises(TypeError, match='message must be a str'):
+        RpcError(Code.NOT_FOUND, KeyError('k'))  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(TypeError, match='a detail must be a mapping, not 1'):
+        RpcError(Code.NOT_FOUND, 'no such file', [1])  # type: ignore[list-item]  # what is tested
+
+
 def test_rpc_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(RpcError(Code.ABORTED, 'again', [{'a': 1}])))
     assert (error.code, error.message, error.details) == (Code.ABORTED, 'again', ({'a': 1},))

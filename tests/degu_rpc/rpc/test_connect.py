@@ -17,7 +17,7 @@ from degu.server import Server
 from degu_rpc import Code, Context, Router, RpcApp, RpcError, Service
 from degu_rpc.peers import Authenticated
 from degu_rpc.rpc import protocol
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
+from degu_rpc.rpc.limits import MAX_ERROR_SIZE, MAX_MESSAGE_SIZE
 
 if TYPE_CHECKING:
     import pathlib
@@ -268,6 +268,13 @@ def test_details_that_cannot_travel_are_an_internal_error(
 
 
 # --- who may call --------------------------------------------------------------------------------
+
+
+def test_error_above_the_limit_is_an_internal_error(conn: Connection) -> None:
+    message = 'x' * MAX_ERROR_SIZE
+    status, error = post(conn, 'fail', {'code': 'not_found', 'message': message})
+    assert (status, error['code']) == (500, 'internal')
+    assert 'reference' in error['message']
 
 
 @pytest.mark.parametrize('name', ['echo', 'wipe', 'none'])
