@@ -147,25 +147,31 @@ class RpcApp:
             context = _build_context(connection, peer, method, headers)
             data = _read_whole(request['body'], context)
             if IDEMPOTENCY_KEY in headers and not method.idempotent:
-                return self._call_once(method, data, codec, encoding, context)
+                return self._call_once(connection, request, method, data, codec, encoding, context)
             return _call(method, data, codec, encoding, context)
         except RpcError as error:
             return _answer_error(connection, request, error, context)
 
     def _call_once(
-        self, method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
+        self,
+        connection: dict[str, Any],
+        request: dict[str, Any],
+        method: Method,
+        data: bytes,
+        codec: Codec,
+        encoding: Encoding,
+        context: Context,
     ) -> Response:
         """Call a method, or answer as the call did that had the same key."""
         data = _unpack(data, encoding)
 
         def call() -> Outcome:
-            result, error = b'', None
             try:
                 result = method.call(data, codec, context)
-                headers = _check_response_headers(context)
-            except RpcError as caught:
-                error, headers = caught, {}
-            return Outcome(result, error, headers)
+                return Outcome(result, None, _check_response_headers(context))
+            except RpcError as error:
+                code, content = settle_error(error)
+                return Outcome(content, code, {})
 
         outcome, is_replay = self._replays.run(
             context.peer,
@@ -175,9 +181,9 @@ class RpcApp:
             call,
         )
         context.is_replay = is_replay
-        if outcome.error is not None:
-            raise outcome.error
-        return _answer_result(outcome.result, codec, encoding, context, outcome.headers)
+        if outcome.code is not None:
+            return _answer_failure(connection, request, outcome.code, outcome.data, context)
+        return _answer_result(outcome.data, codec, encoding, context, outcome.headers)
 
     def _answer_get(
         self, connection: dict[str, Any], request: dict[str, Any], service: Service, name: str
@@ -438,7 +444,17 @@ _URL_SAFE = str.maketrans('-_+/', '+/  ')
 def _answer_error(
     connection: dict[str, Any], request: dict[str, Any], error: RpcError, context: Context | None
 ) -> Response:
-    code, data = settle_error(error)
+    return _answer_failure(connection, request, *settle_error(error), context)
+
+
+def _answer_failure(
+    connection: dict[str, Any],
+    request: dict[str, Any],
+    code: Code,
+    data: bytes,
+    context: Context | None,
+) -> Response:
+    """Answer with an error as settle_error() returns it."""
     status, reason = code.http_status
     headers = {'content-type': JSON.content_type, **close_unread(request)}
     if context is not None:

@@ -36,11 +36,20 @@ _match_key = re.compile(rf'[ -~]{{1,{MAX_KEY_LENGTH}}}').fullmatch
 
 
 class Outcome(NamedTuple):
-    """What became of a call: a result or an error, and the headers that the method set."""
+    """What became of a call, as it is sent: no object of the call lives on in it.
 
-    result: bytes
-    error: RpcError | None
+    `data` is the result, and `headers` what the method set; or the JSON of an error with `code`.
+    """
+
+    data: bytes
+    code: Code | None
     headers: Mapping[str, str]
+
+    @property
+    def cost(self) -> int:
+        """How many bytes it counts while it is kept."""
+        header_size = sum(len(name) + len(value) for name, value in self.headers.items())
+        return REPLAY_COST + len(self.data) + header_size
 
 
 class _Entry:
@@ -104,13 +113,13 @@ class ReplayStore:
                 self._drop(caller, name)
             raise
         with self._lock:
-            if outcome.error is not None and outcome.error.code is Code.UNAVAILABLE:
+            if outcome.code is Code.UNAVAILABLE:
                 self._drop(caller, name)
                 return outcome, False
             entry.outcome = outcome
             entry.since_s = self._clock()
-            entry.cost += len(outcome.result)
-            self._costs[caller] += len(outcome.result)
+            self._costs[caller] += outcome.cost - entry.cost
+            entry.cost = outcome.cost
             # Its age counts from now on, and so does its place.
             self._entries[caller][name] = self._entries[caller].pop(name)
             self._make_room()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +54,7 @@ class Calls:
 def run(store: ReplayStore, calls: Any, key: str = 'k', **changed: Any) -> tuple[bytes, bool]:
     args = {'peer': ANN, 'method': 'a/b', 'body': b'{}'} | changed
     outcome, is_replay = store.run(args['peer'], args['method'], key, args['body'], calls)
-    return outcome.result, is_replay
+    return outcome.data, is_replay
 
 
 # --- the store -----------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def test_call_that_had_no_outcome_may_be_made_again(store: ReplayStore) -> None:
 
 
 def test_unavailable_is_no_outcome_to_keep(store: ReplayStore) -> None:
-    later = Outcome(b'', RpcError(Code.UNAVAILABLE, 'later'), {})
+    later = Outcome(b'{"code":"unavailable"}', Code.UNAVAILABLE, {})
     assert store.run(ANN, 'a/b', 'k', b'{}', lambda: later) == (later, False)
     assert run(store, Calls()) == (b'1', False)
 
@@ -156,12 +158,21 @@ def test_who_takes_most_loses_the_oldest(
     assert run(store, calls, '0') == (b'%d' % (count + 1), False)
 
 
-def test_large_results_count_by_their_size(
-    store: ReplayStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    'outcome',
+    [
+        Outcome(bytes(6000), None, {}),
+        Outcome(bytes(6000), Code.NOT_FOUND, {}),
+        Outcome(b'', None, {'x-note': 'x' * 6000}),
+    ],
+    ids=['result', 'error', 'headers'],
+)
+def test_large_outcomes_count_by_their_size(
+    store: ReplayStore, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
 ) -> None:
     monkeypatch.setattr(replay_module, 'MAX_REPLAY_SIZE', 10 * 1024)
-    run(store, lambda: Outcome(bytes(6000), None, {}), 'a')
-    run(store, lambda: Outcome(bytes(6000), None, {}), 'b')
+    run(store, lambda: outcome, 'a')
+    run(store, lambda: outcome, 'b')
     assert run(store, Calls(), 'b')[1]
     assert not run(store, Calls(), 'a')[1]
 
@@ -174,6 +185,7 @@ class Account:
         self.total = 0
         self.entered = threading.Event()
         self.leave = threading.Event()
+        self.arguments: list[weakref.ref[set[str]]] = []
         service = Service('bank.v1.Bank')
 
         @service.method(allow='peer')
@@ -183,6 +195,12 @@ class Account:
             if amount < 0:
                 raise RpcError(Code.OUT_OF_RANGE, 'below zero')
             return self.total
+
+        @service.method(allow='peer')
+        def fail_with_argument() -> None:
+            argument = {'a large argument'}
+            self.arguments.append(weakref.ref(argument))
+            raise RpcError(Code.NOT_FOUND, 'gone')
 
         @service.method(allow='peer', idempotent=True)
         def put(amount: int) -> int:
@@ -236,6 +254,14 @@ def test_error_is_replayed_too(post: Any, account: Account) -> None:
     assert first[:2] == second[:2] == (400, {'code': 'out_of_range', 'message': 'below zero'})
     assert second[2]['idempotency-replayed'] == 'true'
     assert account.total == -5
+
+
+def test_nothing_of_a_call_that_failed_is_kept_alive(post: Any, account: Account) -> None:
+    assert post('fail_with_argument')[0] == 404
+    assert post('fail_with_argument')[2]['idempotency-replayed'] == 'true'
+    gc.collect()
+    (argument,) = account.arguments
+    assert argument() is None
 
 
 def test_key_does_nothing_for_a_method_that_is_idempotent(post: Any, account: Account) -> None:
