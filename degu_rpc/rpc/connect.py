@@ -24,7 +24,8 @@ body was not read, and may be large, the connection ends with the response. A pe
 inside its request is the server's to handle: there is nobody left to answer.
 
 Streams are half-duplex: results go out once the caller's stream was read to its end, because a
-caller that still writes does not read. A method that answers earlier has its results held back.
+caller that still writes does not read. A method that answers earlier has its results held back, and
+what it left of the caller's stream is read and dropped.
 
 May be called by many threads; everything is set once.
 """
@@ -286,6 +287,8 @@ def _write_stream(
                     held = []
                 yield envelope
         metadata = _check_response_headers(context)
+        for _ in messages:  # a caller that writes into a closed connection never reads
+            pass
     except RpcError as caught:
         _, error = settle_error(caught)
     yield from held

@@ -90,6 +90,12 @@ def build_app(log: Log) -> Router:
         yield from blocks
 
     @numbers.method(allow='peer')
+    def twice(blocks: Iterator[bytes]) -> Iterator[bytes]:
+        first = next(blocks)
+        yield first
+        yield first
+
+    @numbers.method(allow='peer')
     def fail(how: str) -> Iterator[int]:
         yield 1
         if how == 'badly':
@@ -247,6 +253,11 @@ def test_call_that_is_no_stream_is_told_so(rpc: RpcClient) -> None:
 
 def test_method_need_not_read_the_whole_stream(rpc: RpcClient) -> None:
     assert rpc[NUMBERS].first(numbers=iter([7, *range(1000)])) == 7
+
+
+def test_results_reach_a_caller_that_still_has_much_to_send(rpc: RpcClient) -> None:
+    blocks = iter([b'x' * 60_000] * 400)
+    assert list(rpc.stream(NUMBERS, 'twice', {'blocks': blocks}, bytes)) == [b'x' * 60_000] * 2
 
 
 def test_results_before_the_end_of_the_callers_stream_are_held_back(rpc: RpcClient) -> None:
