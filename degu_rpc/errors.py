@@ -2,6 +2,7 @@
 
 DeguRpcError
 ├── RpcError                    a call that failed, on either side       .code .message .details
+│   └── StillRunsError          a call with the same key has not ended
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── UnknownPeerError            somebody whom we do not know
@@ -107,6 +108,10 @@ class RpcError(DeguRpcError):
 
     def __str__(self) -> str:
         return f'{self.code.value}: {self.message}'
+
+
+class StillRunsError(RpcError):
+    """The first call with an idempotency key has not ended: its outcome can be asked for later."""
 
 
 class Fault(NamedTuple):

@@ -36,7 +36,7 @@ from degu.errors import DeguError
 from degu.limits import check_timeout
 from degu.net import Deadline
 from degu.wire import closes_connection
-from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.errors import Code, CodecError, RpcError, StillRunsError
 from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, TRACE, current_context
@@ -45,6 +45,7 @@ from degu_rpc.rpc.pool import Pool, explain_failure
 from degu_rpc.rpc.protocol import (
     IDEMPOTENCY_KEY,
     PROTOCOL_VERSION,
+    RUNNING,
     TIMEOUT,
     find_codec,
     format_timeout,
@@ -301,7 +302,10 @@ class RpcClient:
             if response.headers.get('content-encoding') == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if response.status != 200:
-                raise parse_error(response.status, content_type, data, uri)
+                error = parse_error(response.status, content_type, data, uri)
+                if response.headers.get(RUNNING) == 'true':
+                    raise StillRunsError(*error.args)
+                raise error
             if find_codec(content_type) is not self._codec:
                 raise RpcError(
                     Code.INTERNAL,
@@ -309,10 +313,10 @@ class RpcClient:
                     f'not {self._codec.content_type}',
                 )
             return parse_value(data, shape, self._codec)
-        except CodecError as error:
+        except CodecError as fault:
             raise RpcError(
-                Code.INTERNAL, f'{procedure} answered what it must not: {error}'
-            ) from error
+                Code.INTERNAL, f'{procedure} answered what it must not: {fault}'
+            ) from fault
 
     def _open_stream(self, procedure: str, args: Mapping[str, Any], shape: Shape) -> ResultStream:
         streams = [name for name, value in args.items() if hasattr(value, '__next__')]

@@ -15,7 +15,8 @@ Source: Connect protocol, "Unary (Request-Response) RPCs" and "Streaming RPCs".
    method before the body is read.
 3. The body is read up to the limit, never further, and a stream one message after the other.
 4. A call with an `idempotency-key`, where the method is neither safe nor idempotent, is made once:
-   see degu_rpc.rpc.replay. The answer to a later one says `idempotency-replayed: true`.
+   see degu_rpc.rpc.replay. The answer to a later one says `idempotency-replayed: true`, or
+   `idempotency-running: true` while there is none yet.
 5. The method is called; its result is the response, and a RpcError is sent as JSON with the HTTP
    status of its code, or at the end of the stream.
 
@@ -41,7 +42,7 @@ from urllib.parse import parse_qsl
 
 from degu.errors import DeguError, PeerTimeoutError, ProtocolError
 from degu.net import Deadline
-from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError
+from degu_rpc.errors import Code, CodecError, RpcError, StillRunsError, UnknownPeerError
 from degu_rpc.peers import find_caller
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import GZIP, compress, decompress
@@ -56,6 +57,8 @@ from degu_rpc.rpc.limits import (
 )
 from degu_rpc.rpc.protocol import (
     IDEMPOTENCY_KEY,
+    REPLAYED,
+    RUNNING,
     STREAM_ENCODING,
     STREAM_TYPES,
     UNARY_ENCODING,
@@ -92,8 +95,7 @@ _MAX_QUERY_FIELDS = 32
 # What a method may say with its result; what the protocol and HTTP say is not its business.
 _match_header = re.compile(r'(?!connect-|content-|trailer-)[0-9a-z-]{1,64}').fullmatch
 _match_header_value = re.compile(r'(?! )[ -~]+(?<! )').fullmatch
-_REPLAYED = 'idempotency-replayed'
-_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, _REPLAYED}
+_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, REPLAYED, RUNNING}
 
 
 class RpcApp:
@@ -183,7 +185,7 @@ class RpcApp:
         )
         context.is_replay = is_replay
         if outcome.code is not None:
-            return _answer_failure(connection, request, outcome.code, outcome.data, context)
+            return _answer_failure(connection, request, outcome.code, outcome.data, context, {})
         return _answer_result(outcome.data, codec, encoding, context, outcome.headers)
 
     def _answer_get(
@@ -382,7 +384,7 @@ def _add_call_headers(headers: dict[str, str], context: Context) -> dict[str, st
     if context.sent_request_id is not None:
         headers[REQUEST_ID] = context.sent_request_id
     if context.is_replay:
-        headers[_REPLAYED] = 'true'
+        headers[REPLAYED] = 'true'
     return headers
 
 
@@ -447,7 +449,8 @@ _URL_SAFE = str.maketrans('-_+/', '+/  ')
 def _answer_error(
     connection: dict[str, Any], request: dict[str, Any], error: RpcError, context: Context | None
 ) -> Response:
-    return _answer_failure(connection, request, *settle_error(error), context)
+    state = {RUNNING: 'true'} if isinstance(error, StillRunsError) else {}
+    return _answer_failure(connection, request, *settle_error(error), context, state)
 
 
 def _answer_failure(
@@ -456,10 +459,11 @@ def _answer_failure(
     code: Code,
     data: bytes,
     context: Context | None,
+    state: Mapping[str, str],
 ) -> Response:
     """Answer with an error as settle_error() returns it."""
     status, reason = code.http_status
-    headers = {'content-type': JSON.content_type, **close_unread(request)}
+    headers = {'content-type': JSON.content_type, **state, **close_unread(request)}
     if context is not None:
         if context.deadline is not None:
             connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = '1'
 TIMEOUT = 'connect-timeout-ms'
 IDEMPOTENCY_KEY = 'idempotency-key'
+REPLAYED = 'idempotency-replayed'
+RUNNING = 'idempotency-running'
+"""Headers of an answer, `true` where they are there."""
 
 STREAM_TYPES = {f'application/connect+{codec.name}': codec for codec in CODECS}
 UNARY_TYPES = {codec.content_type: codec for codec in CODECS}

@@ -3,7 +3,9 @@
 1. The first call with a key runs, and its outcome is kept: result, error and headers.
 2. The same call again gets the same outcome and is not run. While the first one runs it is
    `aborted`: its caller may come back.
-   An outcome that is `unavailable` is not kept: the method says that another attempt may do.
+   Some errors are not kept. With `unavailable` the method says that another attempt may do; with
+   `canceled` and `deadline_exceeded` it ended because nobody waited, which is no answer to who
+   comes back.
 3. Another body under the same key is a mistake of the caller: `invalid_argument`.
 
 A key belongs to who calls and to the method: nobody can ask for another's results. Outcomes are
@@ -24,7 +26,7 @@ from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from degu_rpc.errors import Code, RpcError
+from degu_rpc.errors import Code, RpcError, StillRunsError
 from degu_rpc.rpc.limits import MAX_KEY_LENGTH, MAX_REPLAY_SIZE, REPLAY_AGE_S, REPLAY_COST
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from degu_rpc.peers import Peer
 
+_NOT_KEPT = {Code.UNAVAILABLE, Code.CANCELED, Code.DEADLINE_EXCEEDED}
 _match_key = re.compile(rf'[ -~]{{1,{MAX_KEY_LENGTH}}}').fullmatch
 
 
@@ -82,8 +85,8 @@ class ReplayStore:
     ) -> tuple[Outcome, bool]:
         """Return the outcome of `call`, and whether it is that of an earlier one.
 
-        Raises RpcError: `aborted` while the earlier one runs, `invalid_argument` for another body
-        or a key of another form. What `call` raises is raised and not kept.
+        Raises StillRunsError (`aborted`) while the earlier one runs, RpcError (`invalid_argument`)
+        for another body or a key of another form. What `call` raises is raised and not kept.
         """
         if not _match_key(key):
             raise RpcError(
@@ -103,7 +106,7 @@ class ReplayStore:
             elif found.fingerprint != fingerprint:
                 raise RpcError(Code.INVALID_ARGUMENT, 'this idempotency-key had another body')
             elif found.outcome is None:
-                raise RpcError(Code.ABORTED, 'the call with this idempotency-key still runs')
+                raise StillRunsError(Code.ABORTED, 'the call with this idempotency-key still runs')
             else:
                 return found.outcome, True
         try:
@@ -113,7 +116,7 @@ class ReplayStore:
                 self._drop(caller, name)
             raise
         with self._lock:
-            if outcome.code is Code.UNAVAILABLE:
+            if outcome.code in _NOT_KEPT:
                 self._drop(caller, name)
                 return outcome, False
             entry.outcome = outcome

@@ -117,8 +117,11 @@ def test_call_that_had_no_outcome_may_be_made_again(store: ReplayStore) -> None:
     assert run(store, Calls()) == (b'1', False)
 
 
-def test_unavailable_is_no_outcome_to_keep(store: ReplayStore) -> None:
-    later = Outcome(b'{"code":"unavailable"}', Code.UNAVAILABLE, {})
+@pytest.mark.parametrize('code', [Code.UNAVAILABLE, Code.CANCELED, Code.DEADLINE_EXCEEDED])
+def test_call_for_which_nobody_waited_has_no_outcome_to_keep(
+    store: ReplayStore, code: Code
+) -> None:
+    later = Outcome(b'{}', code, {})
     assert store.run(ANN, 'a/b', 'k', b'{}', lambda: later) == (later, False)
     assert run(store, Calls()) == (b'1', False)
 
@@ -183,8 +186,10 @@ def test_large_outcomes_count_by_their_size(
 class Account:
     def __init__(self) -> None:
         self.total = 0
+        self.runs = 0
         self.entered = threading.Event()
         self.leave = threading.Event()
+        self.noticed = threading.Event()
         self.arguments: list[weakref.ref[set[str]]] = []
         service = Service('bank.v1.Bank')
 
@@ -209,8 +214,21 @@ class Account:
 
         @service.method(allow='peer')
         def block() -> int:
+            self.runs += 1
             self.entered.set()
-            self.leave.wait(20)
+            assert self.leave.wait(20)
+            return 1
+
+        @service.method(allow='peer')
+        def check(ctx: Context) -> int:
+            self.runs += 1
+            self.entered.set()
+            try:
+                while not self.leave.wait(0.01):
+                    ctx.check()
+            except RpcError:
+                self.noticed.set()
+                raise
             return 1
 
         self.app = Router()
@@ -278,9 +296,44 @@ def test_other_body_and_running_call_have_their_codes(post: Any, account: Accoun
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(post, 'block')
         assert account.entered.wait(20)
-        assert post('block')[1]['code'] == 'aborted'
+        _, error, headers = post('block')
+        assert (error['code'], headers['idempotency-running']) == ('aborted', 'true')
         account.leave.set()
         assert running.result(20)[:2] == (200, 1)
+
+
+@pytest.mark.parametrize('method', ['block', 'check'])
+def test_keyed_call_survives_a_connection_that_breaks_under_it(
+    serve: Callable[..., Any], account: Account, method: str
+) -> None:
+    met = threading.Event()
+    connections = []
+
+    def app(connection: Any, request: Any) -> Any:
+        response = account.app(connection, request)
+        if 'idempotency-running' in response[2]:
+            met.set()
+        return response
+
+    client, _ = serve(app)
+
+    class Breaking:
+        """A client whose first connection can be broken by the test."""
+
+        address = client.address
+
+        def connect(self) -> Any:
+            connections.append(client.connect())
+            return connections[-1]
+
+    with RpcClient(Breaking()) as rpc, ThreadPoolExecutor(1) as threads:  # type: ignore[arg-type]  # all that is needed
+        call = threads.submit(rpc.using(keyed=True).call, 'bank.v1.Bank', method, {})
+        assert account.entered.wait(20)
+        connections[0].close()
+        assert (met if method == 'block' else account.noticed).wait(20)
+        account.leave.set()
+        assert call.result(20) == 1
+    assert account.runs == (1 if method == 'block' else 2)
 
 
 def test_keyed_client_gives_each_call_a_key_of_its_own(
