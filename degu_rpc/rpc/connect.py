@@ -36,8 +36,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import re
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from degu.errors import DeguError, PeerTimeoutError, ProtocolError
@@ -91,11 +90,6 @@ _CODECS_BY_NAME = {codec.name: codec for codec in CODECS}
 _UNARY = ', '.join(UNARY_TYPES)
 _STREAMS = ', '.join(STREAM_TYPES)
 _MAX_QUERY_FIELDS = 32
-
-# What a method may say with its result; what the protocol and HTTP say is not its business.
-_match_header = re.compile(r'(?!connect-|content-|trailer-)[0-9a-z-]{1,64}').fullmatch
-_match_header_value = re.compile(r'(?! )[ -~]+(?<! )').fullmatch
-_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, REPLAYED, RUNNING}
 
 
 class RpcApp:
@@ -171,7 +165,7 @@ class RpcApp:
         def call() -> Outcome:
             try:
                 result = method.call(data, codec, context)
-                return Outcome(result, None, _check_response_headers(context))
+                return Outcome(result, None, context.response_headers)
             except RpcError as error:
                 code, content = settle_error(error)
                 return Outcome(content, code, {})
@@ -288,7 +282,7 @@ def _write_stream(
                     yield from held
                     held = []
                 yield envelope
-        metadata = _check_response_headers(context)
+        metadata = context.response_headers
         for _ in messages:  # a caller that writes into a closed connection never reads
             pass
     except RpcError as caught:
@@ -353,7 +347,7 @@ def _call(
     method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
 ) -> Response:
     result = method.call(_unpack(data, encoding), codec, context)
-    return _answer_result(result, codec, encoding, context, _check_response_headers(context))
+    return _answer_result(result, codec, encoding, context, context.response_headers)
 
 
 def _unpack(data: bytes, encoding: Encoding) -> bytes:
@@ -393,23 +387,6 @@ def _check_size(result: bytes) -> None:
         raise RpcError(
             Code.RESOURCE_EXHAUSTED, f'the result is larger than {MAX_MESSAGE_SIZE} bytes'
         )
-
-
-def _check_response_headers(context: Context) -> dict[str, str]:
-    """Return what the method wants to send as headers. Raises RpcError where it must not."""
-    if not context.has_response_headers:
-        return {}
-    for name, value in context.response_headers.items():
-        if name in _RESERVED or not _match_header(name) or not _match_header_value(value):
-            _refuse_response_header(context, name)
-    return context.response_headers
-
-
-def _refuse_response_header(context: Context, name: str) -> NoReturn:
-    try:
-        raise ValueError(f"response header {name!r} is not the method's to send")
-    except ValueError:
-        raise build_internal_error(context.method) from None
 
 
 def _parse_query(query: str) -> dict[str, str]:

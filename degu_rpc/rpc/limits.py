@@ -30,6 +30,10 @@ MAX_HELD_SIZE = 4 * 1024 * 1024
 """Bytes of results that a server holds back while it still reads the caller's stream."""
 MAX_REQUEST_ID_LENGTH = 128
 """Characters of a request id; a longer one is replaced."""
+MAX_RESPONSE_HEADERS = 16
+"""Headers that a method may send with its result: half of what a client takes."""
+MAX_RESPONSE_HEADER_SIZE = 1024
+"""Bytes of one of them, name and value; all together are half of what a client takes."""
 MIN_COMPRESSED_SIZE = 1024
 """A smaller message is never compressed."""
 MAX_ATTEMPTS = 5
