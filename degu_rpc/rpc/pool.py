@@ -84,7 +84,10 @@ class Pool:
                     elif self._count < MAX_CONNECTIONS:
                         self._count += 1
                         break
-                    elif not self._free.wait(deadline.remaining()):
+                    elif deadline.remaining():
+                        # Also after a wait that was in vain: it may have been told too late.
+                        self._free.wait(deadline.remaining())
+                    else:
                         raise NotSentError(
                             Code.DEADLINE_EXCEEDED,
                             f'all {MAX_CONNECTIONS} connections were in use for '

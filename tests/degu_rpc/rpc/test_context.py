@@ -205,6 +205,8 @@ def test_response_headers_are_a_mapping() -> None:
     headers['x-more'] = '3'
     assert headers.pop('x-0') == '2'
     assert len(headers) == MAX_RESPONSE_HEADERS - 1
+    with pytest.raises(TypeError, match="two str, not 'x-0': 3"):
+        headers['x-0'] = 3  # type: ignore[assignment]  # what is tested
 
 
 @pytest.mark.parametrize(
