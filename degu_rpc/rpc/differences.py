@@ -17,6 +17,7 @@ Constraints (lengths, ranges, patterns) are not compared: the service checks the
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import typing
 from typing import TYPE_CHECKING, Any
@@ -172,9 +173,19 @@ class _Comparison:
         """Return where values of the schema `sent` are none of the schema `wanted`."""
         pair = (repr(sent), repr(wanted))
         if pair not in self._known:
-            self._known[pair] = []  # as long as it is under way
-            self._known[pair] = self._compare(sent, wanted)
+            self._known[pair] = []  # assumed, as long as it is under way
+            faults = self._compare(sent, wanted)
+            if faults:
+                self._forget_since(pair)
+            self._known[pair] = faults
         return self._known[pair]
+
+    def _forget_since(self, pair: tuple[str, str]) -> None:
+        """Forget what fits since `pair` was assumed to fit: it may do so only if that does."""
+        later = itertools.takewhile(lambda other: other != pair, reversed(list(self._known)))
+        for other in later:
+            if not self._known[other]:
+                del self._known[other]
 
     def _compare(self, sent: Any, wanted: Any) -> list[Fault]:
         source = _resolve(sent, self._sent_definitions)

@@ -608,6 +608,32 @@ def test_what_does_not_work_is_told_in_a_line(
     assert compare(stub, live) == lines
 
 
+def build_graph(kind: str) -> dict[str, Any]:
+    """Build types that hold each other; what is of another kind is in one of them."""
+
+    def build_object(**properties: Any) -> dict[str, Any]:
+        return {'type': 'object', 'properties': properties}
+
+    node, twig = {'$ref': '#/$defs/Node'}, {'$ref': '#/$defs/Twig'}
+    return {
+        'Node': build_object(twig=twig, mark={'type': kind}),
+        'Twig': build_object(node=node),
+        'Both': build_object(u=node, v=twig),
+        'BothOrOther': build_object(u={'anyOf': [node, {'type': 'object'}]}, v=twig),
+    }
+
+
+def test_what_fits_only_if_another_fits_is_not_taken_to_fit() -> None:
+    empty = describe_api(type('Api', (), {'f': function('f', None)}), 'a.B')
+
+    def describe(kind: str, result: str) -> ServiceDescription:
+        method = msgspec.structs.replace(empty.methods[0], result={'$ref': f'#/$defs/{result}'})
+        return msgspec.structs.replace(empty, methods=[method], definitions=build_graph(kind))
+
+    lines = find_differences(describe('string', 'BothOrOther'), describe('integer', 'Both'))
+    assert lines == ['f: result.v.node.mark: the server has int, the stub has str']
+
+
 def test_class_with_two_streams_in_one_method_is_refused() -> None:
     with pytest.raises(TypeError, match='a and b are two streams'):
         compare({'result': None, 'a': Iterator[int], 'b': Iterator[int]}, {'result': None})
