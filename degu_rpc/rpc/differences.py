@@ -244,13 +244,24 @@ class _Comparison:
 
     def _compare_arrays(self, sent: Schema, wanted: Schema) -> list[Fault] | None:
         given, known = part(sent, 'prefixItems', list), part(wanted, 'prefixItems', list)
-        if len(given) != len(known):
+        if len(given) != len(known) and not _fits_length(sent, wanted):
             return None
         faults = self.compare(part(sent, 'items', dict), part(wanted, 'items', dict))
         faults = _below('[]', faults)
-        for index, (one, other) in enumerate(zip(given, known, strict=True)):
+        for index, (one, other) in enumerate(zip(given, known, strict=False)):
             faults += _below(f'[{index}]', self.compare(one, other))
         return faults
+
+
+def _fits_length(sent: Schema, wanted: Schema) -> bool:
+    """Return whether a row of fields may be taken for another that has fewer or more of them."""
+    given, known = len(part(sent, 'prefixItems', list)), len(part(wanted, 'prefixItems', list))
+    if not given or not known:
+        return False
+    if given > known:
+        return 'items' not in wanted
+    least: int = part(wanted, 'minItems', int)
+    return given >= least
 
 
 def _below(path: str, faults: list[Fault]) -> list[Fault]:

@@ -443,6 +443,29 @@ class OtherTree:
     children: list[OtherTree]
 
 
+class Row(msgspec.Struct, array_like=True):
+    x: int
+
+
+class LongRow(msgspec.Struct, array_like=True):
+    x: int
+    note: str = ''
+
+
+class ClosedRow(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    x: int
+
+
+class RowOfText(msgspec.Struct, array_like=True):
+    x: str
+
+
+class LongPoint(NamedTuple):
+    x: int
+    y: float
+    z: float
+
+
 def function(name: str, result: Any, **parameters: Any) -> Any:
     """Build a function by its annotations; a tuple is a type and a default."""
 
@@ -490,6 +513,8 @@ def compare(stub: dict[str, Any], live: dict[str, Any]) -> list[str]:
         pytest.param({'result': Any}, {'result': Tree}, id='anything'),
         pytest.param({'result': Tree}, {'result': Tree}, id='part of itself'),
         pytest.param({'result': AbstractSet[str]}, {'result': frozenset[str]}, id='sets'),
+        pytest.param({'result': Row}, {'result': LongRow}, id='longer row'),
+        pytest.param({'result': None, 'a': Row}, {'result': None, 'a': LongRow}, id='shorter row'),
         pytest.param({'result': Iterator[float]}, {'result': Iterator[int]}, id='stream'),
         pytest.param(
             {'result': None, 'a': Iterator[int]},
@@ -554,6 +579,21 @@ def test_what_works_is_no_difference(stub: dict[str, Any], live: dict[str, Any])
             {'result': None, 'a': tuple[int, str]},
             {'result': None, 'a': tuple[int]},
             ['f: a: the stub has tuple[int, str], the server has tuple[int]'],
+        ),
+        (
+            {'result': ClosedRow},
+            {'result': LongRow},
+            ['f: result: the server has LongRow, the stub has ClosedRow'],
+        ),
+        (
+            {'result': LongRow},
+            {'result': RowOfText},
+            ['f: result[0]: the server has str, the stub has int'],
+        ),
+        (
+            {'result': LongPoint},
+            {'result': Point},
+            ['f: result: the server has Point, the stub has LongPoint'],
         ),
         (
             {'result': None, 'a': str},
