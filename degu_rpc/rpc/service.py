@@ -435,11 +435,12 @@ def find_stream_item(what: str, annotation: Any) -> Shape | None:
     origin = typing.get_origin(annotation)
     if origin in _ASYNC_STREAMS or annotation in _ASYNC_STREAMS:
         raise TypeError(f'{what} is a stream for coroutines; use Iterator')
-    if annotation in _STREAMS:
-        raise TypeError(f'{what} is a stream of what? Write Iterator[...]')
-    if origin not in _STREAMS:
+    if annotation not in _STREAMS and origin not in _STREAMS:
         return None
-    return _build_shape(f'an item of {what}', typing.get_args(annotation)[0])
+    arguments = typing.get_args(annotation)
+    if not arguments:  # typing.Iterator has an origin all the same
+        raise TypeError(f'{what} is a stream of what? Write Iterator[...]')
+    return _build_shape(f'an item of {what}', arguments[0])
 
 
 def _closable(result: Any) -> Any:

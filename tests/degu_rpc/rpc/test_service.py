@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import typing
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -354,6 +355,14 @@ def _bare_iterator() -> Iterator:  # type: ignore[type-arg]  # what is tested
     return iter([1])
 
 
+def _bare_typing_iterator() -> typing.Iterator:  # type: ignore[type-arg]  # what is tested
+    return iter([1])
+
+
+def _bare_generator(a: typing.Generator) -> None:  # type: ignore[type-arg]  # what is tested
+    pass
+
+
 def _async_annotation() -> AsyncIterator[int]:
     raise NotImplementedError
 
@@ -378,6 +387,8 @@ def _nested_stream(a: list[Iterator[int]]) -> None:
     ('function', 'why'),
     [
         (_bare_iterator, 'the result is a stream of what'),
+        (_bare_typing_iterator, 'the result is a stream of what'),
+        (_bare_generator, "parameter 'a' is a stream of what"),
         (_async_annotation, 'the result is a stream for coroutines'),
         (_generator, 'the result of a generator is a stream'),
         (_async_generator, 'not coroutines'),
