@@ -410,7 +410,7 @@ def _build_method(
         idempotent=idempotent,
         parameters=shapes,
         required=frozenset(required),
-        struct=Shape(struct, any(shape.has_datetime for shape in shapes.values())),
+        struct=build_shape(struct),
         context_parameter=context_parameter,
         result=result,
         kind=find_kind(stream_item is not None, result_item is not None),
