@@ -54,6 +54,7 @@ from degu_rpc.rpc.codec import (
     Shape,
     build_error,
     build_shape,
+    check_scalars,
     convert_plain,
     format_value,
     parse_value,
@@ -401,7 +402,12 @@ def _build_method(
             fields.append((name, annotation))
         else:
             fields.append((name, annotation, parameter.default))
-    struct = msgspec.defstruct('Parameters', fields, forbid_unknown_fields=True, kw_only=True)
+    struct = build_shape(
+        msgspec.defstruct('Parameters', fields, forbid_unknown_fields=True, kw_only=True)
+    )
+    if struct.has_datetime or struct.has_decimal:
+        for name, _, *default in fields:
+            _check_default(name, *default)
     return Method(
         full_name=full_name,
         function=function,
@@ -410,7 +416,7 @@ def _build_method(
         idempotent=idempotent,
         parameters=shapes,
         required=frozenset(required),
-        struct=build_shape(struct),
+        struct=struct,
         context_parameter=context_parameter,
         result=result,
         kind=find_kind(stream_item is not None, result_item is not None),
@@ -418,6 +424,14 @@ def _build_method(
         item=stream_item,
         interceptors=interceptors,
     )
+
+
+def _check_default(name: str, default: Any = None) -> None:
+    """Raise TypeError for a default that no caller could send: it would make each call fail."""
+    try:
+        check_scalars(default)
+    except CodecError as error:
+        raise TypeError(f'parameter {name!r} cannot have this default: {error}') from None
 
 
 def find_kind(takes_stream: bool, gives_stream: bool) -> Kind:

@@ -9,6 +9,7 @@ import logging
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -402,6 +403,17 @@ def test_stream_that_cannot_be_is_refused_at_decoration(function: Any, why: str)
     function.__name__ = 'watch'
     with pytest.raises(TypeError, match=rf'a\.B/watch: .*{why}'):
         Service('a.B').method(allow='peer')(function)
+
+
+@pytest.mark.parametrize(
+    'default', [datetime(2020, 1, 1), Decimal('NaN'), object()], ids=['naive', 'NaN', 'opaque']
+)
+def test_default_that_would_make_each_call_fail_is_refused_at_decoration(default: Any) -> None:
+    def when(t: datetime | None = None, price: Decimal | None = default) -> None:
+        pass
+
+    with pytest.raises(TypeError, match=r"a\.B/when: parameter 'price' cannot have this default"):
+        Service('a.B').method(allow='peer')(when)
 
 
 def test_coroutines_are_refused_at_decoration() -> None:
