@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import enum
 import itertools
+import re
 import subprocess
 import sys
 import types
@@ -286,6 +287,7 @@ def test_mypy_takes_the_stub_and_right_calls_and_rejects_wrong_ones(
 texts = st.text(max_size=12) | st.sampled_from(
     ['"""', '\\', "'", '\n', 'x: int = evil()', '"""\nevil()\n"""', 'class', '__init__', '\ud800']
 )
+wires = texts.filter(lambda text: not re.search(r'[\x00-\x1f"\\\ud800-\udfff]', text))
 schemas = st.recursive(
     st.fixed_dictionaries(
         {},
@@ -294,16 +296,16 @@ schemas = st.recursive(
             'format': texts,
             '$ref': texts.map('#/$defs/{}'.format),
             'enum': st.lists(texts | st.integers(), max_size=3),
-            'const': texts,
+            'const': texts | st.integers() | st.booleans(),
             'title': texts,
             'description': texts,
-            'default': texts | st.integers() | st.lists(texts, max_size=2),
+            'default': texts | st.integers() | st.floats() | st.lists(texts, max_size=2),
         },
     ),
     lambda inner: st.fixed_dictionaries(
         {'type': st.sampled_from(['object', 'array'])},
         optional={
-            'properties': st.dictionaries(texts, inner, max_size=3),
+            'properties': st.dictionaries(wires, inner, max_size=3),
             'required': st.lists(texts, max_size=2),
             'prefixItems': st.lists(inner, max_size=2),
             'items': inner | st.booleans(),
@@ -322,7 +324,7 @@ HARMLESS = (ast.ImportFrom, ast.Import, ast.ClassDef, ast.Assign, ast.Expr)
 
 @settings(deadline=None)
 @given(
-    definitions=st.dictionaries(texts, schemas, max_size=3),
+    definitions=st.dictionaries(texts, schemas | st.integers(), max_size=3),
     result=schemas,
     parameter=schemas,
     kind=st.sampled_from(Kind),
@@ -344,12 +346,60 @@ def test_a_strangers_description_becomes_types_and_nothing_else(
         result=result,
     )
     service = ServiceDescription(name='a.B', methods=[method], definitions=definitions)
-    tree = ast.parse(write_stubs([service]).encode('utf-8', 'surrogatepass'))
+    source = write_stubs([service])
+    tree = ast.parse(source.encode())
     assert all(isinstance(node, HARMLESS) for node in tree.body)
     called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert {ast.unparse(function) for function in called} <= {'_msgspec.field'}
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     assert [function.name for function in functions] == ['call']
+    assert load(source).B.call
+
+
+def build_struct(**schema: Any) -> ServiceDescription:
+    definition = {'type': 'object', **schema}
+    return ServiceDescription(name='a.B', methods=[], definitions={'X': definition})
+
+
+def test_only_the_first_constant_is_the_tag() -> None:
+    properties = {'a': {'const': True}, 'b': {'const': 'x'}, 'c': {'const': 'y'}, 'd': {'const': 1}}
+    found = load(write_stubs([build_struct(properties=properties, required=['a', 'c', 'd'])])).X
+    assert (found.__struct_config__.tag_field, found.__struct_config__.tag) == ('b', 'x')
+    assert found.__struct_fields__ == ('a', 'c', 'd')
+
+
+@pytest.mark.parametrize('default', [float('inf'), float('-inf'), float('nan')])
+def test_default_that_python_cannot_write_is_left_out(default: float) -> None:
+    properties = {'a': {'type': 'number', 'default': default}}
+    assert load(write_stubs([build_struct(properties=properties)])).X().a is msgspec.UNSET
+
+
+def test_names_that_python_takes_for_one_are_kept_apart() -> None:
+    properties = {'\N{LATIN SMALL LIGATURE FI}': {'type': 'string'}, 'fi': {'type': 'integer'}}
+    found = load(write_stubs([build_struct(properties=properties)])).X
+    assert found.__struct_encode_fields__ == tuple(properties)
+    items = [{'title': 'a', 'type': 'integer'}] * 2
+    found = load(write_stubs([build_struct(type='array', prefixItems=items, minItems=2)])).X
+    assert found.__struct_fields__ == ('a', 'a_')
+
+
+@pytest.mark.parametrize('name', ['a"', 'a\\', 'a\n', '\ud800', b'a'])
+def test_field_with_a_name_that_msgspec_cannot_have_is_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match='no field can be named'):
+        write_stubs([build_struct(properties={name: {}})])
+
+
+def test_object_that_is_called_has_another_name_than_each_parameter() -> None:
+    described = MethodDescription(
+        name='call',
+        description='',
+        kind=Kind.UNARY,
+        safe=False,
+        idempotent=False,
+        parameters={'properties': {'self': {}, 'self_': {}}, 'required': []},
+        result={},
+    )
+    load(write_stubs([ServiceDescription(name='a.B', methods=[described], definitions={})]))
 
 
 @pytest.mark.parametrize(
@@ -362,9 +412,11 @@ def test_a_strangers_description_becomes_types_and_nothing_else(
         ('a.B', 'call', 'a=evil(), b'),
         ('a.B', 'call', 'class'),
         ('a.B', 'call', '__a'),
+        ('a.B', 'call', '\N{LATIN SMALL LIGATURE FI}'),
+        ('a.B', 'call', b'a'),
     ],
 )
-def test_name_that_python_cannot_have_is_refused(service: str, method: str, parameter: str) -> None:
+def test_name_that_python_cannot_have_is_refused(service: str, method: str, parameter: Any) -> None:
     described = MethodDescription(
         name=method,
         description='',
