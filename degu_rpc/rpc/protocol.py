@@ -211,8 +211,8 @@ def format_end(error: bytes | None, metadata: Mapping[str, str]) -> bytes:
 def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
     """Read the message that ends a stream: the error, if it is one, and its metadata.
 
-    Several values of one name are joined, as HTTP does. Raises CodecError for what is no such
-    message.
+    Several values of one name are joined, as HTTP does, and control characters escaped. Raises
+    CodecError for what is no such message.
     """
     content = JSON.decode(data)
     if not isinstance(content, dict):
@@ -220,7 +220,10 @@ def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
     metadata = content.get('metadata', {})
     if not isinstance(metadata, dict) or not all(map(_is_list_of_text, metadata.values())):
         raise CodecError(Fault('$.metadata', 'expected a map of lists of text'))
-    joined = {name.lower(): ', '.join(values) for name, values in metadata.items()}
+    found: dict[str, list[str]] = {}
+    for name, values in metadata.items():
+        found.setdefault(escape_controls(name).lower(), []).extend(map(escape_controls, values))
+    joined = {name: ', '.join(values) for name, values in found.items()}
     if 'error' not in content:
         return None, joined
     error = _parse_content(content['error'])

@@ -468,6 +468,13 @@ def test_simplest_error_of_another_server_is_read() -> None:
     assert (error.code, error.message, error.details) == (Code.DATA_LOSS, '', ())
 
 
+def test_metadata_of_one_name_is_joined_and_can_do_nothing_to_a_terminal() -> None:
+    end = {'metadata': {'X': ['1', '2'], 'x': ['\x1b[2J'], 'y\x07': ['3']}}
+    error, metadata = protocol.parse_end(json.dumps(end).encode())
+    assert error is None
+    assert metadata == {'x': '1, 2, \\x1b[2J', 'y\\x07': '3'}
+
+
 def test_control_characters_in_the_message_of_an_error_are_escaped() -> None:
     data = json.dumps({'code': 'aborted', 'message': '\x1b[2J\a\r\n\x7f\x9b é\xa0😀'}).encode()
     error = protocol.parse_error(409, 'application/json', data, '/')
