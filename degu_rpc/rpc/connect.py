@@ -262,7 +262,8 @@ def _write_stream(
     held: list[bytes] = []
     held_size = 0
     error: bytes | None = None
-    metadata: Mapping[str, str] = {}
+    metadata: dict[str, str] = {}
+    had_id = context.sent_request_id is not None  # then it is among the headers
     try:
         with contextlib.closing(method.stream(messages, codec, context)) as results:  # type: ignore[type-var]  # a generator
             for result in results:
@@ -282,7 +283,7 @@ def _write_stream(
                     yield from held
                     held = []
                 yield envelope
-        metadata = context.response_headers
+        metadata.update(context.response_headers)
         for _ in messages:  # a caller that writes into a closed connection never reads
             pass
     except RpcError as caught:
@@ -290,6 +291,8 @@ def _write_stream(
     yield from held
     if context.deadline is not None:
         connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
+    if context.sent_request_id is not None and not had_id:
+        metadata[REQUEST_ID] = context.sent_request_id
     yield pack_message(format_end(error, metadata), END, encoding.takes_gzip)
     yield b''
 

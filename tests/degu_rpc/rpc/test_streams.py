@@ -69,6 +69,12 @@ def build_app(log: Log) -> Router:
         yield from range(stop)
 
     @numbers.method(allow='peer')
+    def named(ctx: Context, fails: bool) -> Iterator[str]:
+        yield ctx.request_id
+        if fails:
+            raise RpcError(Code.ABORTED, 'on purpose')
+
+    @numbers.method(allow='peer')
     def listed() -> Iterator[int]:
         return iter([1, 2])
 
@@ -237,6 +243,24 @@ def test_headers_of_a_method_come_with_the_end(rpc: RpcClient) -> None:
     with rpc.stream(NUMBERS, 'count', {'stop': 1}) as results:
         assert list(results) == [0]
         assert results.response_headers == {'x-cost': '3'}
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_request_id_that_is_made_comes_with_the_end(rpc: RpcClient, fails: bool) -> None:
+    with rpc.streams(NUMBERS).named(fails=fails) as results:
+        made = next(results)
+        with pytest.raises(RpcError if fails else StopIteration):
+            next(results)
+        assert results.response_headers == {'x-request-id': made}
+
+
+def test_request_id_that_was_sent_comes_with_the_headers(served: Client) -> None:
+    with served.connect() as connection:
+        headers = {'content-type': 'application/connect+json', 'x-request-id': 'mine'}
+        body = format_envelope(b'{"fails": false}')
+        response = connection.post(f'/rpc/{NUMBERS}/named', headers, body)
+        assert response.headers['x-request-id'] == 'mine'
+        assert list(response.body or ())[-2] == format_envelope(b'{}', END)
 
 
 def test_second_stream_among_the_arguments_is_refused(rpc: RpcClient) -> None:
