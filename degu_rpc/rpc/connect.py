@@ -267,7 +267,6 @@ def _write_stream(
     try:
         with contextlib.closing(method.stream(messages, codec, context)) as results:  # type: ignore[type-var]  # a generator
             for result in results:
-                _check_size(result)
                 envelope = pack_message(result, 0, encoding.takes_gzip)
                 if body is not None and not body.closed:
                     held.append(envelope)
@@ -369,7 +368,6 @@ def _answer_result(
     context: Context,
     method_headers: Mapping[str, str],
 ) -> Response:
-    _check_size(result)
     headers = {'content-type': codec.content_type, **method_headers}
     if encoding.takes_gzip and len(result) >= MIN_COMPRESSED_SIZE:
         result = compress(result)
@@ -383,13 +381,6 @@ def _add_call_headers(headers: dict[str, str], context: Context) -> dict[str, st
     if context.is_replay:
         headers[REPLAYED] = 'true'
     return headers
-
-
-def _check_size(result: bytes) -> None:
-    if len(result) > MAX_MESSAGE_SIZE:
-        raise RpcError(
-            Code.RESOURCE_EXHAUSTED, f'the result is larger than {MAX_MESSAGE_SIZE} bytes'
-        )
 
 
 def _parse_query(query: str) -> dict[str, str]:

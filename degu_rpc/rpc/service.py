@@ -60,6 +60,7 @@ from degu_rpc.rpc.codec import (
     parse_value,
 )
 from degu_rpc.rpc.context import Context, enter_context, leave_context
+from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -135,14 +136,14 @@ class Method:
         """Call the function with the parameters in `data` and return the bytes of its result.
 
         Raises RpcError: `invalid_argument` with the path of each fault, `internal` for an exception
-        that the function did not mean to raise or a result that cannot travel, and what the
-        function raises.
+        that the function did not mean to raise or a result that cannot travel, `resource_exhausted`
+        for a result above MAX_MESSAGE_SIZE, and what the function raises.
         """
         token = enter_context(context)
         try:
             with self._intercept(context):
                 result = self.function(**self._prepare(data, codec, context))
-                return format_value(result, self.result, codec)
+                return self._format(result, codec)
             raise RuntimeError(_SWALLOWED)
         except RpcError:
             raise
@@ -173,12 +174,12 @@ class Method:
                     raise RpcError(Code.INVALID_ARGUMENT, 'there is more than one message')
                 result = self.function(**arguments)
                 if self.kind is Kind.CLIENT_STREAM:
-                    yield format_value(result, self.result, codec)
+                    yield self._format(result, codec)
                     return
                 with contextlib.closing(_closable(result)) as results:
                     for item in results:
                         context.check()
-                        yield format_value(item, self.result, codec)
+                        yield self._format(item, codec)
                 return
             raise RuntimeError(_SWALLOWED)
         except RpcError:
@@ -201,6 +202,15 @@ class Method:
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context
         return arguments
+
+    def _format(self, result: Any, codec: Codec) -> bytes:
+        """Return the bytes of a result; called where the interceptors see what it raises."""
+        data = format_value(result, self.result, codec)
+        if len(data) > MAX_MESSAGE_SIZE:
+            raise RpcError(
+                Code.RESOURCE_EXHAUSTED, f'the result is larger than {MAX_MESSAGE_SIZE} bytes'
+            )
+        return data
 
     def _parse_items(self, messages: Iterator[bytes], codec: Codec) -> Iterator[Any]:
         assert self.item is not None

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from degu_rpc import Code, Context, Router, RpcApp, RpcClient, RpcError, Service
 from degu_rpc.rpc.codec import JSON
+from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
 from degu_rpc.rpc.metrics import BUCKETS_S, Metrics, MetricsApp
 
 if TYPE_CHECKING:
@@ -25,11 +26,16 @@ def build_service(metrics: Metrics) -> Service:
     service = Service('a.v1.A', [metrics])
 
     @service.method(allow='peer')
-    def act(how: str = '') -> None:
+    def act(ctx: Context, how: str = '') -> Any:
         if how == 'crash':
             raise KeyError(how)
+        if how == 'header':
+            ctx.response_headers['content-type'] = 'text/html'
+        if how == 'large':
+            return 'x' * MAX_MESSAGE_SIZE
         if how:
             raise RpcError(Code(how), 'on purpose')
+        return None
 
     @service.method(allow='owner')
     def other() -> None:
@@ -57,7 +63,14 @@ def call(metrics: Metrics, peer: Peer, how: str = '') -> None:
 
 
 @pytest.mark.parametrize(
-    ('how', 'code'), [('not_found', 'not_found'), ('crash', 'internal')], ids=['error', 'crash']
+    ('how', 'code'),
+    [
+        ('not_found', 'not_found'),
+        ('crash', 'internal'),
+        ('header', 'internal'),
+        ('large', 'resource_exhausted'),
+    ],
+    ids=['error', 'crash', 'header', 'large'],
 )
 def test_calls_are_counted_by_method_and_code(
     peer: Callable[..., Peer], how: str, code: str
