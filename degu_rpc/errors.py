@@ -2,6 +2,7 @@
 
 DeguRpcError
 ├── RpcError                    a call that failed, on either side       .code .message .details
+│   ├── NotSentError            a call that found no connection
 │   └── StillRunsError          a call with the same key has not ended
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
@@ -108,6 +109,10 @@ class RpcError(DeguRpcError):
 
     def __str__(self) -> str:
         return f'{self.code.value}: {self.message}'
+
+
+class NotSentError(RpcError):
+    """There is no connection: nothing of the call was sent, so it may be made again."""
 
 
 class StillRunsError(RpcError):

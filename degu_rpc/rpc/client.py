@@ -242,12 +242,14 @@ class RpcClient:
         `Any` gives plain values. What bind() makes is faster with other types. An argument that is
         an iterator is sent as a stream; what it raises is raised here.
 
-        Raises RpcError: what the server answered; `unavailable` when it cannot be reached or went
-        away during the call (which then may have been executed), `deadline_exceeded` when the
+        Raises RpcError: what the server answered; `unavailable` when it cannot be reached (a
+        NotSentError, as each is where nothing was sent for want of a connection) or went away
+        during the call (which then may have been executed), `deadline_exceeded` when the
         call's time is over or the server took longer than the `degu` client waits,
         `unauthenticated` when one side refused the other's certificate (trying again will not
         help), `resource_exhausted` for a message above the limit in either direction, `internal`
-        for an answer that makes no sense, `canceled` after close().
+        for an answer that makes no sense, `canceled` after close(); StillRunsError (`aborted`) when
+        the first attempt with the call's key had not ended in time.
         Raises CodecError for arguments that cannot travel, TypeError for a `result_type` that
         cannot or two streams, ValueError for a name that no service or method has; nothing was sent
         then.

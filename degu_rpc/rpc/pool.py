@@ -19,17 +19,13 @@ from typing import TYPE_CHECKING
 
 from degu.errors import DeguError, PeerRejectedError, ProtocolError
 from degu.pki import CertificateError, CertificateFault
-from degu_rpc.errors import Code, RpcError, UnknownPeerError, UnreachableError
+from degu_rpc.errors import Code, NotSentError, RpcError, UnknownPeerError, UnreachableError
 from degu_rpc.rpc.limits import IDLE_TIMEOUT_S, LOOK_AFTER_S, MAX_CONNECTIONS
 
 if TYPE_CHECKING:
     from degu.client import Client, Connection
     from degu.net import Address, Deadline
     from degu_rpc.peers import DialedClient
-
-
-class NotSentError(RpcError):
-    """There is no connection: nothing of the call was sent, so it may be made again."""
 
 
 class Pool:

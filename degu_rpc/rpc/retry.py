@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from degu_rpc.errors import Code, StillRunsError
+from degu_rpc.errors import Code, NotSentError, StillRunsError
 from degu_rpc.rpc.limits import BACKOFF_S, MAX_ATTEMPTS
-from degu_rpc.rpc.pool import NotSentError
 
 if TYPE_CHECKING:
     from degu_rpc.errors import RpcError

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from degu.client import Client
 from degu.server import Server
 from degu_rpc import Code, Router, RpcApp, RpcClient, RpcError, Service
-from degu_rpc.errors import StillRunsError
+from degu_rpc.errors import NotSentError, StillRunsError
 from degu_rpc.rpc.client import repeatable
 from degu_rpc.rpc.limits import BACKOFF_S, MAX_ATTEMPTS
-from degu_rpc.rpc.pool import NotSentError
 from degu_rpc.rpc.retry import plan_retry
 
 if TYPE_CHECKING:
