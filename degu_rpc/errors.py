@@ -6,9 +6,14 @@ DeguRpcError
 │   └── StillRunsError          a call with the same key has not ended
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
-├── UnknownPeerError            somebody whom we do not know
+├── TrustError                  the trust store cannot do that           .user_id .remedy
+│   ├── UnknownUserError        a user who is not trusted here
+│   └── RemovedUserError        a user who was removed here              .name .removed_at
+├── RenewalError                no new certificate came, or more         .former_id
+├── UnknownPeerError            somebody whom we do not know             .user_id .machine_id
 ├── UnreachableError            a machine that no address led to         .machine_id .attempts
-├── PairingError                two machines did not pair                .fault
+├── DiscoveryClosedError        the Discovery was closed
+├── PairingError                two machines did not pair                .fault .detail .is_claimed
 │   └── CodeError               a code that was not typed as it is shown
 └── FilesError                  moving files: see degu_rpc/files/
     ├── PathError               a name or path that must not be used     .path .reason
@@ -16,7 +21,7 @@ DeguRpcError
     ├── IntegrityError          bytes are not what they were said to be  .path .block .reason
     ├── ContentChangedError     a file that changes faster than it moves .path
     ├── BlockedError            something of another kind is in the way  .path .reason
-    ├── NoSpaceError            the disk or a quota is full              .path .needed ...
+    ├── NoSpaceError            the disk or a quota is full              .path .needed .available
     ├── ShareRefusedError       the share answered with an error         .path .status .reason
     └── TransferCanceledError   the caller asked to stop
 
@@ -83,7 +88,20 @@ _HTTP_STATUSES = {
 
 
 class DeguRpcError(Exception):
-    """Base of what the wings raise on purpose."""
+    """Base of what the wings raise on purpose. All can be pickled, with their attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The exception's own would call the class with `args`, which is the text.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    kind: type[DeguRpcError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> DeguRpcError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class RpcError(DeguRpcError):
@@ -238,7 +256,6 @@ class CodeError(PairingError, ValueError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(PairingFault.CODE, detail)
-        self.args = (detail,)  # what unpickling it calls the class with
 
 
 class IdentityError(DeguRpcError):
