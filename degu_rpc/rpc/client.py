@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from degu.bodies import ChunkedOutput
 from degu.errors import DeguError
-from degu.limits import check_timeout
+from degu.limits import MAX_TIMEOUT_S, check_timeout
 from degu.net import Deadline
 from degu.wire import closes_connection
 from degu_rpc.errors import Code, CodecError, RpcError, StillRunsError
@@ -72,7 +72,6 @@ _Function = TypeVar('_Function', bound='Callable[..., Any]')
 _procedure = re.compile(f'{SERVICE_NAME}/{METHOD_NAME}')
 _prefix = re.compile(r'(?:/[^/?#]+)*')
 _ANY = build_shape(Any)
-_ENDLESS_S = 365 * 24 * 3600.0  # what a stream without a time has
 
 
 class CallOptions(NamedTuple):
@@ -335,7 +334,7 @@ class RpcClient:
         except RpcError as error:
             connection = self._try_again(self._pool.open_own, deadline, error)
         try:
-            if deadline.timeout_s < _ENDLESS_S:
+            if deadline.timeout_s < MAX_TIMEOUT_S:
                 connection.set_deadline(deadline)
             response = connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
@@ -368,7 +367,7 @@ class RpcClient:
                 timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
             headers = {**headers, **inherited}
         if timeout_s is None:
-            return Deadline(_ENDLESS_S), headers
+            return Deadline(MAX_TIMEOUT_S), headers
         if context is not None or TIMEOUT not in headers:
             headers = {**headers, TIMEOUT: format_timeout(timeout_s)}
         return Deadline(timeout_s), headers

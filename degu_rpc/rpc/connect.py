@@ -51,6 +51,7 @@ from degu_rpc.rpc.limits import (
     END_TIMEOUT_S,
     MAX_HELD_SIZE,
     MAX_MESSAGE_SIZE,
+    MAX_QUERY_FIELDS,
     MAX_TIMEOUT_S,
     MIN_COMPRESSED_SIZE,
 )
@@ -89,7 +90,6 @@ if TYPE_CHECKING:
 _CODECS_BY_NAME = {codec.name: codec for codec in CODECS}
 _UNARY = ', '.join(UNARY_TYPES)
 _STREAMS = ', '.join(STREAM_TYPES)
-_MAX_QUERY_FIELDS = 32
 
 
 class RpcApp:
@@ -389,7 +389,7 @@ def _parse_query(query: str) -> dict[str, str]:
             query,
             keep_blank_values=True,
             errors='strict',
-            max_num_fields=_MAX_QUERY_FIELDS,
+            max_num_fields=MAX_QUERY_FIELDS,
         )
     except ValueError:
         raise RpcError(

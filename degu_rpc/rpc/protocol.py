@@ -32,7 +32,12 @@ from degu_rpc.rpc.compression import (
     decompress,
 )
 from degu_rpc.rpc.envelope import COMPRESSED, format_envelope
-from degu_rpc.rpc.limits import MAX_ERROR_SIZE, MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
+from degu_rpc.rpc.limits import (
+    MAX_ERROR_SIZE,
+    MAX_MESSAGE_SIZE,
+    MAX_TIMEOUT_DIGITS,
+    MIN_COMPRESSED_SIZE,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +60,7 @@ _CODECS_OF_TYPES = UNARY_TYPES | {
     f'{JSON.content_type};charset=utf-8': JSON,
 }
 
-_match_timeout = re.compile(r'[0-9]{1,10}').fullmatch
+_match_timeout = re.compile(rf'[0-9]{{1,{MAX_TIMEOUT_DIGITS}}}').fullmatch
 
 # Source: Connect protocol, "HTTP to Error Code".
 _INFERRED_CODES = {
@@ -118,13 +123,15 @@ def parse_timeout(headers: Mapping[str, Any]) -> float | None:
 @functools.lru_cache(64)  # most callers give all their calls the same time
 def _parse_timeout(text: str) -> float:
     if not _match_timeout(text):
-        raise RpcError(Code.INVALID_ARGUMENT, f'{TIMEOUT} must be up to 10 digits')
+        raise RpcError(
+            Code.INVALID_ARGUMENT, f'{TIMEOUT} must be up to {MAX_TIMEOUT_DIGITS} digits'
+        )
     return int(text) / 1000
 
 
 def format_timeout(timeout_s: float) -> str:
     """Return a time as the header says it, at least a millisecond."""
-    return str(min(max(int(timeout_s * 1000), 1), 9_999_999_999))
+    return str(min(max(int(timeout_s * 1000), 1), 10**MAX_TIMEOUT_DIGITS - 1))
 
 
 def find_stream_codec(content_type: str | None) -> Codec | None:
