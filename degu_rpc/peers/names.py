@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from degu_rpc.errors import escape_controls
 from degu_rpc.peers.limits import MAX_NAME_LENGTH
+from degu_rpc.text import escape_controls
 
 
 def check_name(name: str) -> str:

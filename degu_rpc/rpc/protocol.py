@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu.bodies import ChunkedInput
 from degu.errors import BodyTooLargeError
-from degu_rpc.errors import Code, CodecError, Fault, RpcError, escape_controls
+from degu_rpc.errors import Code, CodecError, Fault, RpcError
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import (
     ENCODINGS,
@@ -38,6 +38,7 @@ from degu_rpc.rpc.limits import (
     MAX_TIMEOUT_DIGITS,
     MIN_COMPRESSED_SIZE,
 )
+from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
