@@ -41,8 +41,8 @@ from urllib.parse import parse_qsl
 
 from degu.errors import DeguError, PeerTimeoutError, ProtocolError
 from degu.net import Deadline
-from degu_rpc.errors import Code, CodecError, RpcError, StillRunsError, UnknownPeerError
-from degu_rpc.peers import find_caller
+from degu_rpc.errors import Code, CodecError, RpcError, StillRunsError
+from degu_rpc.rpc.answers import close_unread, identify_caller, refuse, settle_error
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, Context
@@ -68,7 +68,6 @@ from degu_rpc.rpc.protocol import (
     find_codec,
     find_stream_codec,
     format_end,
-    format_error,
     pack_message,
     parse_encoding,
     parse_timeout,
@@ -76,7 +75,7 @@ from degu_rpc.rpc.protocol import (
     unpack_message,
 )
 from degu_rpc.rpc.replay import Outcome, ReplayStore
-from degu_rpc.rpc.service import Kind, Service, build_internal_error, index_services
+from degu_rpc.rpc.service import Kind, Service, index_services
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -449,33 +448,3 @@ def _refuse_verb(request: dict[str, Any]) -> Response:
 def _refuse_type(request: dict[str, Any], types: str) -> Response:
     why = f'content-type must be one of these: {types}'
     return refuse(request, 415, 'Unsupported Media Type', why, **{'accept-post': types})
-
-
-def settle_error(error: RpcError) -> tuple[Code, bytes]:
-    """Return the code and the JSON of an error; `internal` where it cannot travel as it is."""
-    try:
-        return error.code, format_error(error)
-    except CodecError:
-        error = build_internal_error(f'sending an error that is {error.code.value}')
-        return error.code, format_error(error)
-
-
-def refuse(request: dict[str, Any], status: int, reason: str, why: str, **headers: str) -> Response:
-    """Answer what is no call. `why` holds nothing of the request."""
-    body = None if request['method'] == 'HEAD' else f'{why}\n'.encode()
-    headers['content-type'] = 'text/plain; charset=utf-8'
-    return status, reason, {**headers, **close_unread(request)}, body
-
-
-def identify_caller(connection: dict[str, Any]) -> Peer:
-    """Return who calls. Raises RpcError (`unauthenticated`) where nobody said who it is."""
-    try:
-        return find_caller(connection)
-    except UnknownPeerError as error:
-        raise RpcError(Code.UNAUTHENTICATED, str(error)) from None
-
-
-def close_unread(request: dict[str, Any]) -> dict[str, str]:
-    """Return the header that tells the client not to send its next call after an unread body."""
-    body = request['body']
-    return {} if body is None or (body.closed and not body.error) else {'connection': 'close'}

@@ -31,8 +31,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.rpc.answers import close_unread, identify_caller, refuse, settle_error
 from degu_rpc.rpc.codec import JSON
-from degu_rpc.rpc.connect import close_unread, identify_caller, refuse, settle_error
 from degu_rpc.rpc.context import Context
 from degu_rpc.rpc.documents import build_openrpc
 from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE
