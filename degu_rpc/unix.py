@@ -36,6 +36,7 @@ LOCK_TIMEOUT_S = 5.0
 _LOCK_PERIOD_S = 0.01
 _PROBE_TIMEOUT_S = 1.0
 _BACKLOG = 128
+_SOCKETS = '/proc/net/unix'
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON among the flags in /proc/net/unix
 _UNCONNECTED = b'01'  # SS_UNCONNECTED
 
@@ -62,12 +63,12 @@ def listen_unix(
         # What a socket's file is made with is the mode of the socket, less the umask.
         os.fchmod(sock.fileno(), 0)
         try:
-            sock.bind(path)
+            _bind(sock, path)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise OSError(error.errno, f'cannot listen at {path!r}: {error.strerror}') from None
+                raise
             _remove_stale(path)
-            sock.bind(path)
+            _bind(sock, path)
         made = _identify(path)
         try:
             shutil.chown(path, -1 if owner is None else owner, -1 if group is None else group)
@@ -111,17 +112,26 @@ def _locked(directory: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _bind(sock: socket.socket, path: str) -> None:
+    try:
+        sock.bind(path)
+    except OSError as error:
+        raise _refuse(path, error.strerror, error.errno) from None
+
+
+def _refuse(path: str, reason: str | None, number: int | None = errno.EADDRINUSE) -> OSError:
+    return OSError(number, f'cannot listen at {path!r}: {reason}')
+
+
 def _remove_stale(path: str) -> None:
     """Remove what a dead process left. Raises OSError (EADDRINUSE) for anything else."""
-    try:
+    with contextlib.suppress(FileNotFoundError):  # its owner removed it meanwhile
         found = _identify(path)
         reason = _find_holder(path)
         if reason is not None:
-            raise OSError(errno.EADDRINUSE, f'cannot listen at {path!r}: {reason}')
+            raise _refuse(path, reason)
         if _identify(path) == found:
             os.unlink(path)
-    except FileNotFoundError:  # its owner removed it meanwhile
-        return
 
 
 def _find_holder(path: str) -> str | None:
@@ -136,7 +146,11 @@ def _find_holder(path: str) -> str | None:
     except FileNotFoundError:
         raise
     except ConnectionRefusedError:
-        return 'a process is bound to it and does not listen' if _is_bound(path) else None
+        try:
+            is_bound = _is_bound(path)
+        except OSError as error:
+            return f'nobody can say whether a process is bound to it: {error}'
+        return 'a process is bound to it and does not listen' if is_bound else None
     except TimeoutError:
         return f'something of uid {status.st_uid} serves it, too busy to say what it is'
     except OSError as error:
@@ -146,7 +160,7 @@ def _find_holder(path: str) -> str | None:
 def _is_bound(path: str) -> bool:
     """Return whether a socket is bound there that does not listen. Source: proc_net_unix(5)."""
     # num: refcount protocol flags type state inode path
-    for line in Path('/proc/net/unix').read_bytes().splitlines()[1:]:
+    for line in Path(_SOCKETS).read_bytes().splitlines()[1:]:
         _, _, _, flags, _, state, _, *name = line.split(None, 7)
         if name == [os.fsencode(path)] and state == _UNCONNECTED and not int(flags, 16) & _ACCEPTS:
             return True

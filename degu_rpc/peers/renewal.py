@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from degu import pki
 from degu.bodies import Input
 from degu.errors import DeguError
-from degu_rpc.errors import RenewalError, TrustError, UnknownPeerError, escape_controls
+from degu_rpc.errors import RenewalError, TrustError, UnknownPeerError
 from degu_rpc.peers.caller import PeerKind, find_caller
 from degu_rpc.peers.clock import read_clock
 from degu_rpc.peers.limits import MAX_CERTIFICATE_SIZE
+from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from degu.bodies import ChunkedOutput
 from degu.errors import DeguError
-from degu.limits import check_timeout
+from degu.limits import MAX_TIMEOUT_S, check_timeout
 from degu.net import Deadline
 from degu.wire import closes_connection
-from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.errors import Code, CodecError, RpcError, StillRunsError
 from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, TRACE, current_context
@@ -46,6 +46,7 @@ from degu_rpc.rpc.pool import Pool, explain_failure
 from degu_rpc.rpc.protocol import (
     IDEMPOTENCY_KEY,
     PROTOCOL_VERSION,
+    RUNNING,
     TIMEOUT,
     find_codec,
     format_timeout,
@@ -75,7 +76,6 @@ _procedure = re.compile(f'{SERVICE_NAME}/{METHOD_NAME}')
 _prefix = re.compile(r'(?:/[^/?#]+)*')
 _ANY = build_shape(Any)
 _TIMEOUT_UNIT_S = 0.001
-_ENDLESS_S = 365 * 24 * 3600.0  # what a stream without a time has
 
 
 class CallOptions(NamedTuple):
@@ -251,12 +251,14 @@ class RpcClient:
         `Any` gives plain values. What bind() makes is faster with other types. An argument that is
         an iterator is sent as a stream; what it raises is raised here.
 
-        Raises RpcError: what the server answered; `unavailable` when it cannot be reached or went
-        away during the call (which then may have been executed), `deadline_exceeded` when the
+        Raises RpcError: what the server answered; `unavailable` when it cannot be reached (a
+        NotSentError, as each is where nothing was sent for want of a connection) or went away
+        during the call (which then may have been executed), `deadline_exceeded` when the
         call's time is over or the server took longer than the `degu` client waits,
         `unauthenticated` when one side refused the other's certificate (trying again will not
         help), `resource_exhausted` for a message above the limit in either direction, `internal`
-        for an answer that makes no sense, `canceled` after close().
+        for an answer that makes no sense, `canceled` after close(); StillRunsError (`aborted`) when
+        the first attempt with the call's key had not ended in time.
         Raises CodecError for arguments that cannot travel, TypeError for a `result_type` that
         cannot or two streams, ValueError for a name that no service or method has; nothing was sent
         then.
@@ -330,7 +332,10 @@ class RpcClient:
             if response.headers.get('content-encoding') == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if response.status != 200:
-                raise parse_error(response.status, content_type, data, uri)
+                error = parse_error(response.status, content_type, data, uri)
+                if response.headers.get(RUNNING) == 'true':
+                    raise StillRunsError(*error.args)
+                raise error
             if find_codec(content_type) is not self._codec:
                 raise RpcError(
                     Code.INTERNAL,
@@ -338,10 +343,10 @@ class RpcClient:
                     f'not {self._codec.content_type}',
                 )
             return parse_value(data, shape, self._codec)
-        except CodecError as error:
+        except CodecError as fault:
             raise RpcError(
-                Code.INTERNAL, f'{procedure} answered what it must not: {error}'
-            ) from error
+                Code.INTERNAL, f'{procedure} answered what it must not: {fault}'
+            ) from fault
 
     def _open_stream(
         self, procedure: str, args: Mapping[str, Any], shape: Shape, is_single: bool = False
@@ -415,7 +420,7 @@ class RpcClient:
                 timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
             headers = {**headers, **inherited}
         if timeout_s is None:
-            return Deadline(_ENDLESS_S), headers
+            return Deadline(MAX_TIMEOUT_S), headers
         if context is not None or TIMEOUT not in headers:
             headers = {**headers, TIMEOUT: format_timeout(timeout_s)}
         return Deadline(timeout_s), headers
@@ -471,7 +476,7 @@ def _build_procedure(service: str, method: str) -> str:
 
 
 def _is_endless(deadline: Deadline) -> bool:
-    return deadline.timeout_s >= _ENDLESS_S
+    return deadline.timeout_s >= MAX_TIMEOUT_S
 
 
 def _update_timeout(headers: dict[str, str], deadline: Deadline) -> dict[str, str]:

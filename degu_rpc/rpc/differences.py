@@ -17,6 +17,7 @@ Constraints (lengths, ranges, patterns) are not compared: the service checks the
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import typing
 from typing import TYPE_CHECKING, Any
@@ -173,9 +174,19 @@ class _Comparison:
         """Return where values of the schema `sent` are none of the schema `wanted`."""
         pair = (repr(sent), repr(wanted))
         if pair not in self._known:
-            self._known[pair] = []  # as long as it is under way
-            self._known[pair] = self._compare(sent, wanted)
+            self._known[pair] = []  # assumed, as long as it is under way
+            faults = self._compare(sent, wanted)
+            if faults:
+                self._forget_since(pair)
+            self._known[pair] = faults
         return self._known[pair]
+
+    def _forget_since(self, pair: tuple[str, str]) -> None:
+        """Forget what fits since `pair` was assumed to fit: it may do so only if that does."""
+        later = itertools.takewhile(lambda other: other != pair, reversed(list(self._known)))
+        for other in later:
+            if not self._known[other]:
+                del self._known[other]
 
     def _compare(self, sent: Any, wanted: Any) -> list[Fault]:
         source = _resolve(sent, self._sent_definitions)
@@ -234,13 +245,24 @@ class _Comparison:
 
     def _compare_arrays(self, sent: Schema, wanted: Schema) -> list[Fault] | None:
         given, known = part(sent, 'prefixItems', list), part(wanted, 'prefixItems', list)
-        if len(given) != len(known):
+        if len(given) != len(known) and not _fits_length(sent, wanted):
             return None
         faults = self.compare(part(sent, 'items', dict), part(wanted, 'items', dict))
         faults = _below('[]', faults)
-        for index, (one, other) in enumerate(zip(given, known, strict=True)):
+        for index, (one, other) in enumerate(zip(given, known, strict=False)):
             faults += _below(f'[{index}]', self.compare(one, other))
         return faults
+
+
+def _fits_length(sent: Schema, wanted: Schema) -> bool:
+    """Return whether a row of fields may be taken for another that has fewer or more of them."""
+    given, known = len(part(sent, 'prefixItems', list)), len(part(wanted, 'prefixItems', list))
+    if not given or not known:
+        return False
+    if given > known:
+        return 'items' not in wanted
+    least: int = part(wanted, 'minItems', int)
+    return given >= least
 
 
 def _below(path: str, faults: list[Fault]) -> list[Fault]:

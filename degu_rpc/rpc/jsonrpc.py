@@ -38,15 +38,9 @@ import secrets
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.rpc.answers import close_unread, identify_caller, refuse, settle_error
 from degu_rpc.rpc.codec import JSON
-from degu_rpc.rpc.connect import (
-    check_response_headers,
-    close_unread,
-    identify_caller,
-    read_whole,
-    refuse,
-    settle_error,
-)
+from degu_rpc.rpc.connect import read_whole
 from degu_rpc.rpc.context import (
     REQUEST_ID,
     Context,
@@ -233,7 +227,7 @@ class JsonRpcApp:
             params = _name_parameters(method, params)
         check_deadline(caller.deadline)
         context = caller.build_context(method)
-        return method.call(JSON.encode(params), JSON, context), check_response_headers(context)
+        return method.call(JSON.encode(params), JSON, context), context.response_headers
 
     def _discover(self, params: dict[str, Any] | list[Any], peer: Peer) -> bytes:
         """Return the OpenRPC document of what the caller may call."""

@@ -2,6 +2,10 @@
 
 MAX_MESSAGE_SIZE = 4 * 1024 * 1024
 """Bytes of one message, either way."""
+MAX_QUERY_FIELDS = 32
+"""Fields in the query of a call that is a GET."""
+MAX_ERROR_SIZE = 1024 * 1024
+"""Bytes of one error as JSON; a larger one is not sent, but logged and replaced."""
 MAX_NESTING = 64
 """Arrays and maps inside each other."""
 MAX_VALUES = 100_000
@@ -18,6 +22,8 @@ MAX_BATCH = 50
 """Requests in one batch of JSON-RPC."""
 MAX_TIMEOUT_S = 86_400.0
 """The longest that a server lets a call take whose caller names a time, however long that is."""
+MAX_TIMEOUT_DIGITS = 10
+"""Digits of the time that a caller names. Source: Connect protocol, Timeout-Milliseconds."""
 DEFAULT_TIMEOUT_S = 30.0
 """How long a client lets a call take that has no stream, unless it is told otherwise."""
 LOOK_INTERVAL_S = 0.1
@@ -28,6 +34,10 @@ MAX_HELD_SIZE = 4 * 1024 * 1024
 """Bytes of results that a server holds back while it still reads the caller's stream."""
 MAX_REQUEST_ID_LENGTH = 128
 """Characters of a request id; a longer one is replaced."""
+MAX_RESPONSE_HEADERS = 16
+"""Headers that a method may send with its result: half of what a client takes."""
+MAX_RESPONSE_HEADER_SIZE = 1024
+"""Bytes of one of them, name and value; all together are half of what a client takes."""
 MIN_COMPRESSED_SIZE = 1024
 """A smaller message is never compressed."""
 MAX_ATTEMPTS = 5

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from degu_rpc.errors import Code, RpcError
 from degu_rpc.peers import build_roles
-from degu_rpc.rpc.connect import close_unread, identify_caller, refuse
+from degu_rpc.rpc.answers import close_unread, identify_caller, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -19,17 +19,13 @@ from typing import TYPE_CHECKING
 
 from degu.errors import DeguError, PeerRejectedError, ProtocolError
 from degu.pki import CertificateError, CertificateFault
-from degu_rpc.errors import Code, RpcError, UnknownPeerError, UnreachableError
+from degu_rpc.errors import Code, NotSentError, RpcError, UnknownPeerError, UnreachableError
 from degu_rpc.rpc.limits import IDLE_TIMEOUT_S, LOOK_AFTER_S, MAX_CONNECTIONS
 
 if TYPE_CHECKING:
     from degu.client import Client, Connection
     from degu.net import Address, Deadline
     from degu_rpc.peers import DialedClient
-
-
-class NotSentError(RpcError):
-    """There is no connection: nothing of the call was sent, so it may be made again."""
 
 
 class Pool:
@@ -84,7 +80,10 @@ class Pool:
                     elif self._count < MAX_CONNECTIONS:
                         self._count += 1
                         break
-                    elif not self._free.wait(deadline.remaining()):
+                    elif deadline.remaining():
+                        # Also after a wait that was in vain: it may have been told too late.
+                        self._free.wait(deadline.remaining())
+                    else:
                         raise NotSentError(
                             Code.DEADLINE_EXCEEDED,
                             f'all {MAX_CONNECTIONS} connections were in use for '

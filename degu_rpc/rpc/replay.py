@@ -3,7 +3,9 @@
 1. The first call with a key runs, and its outcome is kept: result, error and headers.
 2. The same call again gets the same outcome and is not run. While the first one runs it is
    `aborted`: its caller may come back.
-   An outcome that is `unavailable` is not kept: the method says that another attempt may do.
+   Some errors are not kept. With `unavailable` the method says that another attempt may do; with
+   `canceled` and `deadline_exceeded` it ended because nobody waited, which is no answer to who
+   comes back.
 3. Another body under the same key is a mistake of the caller: `invalid_argument`.
 
 A key belongs to who calls and to the method: nobody can ask for another's results. Outcomes are
@@ -24,7 +26,7 @@ from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from degu_rpc.errors import Code, RpcError
+from degu_rpc.errors import Code, RpcError, StillRunsError
 from degu_rpc.rpc.limits import MAX_KEY_LENGTH, MAX_REPLAY_SIZE, REPLAY_AGE_S, REPLAY_COST
 
 if TYPE_CHECKING:
@@ -32,15 +34,25 @@ if TYPE_CHECKING:
 
     from degu_rpc.peers import Peer
 
+_NOT_KEPT = {Code.UNAVAILABLE, Code.CANCELED, Code.DEADLINE_EXCEEDED}
 _match_key = re.compile(rf'[ -~]{{1,{MAX_KEY_LENGTH}}}').fullmatch
 
 
 class Outcome(NamedTuple):
-    """What became of a call: a result or an error, and the headers that the method set."""
+    """What became of a call, as it is sent: no object of the call lives on in it.
 
-    result: bytes
-    error: RpcError | None
+    `data` is the result, and `headers` what the method set; or the JSON of an error with `code`.
+    """
+
+    data: bytes
+    code: Code | None
     headers: Mapping[str, str]
+
+    @property
+    def cost(self) -> int:
+        """How many bytes it counts while it is kept."""
+        header_size = sum(len(name) + len(value) for name, value in self.headers.items())
+        return REPLAY_COST + len(self.data) + header_size
 
 
 class _Entry:
@@ -73,8 +85,8 @@ class ReplayStore:
     ) -> tuple[Outcome, bool]:
         """Return the outcome of `call`, and whether it is that of an earlier one.
 
-        Raises RpcError: `aborted` while the earlier one runs, `invalid_argument` for another body
-        or a key of another form. What `call` raises is raised and not kept.
+        Raises StillRunsError (`aborted`) while the earlier one runs, RpcError (`invalid_argument`)
+        for another body or a key of another form. What `call` raises is raised and not kept.
         """
         if not _match_key(key):
             raise RpcError(
@@ -94,7 +106,7 @@ class ReplayStore:
             elif found.fingerprint != fingerprint:
                 raise RpcError(Code.INVALID_ARGUMENT, 'this idempotency-key had another body')
             elif found.outcome is None:
-                raise RpcError(Code.ABORTED, 'the call with this idempotency-key still runs')
+                raise StillRunsError(Code.ABORTED, 'the call with this idempotency-key still runs')
             else:
                 return found.outcome, True
         try:
@@ -104,13 +116,13 @@ class ReplayStore:
                 self._drop(caller, name)
             raise
         with self._lock:
-            if outcome.error is not None and outcome.error.code is Code.UNAVAILABLE:
+            if outcome.code in _NOT_KEPT:
                 self._drop(caller, name)
                 return outcome, False
             entry.outcome = outcome
             entry.since_s = self._clock()
-            entry.cost += len(outcome.result)
-            self._costs[caller] += len(outcome.result)
+            self._costs[caller] += outcome.cost - entry.cost
+            entry.cost = outcome.cost
             # Its age counts from now on, and so does its place.
             self._entries[caller][name] = self._entries[caller].pop(name)
             self._make_room()

@@ -55,11 +55,13 @@ from degu_rpc.rpc.codec import (
     Shape,
     build_error,
     build_shape,
+    check_scalars,
     convert_plain,
     format_value,
     parse_value,
 )
 from degu_rpc.rpc.context import Context, enter_context, leave_context
+from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -135,14 +137,14 @@ class Method:
         """Call the function with the parameters in `data` and return the bytes of its result.
 
         Raises RpcError: `invalid_argument` with the path of each fault, `internal` for an exception
-        that the function did not mean to raise or a result that cannot travel, and what the
-        function raises.
+        that the function did not mean to raise or a result that cannot travel, `resource_exhausted`
+        for a result above MAX_MESSAGE_SIZE, and what the function raises.
         """
         token = enter_context(context)
         try:
             with self._intercept(context):
                 result = self.function(**self._prepare(data, codec, context))
-                return format_value(result, self.result, codec)
+                return self._format(result, codec)
             raise RuntimeError(_SWALLOWED)
         except RpcError:
             raise
@@ -173,12 +175,12 @@ class Method:
                     raise RpcError(Code.INVALID_ARGUMENT, 'there is more than one message')
                 result = self.function(**arguments)
                 if self.kind is Kind.CLIENT_STREAM:
-                    yield format_value(result, self.result, codec)
+                    yield self._format(result, codec)
                     return
                 with contextlib.closing(_closable(result)) as results:
                     for item in results:
                         context.check()
-                        yield format_value(item, self.result, codec)
+                        yield self._format(item, codec)
                 return
             raise RuntimeError(_SWALLOWED)
         except RpcError:
@@ -201,6 +203,15 @@ class Method:
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context
         return arguments
+
+    def _format(self, result: Any, codec: Codec) -> bytes:
+        """Return the bytes of a result; called where the interceptors see what it raises."""
+        data = format_value(result, self.result, codec)
+        if len(data) > MAX_MESSAGE_SIZE:
+            raise RpcError(
+                Code.RESOURCE_EXHAUSTED, f'the result is larger than {MAX_MESSAGE_SIZE} bytes'
+            )
+        return data
 
     def _parse_items(self, messages: Iterator[bytes], codec: Codec) -> Iterator[Any]:
         assert self.item is not None
@@ -410,7 +421,9 @@ def _build_method(
         else:
             _check_default(name, parameter.default, shapes[name])
             fields.append((name, annotation, parameter.default))
-    struct = msgspec.defstruct('Parameters', fields, forbid_unknown_fields=True, kw_only=True)
+    struct = build_shape(
+        msgspec.defstruct('Parameters', fields, forbid_unknown_fields=True, kw_only=True)
+    )
     return Method(
         full_name=full_name,
         function=function,
@@ -419,7 +432,7 @@ def _build_method(
         idempotent=idempotent,
         parameters=shapes,
         required=frozenset(required),
-        struct=Shape(struct, any(shape.has_datetime for shape in shapes.values())),
+        struct=struct,
         context_parameter=context_parameter,
         result=result,
         kind=find_kind(stream_item is not None, result_item is not None),
@@ -430,10 +443,13 @@ def _build_method(
 
 
 def _check_default(name: str, default: Any, shape: Shape) -> None:
-    """Raise TypeError for a default that its own annotation would refuse."""
-    if default is msgspec.UNSET or shape.annotation is Any:  # can stand for "not given"
+    """Raise TypeError for a default that no caller could send: it would make each call fail."""
+    if default is msgspec.UNSET:  # stands for "not given"
         return
     try:
+        if shape.annotation is Any:
+            check_scalars(default)
+            return
         plain = msgspec.to_builtins(default, builtin_types=MSGPACK.native_types, str_keys=True)
         convert_plain(plain, shape, MSGPACK)
     except (CodecError, TypeError, ValueError, RecursionError) as error:
@@ -458,11 +474,12 @@ def find_stream_item(what: str, annotation: Any, other: type | None = None) -> S
     if origin in _ASYNC_STREAMS or annotation in _ASYNC_STREAMS:
         raise TypeError(f'{what} is a stream for coroutines; use Iterator')
     streams = _STREAMS if other is None else (*_STREAMS, other)
-    if annotation in streams:
-        raise TypeError(f'{what} is a stream of what? Write {annotation.__name__}[...]')
-    if origin not in streams:
+    if annotation not in streams and origin not in streams:
         return None
-    return _build_shape(f'an item of {what}', typing.get_args(annotation)[0])
+    arguments = typing.get_args(annotation)
+    if not arguments:  # typing.Iterator has an origin all the same
+        raise TypeError(f'{what} is a stream of what? Write Iterator[...]')
+    return _build_shape(f'an item of {what}', arguments[0])
 
 
 def _closable(result: Any) -> Any:

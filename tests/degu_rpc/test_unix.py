@@ -261,6 +261,18 @@ def test_bound_socket_that_does_not_listen_is_not_removed(path: str, kind: int) 
         assert identify(path) == before
 
 
+def test_without_proc_a_stale_socket_is_refused_with_the_reason(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('degu_rpc.unix._SOCKETS', '/no-such-proc/net/unix')
+    leave_stale(path)
+    found = identify(path)
+    with pytest.raises(OSError, match=r'bound to it: .*/no-such-proc/net/unix') as caught:
+        listen_unix(path)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert identify(path) == found
+
+
 @pytest.mark.parametrize('kind', ['file', 'directory', 'symlink', 'dangling'])
 def test_what_is_no_socket_is_not_removed(path: str, tmp_path: Path, kind: str) -> None:
     if kind == 'file':

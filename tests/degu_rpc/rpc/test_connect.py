@@ -18,7 +18,7 @@ from degu.server import Server
 from degu_rpc import Code, Context, Router, RpcApp, RpcError, Service
 from degu_rpc.peers import Authenticated
 from degu_rpc.rpc import protocol
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
+from degu_rpc.rpc.limits import MAX_ERROR_SIZE, MAX_MESSAGE_SIZE
 
 if TYPE_CHECKING:
     import pathlib
@@ -304,6 +304,13 @@ def test_details_that_cannot_travel_are_an_internal_error(
 # --- who may call --------------------------------------------------------------------------------
 
 
+def test_error_above_the_limit_is_an_internal_error(conn: Connection) -> None:
+    message = 'x' * MAX_ERROR_SIZE
+    status, error = post(conn, 'fail', {'code': 'not_found', 'message': message})
+    assert (status, error['code']) == (500, 'internal')
+    assert 'reference' in error['message']
+
+
 @pytest.mark.parametrize('name', ['echo', 'wipe', 'none'])
 def test_unknown_caller_is_unauthenticated(serve: Callable[..., Any], name: str) -> None:
     client, _ = serve(Authenticated(build_app()), roles=None)
@@ -493,6 +500,13 @@ def test_parse_of_format_is_the_same_error() -> None:
 def test_simplest_error_of_another_server_is_read() -> None:
     error = protocol.parse_error(503, 'application/json', b'{"code": "data_loss", "more": 1}', '/')
     assert (error.code, error.message, error.details) == (Code.DATA_LOSS, '', ())
+
+
+def test_metadata_of_one_name_is_joined_and_can_do_nothing_to_a_terminal() -> None:
+    end = {'metadata': {'X': ['1', '2'], 'x': ['\x1b[2J'], 'y\x07': ['3']}}
+    error, metadata = protocol.parse_end(json.dumps(end).encode())
+    assert error is None
+    assert metadata == {'x': '1, 2, \\x1b[2J', 'y\\x07': '3'}
 
 
 def test_control_characters_in_the_message_of_an_error_are_escaped() -> None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from degu_rpc import Code, Context, Router, RpcApp, RpcClient, RpcError, Service, current_context
+from degu_rpc.rpc.context import ResponseHeaders
 from degu_rpc.rpc.envelope import format_envelope
+from degu_rpc.rpc.limits import MAX_RESPONSE_HEADER_SIZE, MAX_RESPONSE_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,8 +59,8 @@ class Node:
             return ctx.request_id
 
         @service.method(allow='peer')
-        def answer(ctx: Context, headers: dict[str, str]) -> None:
-            ctx.response_headers.update(headers)
+        def answer(ctx: Context, headers: dict[str, str | int]) -> None:
+            ctx.response_headers.update(headers)  # type: ignore[arg-type]  # what is tested
 
         @service.method(allow='peer')
         def sleep_then_relay(ctx: Context) -> bool:
@@ -187,6 +189,26 @@ def test_method_can_send_headers(conn: Connection) -> None:
     assert headers['x-cost'] == '3'
 
 
+def test_all_that_a_method_can_send_reaches_the_caller(conn: Connection) -> None:
+    value = 'x' * (MAX_RESPONSE_HEADER_SIZE - 4)
+    sent = {f'x-{number:02}': value for number in range(MAX_RESPONSE_HEADERS)}
+    _, _, headers = post(conn, 'answer', {'headers': sent})
+    assert {name: headers[name] for name in sent} == sent
+
+
+def test_response_headers_are_a_mapping() -> None:
+    headers = ResponseHeaders()
+    for number in range(MAX_RESPONSE_HEADERS):
+        headers[f'x-{number}'] = '1'
+    headers['x-0'] = '2'
+    del headers['x-1']
+    headers['x-more'] = '3'
+    assert headers.pop('x-0') == '2'
+    assert len(headers) == MAX_RESPONSE_HEADERS - 1
+    with pytest.raises(TypeError, match="two str, not 'x-0': 3"):
+        headers['x-0'] = 3  # type: ignore[assignment]  # what is tested
+
+
 @pytest.mark.parametrize(
     'headers',
     [
@@ -199,11 +221,14 @@ def test_method_can_send_headers(conn: Connection) -> None:
         {'X-Cost': '1'},
         {'x': 'a\r\nb: c'},
         {'x': ''},
+        {'x': 3},
+        {'x': 'x' * MAX_RESPONSE_HEADER_SIZE},
+        {f'x-{number}': 'x' for number in range(MAX_RESPONSE_HEADERS + 1)},
     ],
-    ids=str,
+    ids=lambda headers: str(headers)[:40],
 )
 def test_method_cannot_send_what_is_not_its_business(
-    conn: Connection, headers: dict[str, str]
+    conn: Connection, headers: dict[str, Any]
 ) -> None:
     status, error, found = post(conn, 'answer', {'headers': headers})
     assert (status, error['code']) == (500, 'internal')

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +54,7 @@ class Calls:
 def run(store: ReplayStore, calls: Any, key: str = 'k', **changed: Any) -> tuple[bytes, bool]:
     args = {'peer': ANN, 'method': 'a/b', 'body': b'{}'} | changed
     outcome, is_replay = store.run(args['peer'], args['method'], key, args['body'], calls)
-    return outcome.result, is_replay
+    return outcome.data, is_replay
 
 
 # --- the store -----------------------------------------------------------------------------------
@@ -115,8 +117,11 @@ def test_call_that_had_no_outcome_may_be_made_again(store: ReplayStore) -> None:
     assert run(store, Calls()) == (b'1', False)
 
 
-def test_unavailable_is_no_outcome_to_keep(store: ReplayStore) -> None:
-    later = Outcome(b'', RpcError(Code.UNAVAILABLE, 'later'), {})
+@pytest.mark.parametrize('code', [Code.UNAVAILABLE, Code.CANCELED, Code.DEADLINE_EXCEEDED])
+def test_call_for_which_nobody_waited_has_no_outcome_to_keep(
+    store: ReplayStore, code: Code
+) -> None:
+    later = Outcome(b'{}', code, {})
     assert store.run(ANN, 'a/b', 'k', b'{}', lambda: later) == (later, False)
     assert run(store, Calls()) == (b'1', False)
 
@@ -156,12 +161,21 @@ def test_who_takes_most_loses_the_oldest(
     assert run(store, calls, '0') == (b'%d' % (count + 1), False)
 
 
-def test_large_results_count_by_their_size(
-    store: ReplayStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    'outcome',
+    [
+        Outcome(bytes(6000), None, {}),
+        Outcome(bytes(6000), Code.NOT_FOUND, {}),
+        Outcome(b'', None, {'x-note': 'x' * 6000}),
+    ],
+    ids=['result', 'error', 'headers'],
+)
+def test_large_outcomes_count_by_their_size(
+    store: ReplayStore, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
 ) -> None:
     monkeypatch.setattr(replay_module, 'MAX_REPLAY_SIZE', 10 * 1024)
-    run(store, lambda: Outcome(bytes(6000), None, {}), 'a')
-    run(store, lambda: Outcome(bytes(6000), None, {}), 'b')
+    run(store, lambda: outcome, 'a')
+    run(store, lambda: outcome, 'b')
     assert run(store, Calls(), 'b')[1]
     assert not run(store, Calls(), 'a')[1]
 
@@ -172,8 +186,11 @@ def test_large_results_count_by_their_size(
 class Account:
     def __init__(self) -> None:
         self.total = 0
+        self.runs = 0
         self.entered = threading.Event()
         self.leave = threading.Event()
+        self.noticed = threading.Event()
+        self.arguments: list[weakref.ref[set[str]]] = []
         service = Service('bank.v1.Bank')
 
         @service.method(allow='peer')
@@ -184,6 +201,12 @@ class Account:
                 raise RpcError(Code.OUT_OF_RANGE, 'below zero')
             return self.total
 
+        @service.method(allow='peer')
+        def fail_with_argument() -> None:
+            argument = {'a large argument'}
+            self.arguments.append(weakref.ref(argument))
+            raise RpcError(Code.NOT_FOUND, 'gone')
+
         @service.method(allow='peer', idempotent=True)
         def put(amount: int) -> int:
             self.total += amount
@@ -191,8 +214,21 @@ class Account:
 
         @service.method(allow='peer')
         def block() -> int:
+            self.runs += 1
             self.entered.set()
-            self.leave.wait(20)
+            assert self.leave.wait(20)
+            return 1
+
+        @service.method(allow='peer')
+        def check(ctx: Context) -> int:
+            self.runs += 1
+            self.entered.set()
+            try:
+                while not self.leave.wait(0.01):
+                    ctx.check()
+            except RpcError:
+                self.noticed.set()
+                raise
             return 1
 
         self.app = Router()
@@ -238,6 +274,14 @@ def test_error_is_replayed_too(post: Any, account: Account) -> None:
     assert account.total == -5
 
 
+def test_nothing_of_a_call_that_failed_is_kept_alive(post: Any, account: Account) -> None:
+    assert post('fail_with_argument')[0] == 404
+    assert post('fail_with_argument')[2]['idempotency-replayed'] == 'true'
+    gc.collect()
+    (argument,) = account.arguments
+    assert argument() is None
+
+
 def test_key_does_nothing_for_a_method_that_is_idempotent(post: Any, account: Account) -> None:
     assert [post('put', amount=1)[1], post('put', amount=1)[1]] == [1, 2]
 
@@ -252,9 +296,44 @@ def test_other_body_and_running_call_have_their_codes(post: Any, account: Accoun
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(post, 'block')
         assert account.entered.wait(20)
-        assert post('block')[1]['code'] == 'aborted'
+        _, error, headers = post('block')
+        assert (error['code'], headers['idempotency-running']) == ('aborted', 'true')
         account.leave.set()
         assert running.result(20)[:2] == (200, 1)
+
+
+@pytest.mark.parametrize('method', ['block', 'check'])
+def test_keyed_call_survives_a_connection_that_breaks_under_it(
+    serve: Callable[..., Any], account: Account, method: str
+) -> None:
+    met = threading.Event()
+    connections = []
+
+    def app(connection: Any, request: Any) -> Any:
+        response = account.app(connection, request)
+        if 'idempotency-running' in response[2]:
+            met.set()
+        return response
+
+    client, _ = serve(app)
+
+    class Breaking:
+        """A client whose first connection can be broken by the test."""
+
+        address = client.address
+
+        def connect(self) -> Any:
+            connections.append(client.connect())
+            return connections[-1]
+
+    with RpcClient(Breaking()) as rpc, ThreadPoolExecutor(1) as threads:  # type: ignore[arg-type]  # all that is needed
+        call = threads.submit(rpc.using(keyed=True).call, 'bank.v1.Bank', method, {})
+        assert account.entered.wait(20)
+        connections[0].close()
+        assert (met if method == 'block' else account.noticed).wait(20)
+        account.leave.set()
+        assert call.result(20) == 1
+    assert account.runs == (1 if method == 'block' else 2)
 
 
 def test_keyed_client_gives_each_call_a_key_of_its_own(

@@ -19,7 +19,7 @@ from degu_rpc.errors import CodecError
 from degu_rpc.rpc import connect as connect_module
 from degu_rpc.rpc.codec import CODECS, Codec
 from degu_rpc.rpc.envelope import END, format_envelope, parse_envelopes
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
+from degu_rpc.rpc.limits import MAX_ERROR_SIZE, MAX_MESSAGE_SIZE
 from degu_rpc.rpc.result_stream import ResultStream
 from degu_rpc.rpc.service import Kind
 
@@ -70,6 +70,12 @@ def build_app(log: Log) -> Router:
         yield from range(stop)
 
     @numbers.method(allow='peer')
+    def named(ctx: Context, fails: bool) -> Iterator[str]:
+        yield ctx.request_id
+        if fails:
+            raise RpcError(Code.ABORTED, 'on purpose')
+
+    @numbers.method(allow='peer')
     def listed() -> Iterator[int]:
         return iter([1, 2])
 
@@ -91,12 +97,20 @@ def build_app(log: Log) -> Router:
         yield from blocks
 
     @numbers.method(allow='peer')
+    def twice(blocks: Iterator[bytes]) -> Iterator[bytes]:
+        first = next(blocks)
+        yield first
+        yield first
+
+    @numbers.method(allow='peer')
     def fail(how: str) -> Iterator[int]:
         yield 1
         if how == 'badly':
             raise KeyError('the secret')
         if how == 'details':
             raise RpcError(Code.ABORTED, 'gone', [{'what': object()}])
+        if how == 'at length':
+            raise RpcError(Code.ABORTED, 'x' * MAX_ERROR_SIZE)
         if how == 'large':
             yield '0' * MAX_MESSAGE_SIZE  # type: ignore[misc]  # nobody checks what is sent
         raise RpcError(Code.ABORTED, how)
@@ -249,6 +263,24 @@ def test_headers_of_a_method_come_with_the_end(rpc: RpcClient) -> None:
         assert results.response_headers == {'x-cost': '3'}
 
 
+@pytest.mark.parametrize('fails', [False, True])
+def test_request_id_that_is_made_comes_with_the_end(rpc: RpcClient, fails: bool) -> None:
+    with rpc.streams(NUMBERS).named(fails=fails) as results:
+        made = next(results)
+        with pytest.raises(RpcError if fails else StopIteration):
+            next(results)
+        assert results.response_headers == {'x-request-id': made}
+
+
+def test_request_id_that_was_sent_comes_with_the_headers(served: Client) -> None:
+    with served.connect() as connection:
+        headers = {'content-type': 'application/connect+json', 'x-request-id': 'mine'}
+        body = format_envelope(b'{"fails": false}')
+        response = connection.post(f'/rpc/{NUMBERS}/named', headers, body)
+        assert response.headers['x-request-id'] == 'mine'
+        assert list(response.body or ())[-2] == format_envelope(b'{}', END)
+
+
 def test_second_stream_among_the_arguments_is_refused(rpc: RpcClient) -> None:
     with pytest.raises(TypeError, match='at most one'):
         rpc[NUMBERS].total(numbers=iter([]), start=iter([]))
@@ -263,6 +295,11 @@ def test_call_that_is_no_stream_is_told_so(rpc: RpcClient) -> None:
 
 def test_method_need_not_read_the_whole_stream(rpc: RpcClient) -> None:
     assert rpc[NUMBERS].first(numbers=iter([7, *range(1000)])) == 7
+
+
+def test_results_reach_a_caller_that_still_has_much_to_send(rpc: RpcClient) -> None:
+    blocks = iter([b'x' * 60_000] * 400)
+    assert list(rpc.stream(NUMBERS, 'twice', {'blocks': blocks}, bytes)) == [b'x' * 60_000] * 2
 
 
 def test_results_before_the_end_of_the_callers_stream_are_held_back(rpc: RpcClient) -> None:
@@ -289,6 +326,7 @@ def test_too_many_results_before_the_end_of_the_callers_stream_are_an_error(
         ('why', Code.ABORTED),
         ('badly', Code.INTERNAL),
         ('details', Code.INTERNAL),
+        ('at length', Code.INTERNAL),
         ('large', Code.RESOURCE_EXHAUSTED),
     ],
 )
