@@ -42,6 +42,8 @@ take a whole one within a window; smaller ones would be kinder to slow peers, an
 LINGER_SIZE = 64 * KIB
 LINGER_TIMEOUT_S = 1.0
 """How much, and for how long, the peer may still send while we close."""
+LOOK_INTERVAL_S = 0.01
+"""How often one who still writes looks for an answer, at most."""
 
 _SLACK = 1.03
 _HALF_SLACK = 1.015
@@ -86,13 +88,17 @@ class Pace:
         return self._window_s - int(self.waited_s / self.step_s) * self.step_s
 
 
+class AnsweredEarlyError(Exception):
+    """The peer answers, or has gone, while we still write: nobody reads the rest."""
+
+
 class Channel:
     """One connection's bytes, in and out."""
 
     # Set once: sock, limits, _closes_after_failed_body, _recv, _recv_into, _send, _is_plain,
     # _piece, _max_receive, _wait_all, _idle_s.
-    # Changed by the one thread that uses the channel: buffered, write_error, deadline, _wait_s,
-    # _has_waited, _pace, _taken.
+    # Changed by the one thread that uses the channel: buffered, write_error, stops_when_answered,
+    # deadline, _wait_s, _has_waited, _pace, _taken.
     __slots__ = (
         '_closes_after_failed_body',
         '_has_waited',
@@ -111,6 +117,7 @@ class Channel:
         'deadline',
         'limits',
         'sock',
+        'stops_when_answered',
         'write_error',
     )
 
@@ -130,9 +137,12 @@ class Channel:
         self._wait_all = int(socket.MSG_WAITALL) if self._is_plain else 0
         self._idle_s = limits.idle_timeout_s
         self.write_error: OSError | None = None
-        """What a write failed with, to tell it from what the source of a body failed with."""
+        """What a write, or a look for an answer ahead of one, failed with, to tell it from what the
+        source of a body failed with."""
         self.buffered = b''
         """What was received and nobody asked for yet."""
+        self.stops_when_answered = False
+        """Whether a write that waits looks for the peer's answer: see check_unanswered()."""
         self.deadline: Deadline | None = None
         """When every wait ends, however long the limits would let it be; see set_deadline()."""
         self._pace = Pace(limits)
@@ -364,8 +374,9 @@ class Channel:
 
         Whatever was found, the connection is of no use then. Raises OSError.
         """
-        if self.buffered:
-            return self.buffered
+        return self.buffered or self._receive_now()
+
+    def _receive_now(self) -> bytes | None:
         try:
             if self._is_plain:
                 return self._recv(RECEIVE_SIZE, _DONT_WAIT)
@@ -373,6 +384,27 @@ class Channel:
             return self._recv(RECEIVE_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None
+
+    def check_unanswered(self) -> None:
+        """Look, without waiting, whether the peer answers what is still being written to it.
+
+        What came stays in the buffer, for read_preamble(). Over TLS a session ticket may have come
+        and nothing to read.
+
+        Raises AnsweredEarlyError where that is more than a preamble, or the end of the connection,
+        PeerTimeoutError where the deadline is over, OSError.
+        """
+        try:
+            data = self._receive_now()
+        except OSError as error:
+            self.write_error = error
+            raise
+        self.buffered += data or b''
+        is_too_long = len(self.buffered) > self.limits.max_preamble
+        if data == b'' or is_too_long or self.buffered.partition(b'\r\n\r\n')[2]:
+            raise AnsweredEarlyError
+        if self.deadline is not None:
+            self._check_deadline(self.deadline)
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -395,7 +427,8 @@ class Channel:
 
     def _write_paced(self, view: memoryview) -> None:
         while view:
-            self._set_wait(self._pace.next_wait_s())
+            wait_s = self._pace.next_wait_s()
+            self._set_wait(min(wait_s, LOOK_INTERVAL_S) if self.stops_when_answered else wait_s)
             started = monotonic()
             try:
                 sent = self._send(view[: self._piece])
@@ -403,6 +436,8 @@ class Channel:
                 sent = 0
             self._pace.add(monotonic() - started, sent)
             view = view[sent:]
+            if self.stops_when_answered and not sent:
+                self.check_unanswered()
 
     @property
     def can_send_files(self) -> bool:
