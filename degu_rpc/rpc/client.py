@@ -321,7 +321,6 @@ class RpcClient:
         first = self._encode({n: v for n, v in args.items() if n not in streams}, procedure)
         uses_gzip = self._options.compressed
         upload = Upload(first, args[streams[0]], self._codec, uses_gzip) if streams else None
-        body = ChunkedOutput(upload) if upload else pack_message(first, 0, uses_gzip)
         deadline, headers = self._begin(self._stream_headers, self._options.timeout_s)
         uri = f'{self._prefix}/{procedure}'
         try:
@@ -331,6 +330,11 @@ class RpcClient:
         try:
             if deadline.timeout_s < _ENDLESS_S:
                 connection.set_deadline(deadline)
+            body = (
+                pack_message(first, 0, uses_gzip)
+                if upload is None
+                else ChunkedOutput(connection.until_answered(upload))
+            )
             response = connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
             if upload is not None and upload.error is error:

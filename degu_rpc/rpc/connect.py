@@ -25,6 +25,7 @@ inside its request is the server's to handle: there is nobody left to answer.
 
 Streams are half-duplex: results go out once the caller's stream was read to its end, because a
 caller that still writes does not read. A method that answers earlier has its results held back.
+A caller that sees the answer may stop, and what it still sent is dropped.
 
 May be called by many threads; everything is set once.
 """
@@ -48,6 +49,7 @@ from degu_rpc.rpc.context import REQUEST_ID, Context
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.limits import (
     END_TIMEOUT_S,
+    MAX_DROPPED_SIZE,
     MAX_HELD_SIZE,
     MAX_MESSAGE_SIZE,
     MAX_TIMEOUT_S,
@@ -267,6 +269,7 @@ def _write_stream(
                     held.append(envelope)
                     held_size += len(envelope)
                     if held_size > MAX_HELD_SIZE:
+                        held.clear()
                         raise RpcError(
                             Code.RESOURCE_EXHAUSTED,
                             f'more than {MAX_HELD_SIZE} bytes of results before the end of '
@@ -291,6 +294,19 @@ def _write_stream(
         end = format_end(error, {})
     yield pack_message(end, END, encoding.takes_gzip)
     yield b''
+    if body is not None and not body.closed:
+        # A close with unread bytes is a reset, which destroys what the caller has not read yet.
+        connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
+        with contextlib.suppress(OSError, DeguError):  # it stopped, as it should
+            _drop(body)
+
+
+def _drop(body: Input | ChunkedInput) -> None:
+    size_left = MAX_DROPPED_SIZE
+    for data in body:
+        size_left -= len(data)
+        if size_left < 0:
+            return
 
 
 def _read_messages(
