@@ -301,7 +301,8 @@ class RpcClient:
             if response.headers.get('content-encoding') == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if response.status != 200:
-                raise parse_error(response.status, content_type, data, uri)
+                accepted = response.headers.get('accept-post')
+                raise parse_error(response.status, content_type, data, uri, accepted)
             if find_codec(content_type) is not self._codec:
                 raise RpcError(
                     Code.INTERNAL,

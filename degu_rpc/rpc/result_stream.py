@@ -131,7 +131,8 @@ def _check(response: Response, codec: Codec, uri: str) -> None:
             data = read_message(response.body)
         except (OSError, DeguError) as error:
             raise explain_failure(error, uri) from error
-        raise parse_error(response.status, content_type, data, uri)
+        accepted = response.headers.get('accept-post')
+        raise parse_error(response.status, content_type, data, uri, accepted)
     if find_stream_codec(content_type) is not codec:
         raise _explain(uri, f'content-type {content_type}')
 

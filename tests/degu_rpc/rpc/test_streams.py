@@ -268,11 +268,17 @@ def test_second_stream_among_the_arguments_is_refused(rpc: RpcClient) -> None:
         rpc[NUMBERS].total(numbers=iter([]), start=iter([]))
 
 
-def test_call_that_is_no_stream_is_told_so(rpc: RpcClient) -> None:
-    with pytest.raises(RpcError, match='415'):
-        list(rpc.streams(NUMBERS).wait())
-    with pytest.raises(RpcError, match='415'):
-        rpc[NUMBERS].count(stop=1)
+def test_call_of_the_other_kind_says_what_to_do(rpc: RpcClient) -> None:
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: rpc.streams(NUMBERS).wait(), r'wait has no stream: use client\[\.\.\.\]'),
+        (lambda: rpc[NUMBERS].wait(numbers=iter([])), 'wait has no stream: .*pass a list'),
+        (lambda: rpc[NUMBERS].count(stop=1), r'count has a stream: use client\.streams'),
+        (lambda: rpc[NUMBERS].total(numbers=[1]), r'total has a stream: .*pass an iterator'),
+    ]
+    for call, match in calls:
+        with pytest.raises(RpcError, match=match) as caught:
+            call()
+        assert caught.value.code is Code.UNIMPLEMENTED
 
 
 def test_method_need_not_read_the_whole_stream(rpc: RpcClient) -> None:
