@@ -9,8 +9,8 @@ Inside a body a peer is judged by what it moves in the time we wait for it (`Pac
 read as long as one receive or one send is enough, which is the case for every small message.
 Whoever uses the channel can end all waits at a point in time of its own: `set_deadline()`.
 
-A channel belongs to the one thread that serves or uses its connection. It knows nothing of HTTP but
-where a preamble and a line end.
+A channel belongs to the one thread that serves or uses its connection; others may interrupt() it.
+It knows nothing of HTTP but where a preamble and a line end.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import select
 import socket
 import ssl
+import threading
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -96,11 +97,12 @@ class Channel:
     """One connection's bytes, in and out."""
 
     # Set once: sock, limits, _closes_after_failed_body, _recv, _recv_into, _send, _is_plain,
-    # _piece, _max_receive, _wait_all, _idle_s.
+    # _piece, _max_receive, _wait_all, _idle_s, _closing.
     # Changed by the one thread that uses the channel: buffered, write_error, stops_when_answered,
     # deadline, _wait_s, _has_waited, _pace, _taken.
     __slots__ = (
         '_closes_after_failed_body',
+        '_closing',
         '_has_waited',
         '_idle_s',
         '_is_plain',
@@ -148,6 +150,7 @@ class Channel:
         self._pace = Pace(limits)
         self._wait_s = 0.0
         self._set_wait(self._idle_s)
+        self._closing = threading.Lock()  # so that interrupt() never meets another's descriptor
         self._has_waited = False  # since the last preamble, elsewhere than for a preamble to begin
         self._taken = 0  # preambles and chunks that were in the buffer already
 
@@ -471,6 +474,14 @@ class Channel:
 
     # --- closing ---------------------------------------------------------------------------------
 
+    def interrupt(self) -> None:
+        """Wake the thread that waits for the peer; it then sees the end of the connection.
+
+        Any thread may call this.
+        """
+        with self._closing, contextlib.suppress(OSError):  # already gone
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # as in end_writing()
+
     def end_writing(self) -> None:
         """Let the peer see the end of what we send; what it sent, or sends, can still be read."""
         with contextlib.suppress(OSError):  # already gone
@@ -500,7 +511,8 @@ class Channel:
         """Close at once. The shutdown reaches the peer even if a forked process has a copy."""
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+        with self._closing:
+            self.sock.close()
         self.write_error = None  # it knows its frames, and with them all that the caller has
 
     def close_orderly(self) -> None:

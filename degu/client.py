@@ -84,12 +84,14 @@ class Connection:
     """One connection to a server, for one thread at a time.
 
     A context manager. Any error inside a request or the body of its response closes it; it is also
-    closed when it and the body of its last response are collected.
+    closed when it and the body of its last response are collected. interrupt() alone may be called
+    by other threads.
     """
 
     # Set once: _base_headers, _base_lines, _tls.
     # Changed by the thread that uses the connection: the rest.
     __slots__ = (
+        '__weakref__',
         '_answered',
         '_base_headers',
         '_base_lines',
@@ -155,6 +157,15 @@ class Connection:
         if self._channel is None:
             raise ClosedConnectionError('the connection is closed')
         return self._channel.closed or self._channel.is_peer_gone()
+
+    def interrupt(self) -> None:
+        """End the connection, from any thread; the one that uses it sees an end or a reset.
+
+        It is still that thread's to close. On a closed connection this does nothing.
+        """
+        channel = self._channel
+        if channel is not None:
+            channel.interrupt()
 
     def close(self) -> None:
         """Close the connection; a second time does nothing."""

@@ -41,7 +41,7 @@ from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, TRACE, current_context
 from degu_rpc.rpc.limits import DEFAULT_TIMEOUT_S, MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
-from degu_rpc.rpc.pool import Pool, explain_failure
+from degu_rpc.rpc.pool import Pool
 from degu_rpc.rpc.protocol import (
     IDEMPOTENCY_KEY,
     PROTOCOL_VERSION,
@@ -164,9 +164,10 @@ class RpcClient:
         self.close()
 
     def close(self) -> None:
-        """End the idle connections now, and those in use with their calls; allow no further call.
+        """End all connections, and with them the calls under way; allow no further call.
 
-        A second time does nothing.
+        Those calls, in whatever thread, raise RpcError (`canceled`) at once. A second time does
+        nothing.
         """
         self._pool.close()
 
@@ -340,8 +341,8 @@ class RpcClient:
         except (OSError, DeguError) as error:
             if upload is not None and upload.error is error:
                 raise
-            raise explain_failure(error, uri) from error
-        return ResultStream(connection, response, self._codec, shape, uri)
+            raise self._pool.explain(error, uri) from error
+        return ResultStream(connection, response, self._codec, shape, uri, self._pool.explain)
 
     def _encode(self, args: Mapping[str, Any], procedure: str) -> bytes:
         message = self._codec.encode(args)
@@ -401,7 +402,7 @@ class RpcClient:
             data = read_message(response.body)
             reusable = not closes_connection(response.headers)
         except (OSError, DeguError) as error:
-            raise explain_failure(error, uri) from error
+            raise self._pool.explain(error, uri) from error
         finally:
             self._pool.put(connection, reusable)
         return response, data

@@ -6,7 +6,7 @@
 3. A connection that was idle for a moment is looked at before it is given out: a server that
    restarted has closed it, and a call that is not sent need not fail.
 
-Streams do not use the pool: they may last, and would keep calls waiting.
+Streams do not use the pool: they may last, and would keep calls waiting. close() ends them too.
 
 Threads: any number; `_free` (a Condition) guards the pool and is never held during I/O.
 """
@@ -14,6 +14,7 @@ Threads: any number; `_free` (a Condition) guards the pool and is never held dur
 from __future__ import annotations
 
 import threading
+import weakref
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from degu_rpc.peers import DialedClient
 
 
+_CLOSED = 'this client is closed'
+
+
 class NotSentError(RpcError):
     """There is no connection: nothing of the call was sent, so it may be made again."""
 
@@ -35,7 +39,7 @@ class NotSentError(RpcError):
 class Pool:
     """Connections that calls take and put back."""
 
-    # Set once: client. Guarded by _free: _idle, _count, _closed.
+    # Set once: client. Guarded by _free: _idle, _count, _closed, _all.
 
     def __init__(self, client: Client | DialedClient) -> None:
         """Connect to nothing yet; `client` says where and how."""
@@ -45,6 +49,7 @@ class Pool:
         self._idle: list[tuple[Connection, float]] = []
         self._count = 0  # idle ones included
         self._closed = False
+        self._all: weakref.WeakSet[Connection] = weakref.WeakSet()  # those of streams too
 
     def close(self) -> None:
         """End the idle connections now, and those in use with their calls; give out no further.
@@ -56,6 +61,9 @@ class Pool:
             idle, self._idle = self._idle, []
             self._count -= len(idle)
             self._free.notify_all()
+            connections = list(self._all)
+        for connection in connections:
+            connection.interrupt()
         for connection, _ in idle:
             connection.close()
 
@@ -71,7 +79,7 @@ class Pool:
             with self._free:
                 while True:
                     if self._closed:
-                        raise RpcError(Code.CANCELED, 'this client is closed')
+                        raise RpcError(Code.CANCELED, _CLOSED)
                     if self._idle:
                         connection, since_s = self._idle.pop()
                         idle_s = monotonic() - since_s
@@ -113,14 +121,26 @@ class Pool:
         """Return a connection that is the caller's to close. Raises what take() raises."""
         with self._free:
             if self._closed:
-                raise RpcError(Code.CANCELED, 'this client is closed')
+                raise RpcError(Code.CANCELED, _CLOSED)
         return self._connect()
 
     def _connect(self) -> Connection:
         try:
-            return self.client.connect()
+            connection = self.client.connect()
         except (OSError, DeguError, UnknownPeerError) as error:
             raise _explain_connect(error, self.client.address) from error
+        with self._free:
+            if not self._closed:
+                self._all.add(connection)
+                return connection
+        connection.close()
+        raise RpcError(Code.CANCELED, _CLOSED)
+
+    def explain(self, error: OSError | DeguError, uri: str) -> RpcError:
+        """Build the error that says what a connection that failed means for a call."""
+        if self._closed:
+            return RpcError(Code.CANCELED, f'{uri} was under way: {_CLOSED}')
+        return _explain_failure(error, uri)
 
     def _forget(self) -> None:
         with self._free:
@@ -150,8 +170,7 @@ def _explain_connect(
     return NotSentError(Code.UNAVAILABLE, f'cannot connect to {address!r}: {error}')
 
 
-def explain_failure(error: OSError | DeguError, uri: str) -> RpcError:
-    """Build the error that says what a connection that failed means for a call."""
+def _explain_failure(error: OSError | DeguError, uri: str) -> RpcError:
     if isinstance(error, PeerRejectedError):
         return RpcError(Code.UNAUTHENTICATED, str(error))
     if isinstance(error, TimeoutError):

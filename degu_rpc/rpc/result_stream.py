@@ -19,7 +19,6 @@ from degu_rpc.rpc.codec import parse_value
 from degu_rpc.rpc.compression import GZIP
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
-from degu_rpc.rpc.pool import explain_failure
 from degu_rpc.rpc.protocol import (
     find_stream_codec,
     pack_message,
@@ -30,7 +29,7 @@ from degu_rpc.rpc.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
     from types import TracebackType
 
     from degu.client import Connection, Response
@@ -78,22 +77,32 @@ class ResultStream(Iterator[Any]):
     """
 
     def __init__(
-        self, connection: Connection, response: Response, codec: Codec, shape: Shape, uri: str
+        self,
+        connection: Connection,
+        response: Response,
+        codec: Codec,
+        shape: Shape,
+        uri: str,
+        explain: Callable[[OSError | DeguError, str], RpcError],
     ) -> None:
         """Take the connection and the response on it, whose body is not read yet.
+
+        `explain` builds the error for a connection that failed.
 
         Raises RpcError for a response that is no stream of `codec`.
         """
         self.response_headers: dict[str, str] = {}
         self._connection = connection
         try:
-            _check(response, codec, uri)
+            _check(response, codec, uri, explain)
         except BaseException:
             connection.close()
             raise
         # A function of nothing that knows this object: when the last one forgets the stream, its
         # connection ends at once, and not with the next garbage collection.
-        self._results = _read(connection, response, codec, shape, uri, self.response_headers)
+        self._results = _read(
+            connection, response, codec, shape, uri, explain, self.response_headers
+        )
 
     def __iter__(self) -> ResultStream:
         return self
@@ -123,14 +132,19 @@ class ResultStream(Iterator[Any]):
         self._connection.close()
 
 
-def _check(response: Response, codec: Codec, uri: str) -> None:
+def _check(
+    response: Response,
+    codec: Codec,
+    uri: str,
+    explain: Callable[[OSError | DeguError, str], RpcError],
+) -> None:
     content_type = response.headers.get('content-type')
     content_type = content_type if isinstance(content_type, str) else None
     if response.status != 200:
         try:
             data = read_message(response.body)
         except (OSError, DeguError) as error:
-            raise explain_failure(error, uri) from error
+            raise explain(error, uri) from error
         accepted = response.headers.get('accept-post')
         raise parse_error(response.status, content_type, data, uri, accepted)
     if find_stream_codec(content_type) is not codec:
@@ -143,6 +157,7 @@ def _read(
     codec: Codec,
     shape: Shape,
     uri: str,
+    explain: Callable[[OSError | DeguError, str], RpcError],
     response_headers: dict[str, str],
 ) -> Generator[Any, None, None]:
     uses_gzip = response.headers.get('connect-content-encoding') == GZIP
@@ -164,7 +179,7 @@ def _read(
     except CodecError as error:
         raise _explain(uri, error) from error
     except (OSError, DeguError) as error:
-        raise explain_failure(error, uri) from error
+        raise explain(error, uri) from error
     finally:
         connection.close()
 

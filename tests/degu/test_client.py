@@ -1145,6 +1145,37 @@ def test_close_may_come_twice_and_a_closed_connection_says_so(serve):
         _ = conn.peer_certificate
 
 
+@pytest.mark.parametrize('has_tls', [False, True])
+def test_another_thread_ends_a_request_that_waits(script, temp_pki, has_tls):
+    was_asked = threading.Event()
+
+    def handle(raw):
+        for answer in (OK, b''):
+            raw.read_preamble()
+            raw.send(answer)
+        was_asked.set()
+        read_for_ever(raw)
+
+    def interrupt():
+        assert was_asked.wait(LATE_S)
+        conn.interrupt()
+
+    client = Client(script(handle).address) if not has_tls else None
+    if client is None:
+        server = script(handle, build_server_sslctx(temp_pki.get_server_config()))
+        sslctx = build_client_sslctx(temp_pki.get_client_config())
+        client = SSLClient(sslctx, server.address)
+    with client.connect() as conn:
+        conn.get('/')
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+        thread.join()
+        assert conn.closed
+        conn.interrupt()
+
+
 def test_a_with_block_closes(serve):
     with Client(serve(Validator(ok)).address).connect() as conn:
         conn.get('/')

@@ -538,6 +538,35 @@ def test_closed_stream_closes_the_generator(rpc: RpcClient, log: Log) -> None:
         next(results)
 
 
+def test_close_of_a_client_ends_a_call_in_another_thread(every_kind: Client, log: Log) -> None:
+    rpc = RpcClient(every_kind)
+
+    def close() -> None:
+        log.wait_for('wait began')
+        rpc.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    started = time.monotonic()
+    with pytest.raises(RpcError, match='client is closed') as caught:
+        rpc.using(repeatable=True)[NUMBERS].wait()
+    thread.join()
+    assert caught.value.code is Code.CANCELED
+    assert time.monotonic() - started < HANG_S
+    log.wait_for(Code.CANCELED, NOTICED_S)
+
+
+def test_close_of_a_client_ends_its_streams(every_kind: Client, log: Log) -> None:
+    rpc = RpcClient(every_kind)
+    results = rpc.streams(NUMBERS).tick()
+    assert next(results) == 0
+    rpc.close()
+    with pytest.raises(RpcError, match='client is closed') as caught:
+        list(results)
+    assert caught.value.code is Code.CANCELED
+    log.wait_for('tick ended', NOTICED_S)
+
+
 def test_forgotten_stream_closes_the_generator(rpc: RpcClient, log: Log) -> None:
     results = rpc.streams(NUMBERS).tick()
     assert next(results) == 0
