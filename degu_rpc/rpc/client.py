@@ -42,7 +42,7 @@ from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, TRACE, current_context
 from degu_rpc.rpc.interception import ClientCall, check_interceptors, intercept
 from degu_rpc.rpc.limits import DEFAULT_TIMEOUT_S, MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
-from degu_rpc.rpc.pool import Pool, explain_failure
+from degu_rpc.rpc.pool import Pool
 from degu_rpc.rpc.protocol import (
     IDEMPOTENCY_KEY,
     PROTOCOL_VERSION,
@@ -174,9 +174,10 @@ class RpcClient:
         self.close()
 
     def close(self) -> None:
-        """End the idle connections now, and those in use with their calls; allow no further call.
+        """End all connections, and with them the calls under way; allow no further call.
 
-        A second time does nothing.
+        Those calls, in whatever thread, raise RpcError (`canceled`) at once. A second time does
+        nothing.
         """
         self._pool.close()
 
@@ -332,7 +333,8 @@ class RpcClient:
             if response.headers.get('content-encoding') == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if response.status != 200:
-                error = parse_error(response.status, content_type, data, uri)
+                accepted = response.headers.get('accept-post')
+                error = parse_error(response.status, content_type, data, uri, accepted)
                 if response.headers.get(RUNNING) == 'true':
                     raise StillRunsError(*error.args)
                 raise error
@@ -356,30 +358,33 @@ class RpcClient:
             raise TypeError(f'{procedure}: at most one argument is a stream, not {streams}')
         first = self._encode({n: v for n, v in args.items() if n not in streams}, procedure)
         uses_gzip = self._options.compressed
-        upload = Upload(first, args[streams[0]], self._codec, uses_gzip) if streams else None
-        body = ChunkedOutput(upload) if upload else pack_message(first, 0, uses_gzip)
+        sent = (
+            Upload(first, args[streams[0]], self._codec, uses_gzip)
+            if streams
+            else pack_message(first, 0, uses_gzip)
+        )
         deadline, headers = self._begin(self._stream_headers, self._options.timeout_s)
         uri = f'{self._prefix}/{procedure}'
         if not self._interceptors:
-            connection, response = self._send_stream(uri, headers, body, upload, deadline)
-            return ResultStream(connection, response, self._codec, shape, uri, is_single)
+            connection, response = self._send_stream(uri, headers, sent, deadline)
+            return self._read_stream(connection, response, shape, uri, is_single)
         call = ClientCall(procedure, headers, None if _is_endless(deadline) else deadline)
         with intercept(self._interceptors, call) as entered:
-            connection, response = self._send_stream(uri, call.headers, body, upload, deadline)
+            connection, response = self._send_stream(uri, call.headers, sent, deadline)
             call.response_headers = dict(response.headers)
-            results: ResultStream[Any] = ResultStream(
-                connection, response, self._codec, shape, uri, is_single
-            )
+            results = self._read_stream(connection, response, shape, uri, is_single)
             results.leave_at_end(entered.pop_all(), call)
             return results
 
+    def _read_stream(
+        self, connection: Connection, response: Response, shape: Shape, uri: str, is_single: bool
+    ) -> ResultStream[Any]:
+        return ResultStream(
+            connection, response, self._codec, shape, uri, self._pool.explain, is_single
+        )
+
     def _send_stream(
-        self,
-        uri: str,
-        headers: dict[str, str],
-        body: bytes | ChunkedOutput,
-        upload: Upload | None,
-        deadline: Deadline,
+        self, uri: str, headers: dict[str, str], sent: Upload | bytes, deadline: Deadline
     ) -> tuple[Connection, Response]:
         """Send a call on a connection of its own, and return that with the response on it."""
         try:
@@ -390,11 +395,14 @@ class RpcClient:
             if not _is_endless(deadline):
                 connection.set_deadline(deadline)
                 headers = _update_timeout(headers, deadline)
+            body = (
+                ChunkedOutput(connection.until_answered(sent)) if isinstance(sent, Upload) else sent
+            )
             return connection, connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
-            if upload is not None and upload.error is error:
+            if isinstance(sent, Upload) and sent.error is error:
                 raise
-            raise explain_failure(error, uri) from error
+            raise self._pool.explain(error, uri) from error
 
     def _encode(self, args: Mapping[str, Any], procedure: str) -> bytes:
         message = self._codec.encode(args)
@@ -455,7 +463,7 @@ class RpcClient:
             data = read_message(response.body)
             reusable = not closes_connection(response.headers)
         except (OSError, DeguError) as error:
-            raise explain_failure(error, uri) from error
+            raise self._pool.explain(error, uri) from error
         finally:
             self._pool.put(connection, reusable)
         return response, data

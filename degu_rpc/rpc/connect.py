@@ -26,8 +26,9 @@ body was not read, and may be large, the connection ends with the response. A pe
 inside its request is the server's to handle: there is nobody left to answer.
 
 Streams are half-duplex: results go out once the caller's stream was read to its end, because a
-caller that still writes does not read. A method that answers earlier has its results held back, and
-what it left of the caller's stream is read and dropped.
+caller that still writes does not read. A method that answers earlier has its results held back. A
+caller that sees the answer may stop, and what it still sends is dropped, up to a limit; where the
+results are too many to wait in the buffers of a socket, before they are sent.
 
 May be called by many threads; everything is set once.
 """
@@ -46,9 +47,10 @@ from degu_rpc.rpc.answers import close_unread, identify_caller, refuse, settle_e
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, Context, check_deadline, never_gone
-from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline
+from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline, limit_rest
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.limits import (
+    MAX_DROPPED_SIZE,
     MAX_HELD_SIZE,
     MAX_MESSAGE_SIZE,
     MAX_QUERY_FIELDS,
@@ -89,6 +91,7 @@ _CODECS_BY_NAME = {codec.name: codec for codec in CODECS}
 _QUERY_ENCODINGS = ' or '.join(f'encoding={name}' for name in _CODECS_BY_NAME)
 _UNARY = ', '.join(UNARY_TYPES)
 _STREAMS = ', '.join(STREAM_TYPES)
+_BUFFERED_SIZE = 64 * 1024  # what the buffers between a server and a client hold at least
 
 
 class RpcApp:
@@ -276,6 +279,7 @@ def _write_stream(
                     held.append(envelope)
                     held_size += len(envelope)
                     if held_size > MAX_HELD_SIZE:
+                        held.clear()
                         raise RpcError(
                             Code.RESOURCE_EXHAUSTED,
                             f'more than {MAX_HELD_SIZE} bytes of results before the end of '
@@ -287,8 +291,8 @@ def _write_stream(
                     held = []
                 yield envelope
         metadata.update(context.response_headers)
-        for _ in messages:  # a caller that writes into a closed connection never reads
-            pass
+        if held_size > _BUFFERED_SIZE:  # a caller that waits to write never reads
+            _drop(messages)
     except RpcError as caught:
         _, error = settle_error(caught)
     yield from held
@@ -297,6 +301,19 @@ def _write_stream(
         metadata[REQUEST_ID] = context.sent_request_id
     yield pack_message(format_end(error, metadata), END, encoding.takes_gzip)
     yield b''
+    if body is not None and not body.closed:
+        # A close with unread bytes is a reset, which destroys what the caller has not read yet.
+        limit_rest(connection)
+        with contextlib.suppress(OSError, DeguError):  # it stopped, as it should
+            _drop(body)
+
+
+def _drop(pieces: Iterable[bytes]) -> None:
+    size_left = MAX_DROPPED_SIZE
+    for data in pieces:
+        size_left -= len(data)
+        if size_left < 0:
+            return
 
 
 def _read_messages(

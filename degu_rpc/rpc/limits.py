@@ -32,6 +32,9 @@ END_TIMEOUT_S = 5.0
 """How long the end of a stream may take to be sent once its deadline is over."""
 MAX_HELD_SIZE = 4 * 1024 * 1024
 """Bytes of results that a server holds back while it still reads the caller's stream."""
+MAX_DROPPED_SIZE = 16 * 1024 * 1024
+"""Bytes of a caller's stream that a server reads and drops after the end of the call: as much as
+may be on its way, so that the caller can read how the call ended."""
 MAX_REQUEST_ID_LENGTH = 128
 """Characters of a request id; a longer one is replaced."""
 MAX_RESPONSE_HEADERS = 16

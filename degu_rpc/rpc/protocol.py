@@ -76,6 +76,19 @@ _INFERRED_CODES = {
 }
 
 
+_OTHER_KINDS = (
+    (
+        STREAM_TYPES.keys(),
+        'has a stream: use client.streams(...) where it returns one, pass an iterator '
+        '(iter([...])) where it takes one, or annotate Iterator[T] in the class for bind()',
+    ),
+    (
+        UNARY_TYPES.keys(),
+        'has no stream: use client[...], pass a list in place of an iterator, or annotate list[T] '
+        'in the class for bind()',
+    ),
+)
+
 UNARY_ENCODING = ('content-encoding', 'accept-encoding')
 STREAM_ENCODING = ('connect-content-encoding', 'connect-accept-encoding')
 """The headers of an Encoding: what is used, and what is taken."""
@@ -238,10 +251,13 @@ def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
     return error or RpcError(Code.UNKNOWN, 'the stream ended with an error of another form'), joined
 
 
-def parse_error(status: int, content_type: str | None, data: bytes, uri: str) -> RpcError:
+def parse_error(
+    status: int, content_type: str | None, data: bytes, uri: str, accept_post: object = None
+) -> RpcError:
     """Build the error that a response other than 200 means, whatever is in it.
 
-    Where it is no error in JSON the code is inferred from the HTTP status, and `uri` is named.
+    Where it is no error in JSON the code is inferred from the HTTP status, and `uri` is named. A
+    415 whose `accept-post` has only our types for the other kind of call says what to do.
     Control characters in its message are escaped: messages are printed in terminals.
     """
     try:
@@ -251,6 +267,10 @@ def parse_error(status: int, content_type: str | None, data: bytes, uri: str) ->
     error = _parse_content(content)
     if error is not None:
         return error
+    if status == 415 and isinstance(accept_post, str):
+        for types, why in _OTHER_KINDS:
+            if types >= set(accept_post.split(', ')):
+                return RpcError(Code.UNIMPLEMENTED, f'{uri} {why}')
     advice = '; are the prefix and the name of the service right?' if status == 404 else ''
     return RpcError(
         _INFERRED_CODES.get(status, Code.UNKNOWN),

@@ -424,6 +424,9 @@ def _build_method(
     struct = build_shape(
         msgspec.defstruct('Parameters', fields, forbid_unknown_fields=True, kw_only=True)
     )
+    if struct.has_datetime or struct.has_decimal:  # all of a call's parameters are looked through
+        for name, _, *defaults in fields:
+            _check_scalars(name, defaults)
     return Method(
         full_name=full_name,
         function=function,
@@ -442,14 +445,18 @@ def _build_method(
     )
 
 
+def _check_scalars(name: str, defaults: list[Any]) -> None:
+    try:
+        check_scalars(defaults)
+    except CodecError as error:
+        raise TypeError(f'the default of parameter {name!r} does not fit: {error}') from error
+
+
 def _check_default(name: str, default: Any, shape: Shape) -> None:
     """Raise TypeError for a default that no caller could send: it would make each call fail."""
-    if default is msgspec.UNSET:  # stands for "not given"
+    if default is msgspec.UNSET or shape.annotation is Any:  # can stand for "not given"
         return
     try:
-        if shape.annotation is Any:
-            check_scalars(default)
-            return
         plain = msgspec.to_builtins(default, builtin_types=MSGPACK.native_types, str_keys=True)
         convert_plain(plain, shape, MSGPACK)
     except (CodecError, TypeError, ValueError, RecursionError) as error:
@@ -478,7 +485,7 @@ def find_stream_item(what: str, annotation: Any, other: type | None = None) -> S
         return None
     arguments = typing.get_args(annotation)
     if not arguments:  # typing.Iterator has an origin all the same
-        raise TypeError(f'{what} is a stream of what? Write Iterator[...]')
+        raise TypeError(f'{what} is a stream of what? Write {annotation.__name__}[...]')
     return _build_shape(f'an item of {what}', arguments[0])
 
 

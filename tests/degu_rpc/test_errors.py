@@ -79,6 +79,8 @@ ERRORS: list[DeguRpcError] = [
     CodecError(Fault('$.a', 'missing')),
     errors.IdentityError(Path('/home'), 'is empty', 'fill it'),
     errors.UnknownPeerError('who?', 'USER', 'MACHINE'),
+    errors.UnknownMachineError('attic', ['studio']),
+    errors.AmbiguousNameError('studio', {'MACHINE': 'what it is'}),
     errors.UnreachableError('MACHINE', [ATTEMPT]),
     errors.DiscoveryClosedError(),
     errors.TrustError('USER', 'is odd', 'look'),

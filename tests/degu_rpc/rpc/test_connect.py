@@ -467,6 +467,12 @@ def test_code_is_inferred_from_the_http_status(status: int, code: Code) -> None:
     assert ('prefix' in error.message) is (status == 404)
 
 
+@pytest.mark.parametrize('accept_post', ['', 'application/json, application/proto', ['a', 'b'], 5])
+def test_415_of_another_server_says_nothing_of_the_kind(accept_post: object) -> None:
+    error = protocol.parse_error(415, None, b'', '/rpc/a/b', accept_post)
+    assert error.code is Code.UNKNOWN
+
+
 @pytest.mark.parametrize(
     'data',
     [

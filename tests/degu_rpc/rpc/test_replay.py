@@ -322,8 +322,8 @@ def test_keyed_call_survives_a_connection_that_breaks_under_it(
 
         address = client.address
 
-        def connect(self) -> Any:
-            connections.append(client.connect())
+        def connect(self, deadline: Any = None) -> Any:
+            connections.append(client.connect(deadline))
             return connections[-1]
 
     with RpcClient(Breaking()) as rpc, ThreadPoolExecutor(1) as threads:  # type: ignore[arg-type]  # all that is needed
