@@ -2,6 +2,7 @@
 
 DeguRpcError
 ├── RpcError                    a call that failed, on either side       .code .message .details
+│   └── CallError               what a client says of a call that it made
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── UnknownPeerError            somebody whom we do not know
@@ -101,6 +102,14 @@ class RpcError(DeguRpcError):
 
     def __str__(self) -> str:
         return f'{self.code.value}: {self.message}'
+
+
+class CallError(RpcError):
+    """A call that failed, as the client that made it says: the server's answer, or that none came.
+
+    It is about the server that was called. A method whose own call fails so answers `internal`,
+    unless it raises a RpcError of its own.
+    """
 
 
 class Fault(NamedTuple):

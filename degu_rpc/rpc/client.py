@@ -36,7 +36,7 @@ from degu.errors import DeguError
 from degu.limits import check_timeout
 from degu.net import Deadline
 from degu.wire import closes_connection
-from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.errors import CallError, Code, CodecError, RpcError
 from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, TRACE, current_context
@@ -241,12 +241,13 @@ class RpcClient:
         `Any` gives plain values. What bind() makes is faster with other types. An argument that is
         an iterator is sent as a stream; what it raises is raised here.
 
-        Raises RpcError: what the server answered; `unavailable` when it cannot be reached or went
-        away during the call (which then may have been executed), `deadline_exceeded` when the
-        call's time is over or the server took longer than the `degu` client waits,
-        `unauthenticated` when one side refused the other's certificate (trying again will not
-        help), `resource_exhausted` for a message above the limit in either direction, `internal`
-        for an answer that makes no sense, `canceled` after close().
+        Raises CallError, a RpcError: what the server answered; `unavailable` when it cannot be
+        reached or went away during the call (which then may have been executed),
+        `deadline_exceeded` when the call's time is over or the server took longer than the `degu`
+        client waits, `unauthenticated` when one side refused the other's certificate (trying again
+        will not help), `resource_exhausted` for a message above the limit in either direction,
+        `internal` for an answer that makes no sense, `canceled` after close().
+        Raises RpcError where the call that this one is made in need not go on.
         Raises CodecError for arguments that cannot travel, TypeError for a `result_type` that
         cannot or two streams, ValueError for a name that no service or method has; nothing was sent
         then.
@@ -295,22 +296,26 @@ class RpcClient:
     ) -> Any:
         """Make a call once, and return its result."""
         uri = f'{self._prefix}/{procedure}'
-        response, data = self._exchange(uri, headers, message, deadline)
-        content_type = _as_text(response.headers.get('content-type'))
         try:
+            response, data = self._exchange(uri, headers, message, deadline)
+            content_type = _as_text(response.headers.get('content-type'))
             if response.headers.get('content-encoding') == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if response.status != 200:
                 raise parse_error(response.status, content_type, data, uri)
             if find_codec(content_type) is not self._codec:
-                raise RpcError(
+                raise CallError(
                     Code.INTERNAL,
                     f'{procedure} answered with content-type {content_type}, '
                     f'not {self._codec.content_type}',
                 )
             return parse_value(data, shape, self._codec)
+        except CallError:
+            raise
+        except RpcError as error:  # what both sides read with knows nothing of calls
+            raise CallError(*error.args) from None
         except CodecError as error:
-            raise RpcError(
+            raise CallError(
                 Code.INTERNAL, f'{procedure} answered what it must not: {error}'
             ) from error
 
@@ -341,7 +346,7 @@ class RpcClient:
     def _encode(self, args: Mapping[str, Any], procedure: str) -> bytes:
         message = self._codec.encode(args)
         if len(message) > MAX_MESSAGE_SIZE:
-            raise RpcError(
+            raise CallError(
                 Code.RESOURCE_EXHAUSTED,
                 f'the arguments of {procedure} are larger than {MAX_MESSAGE_SIZE} bytes',
             )
@@ -446,7 +451,7 @@ def _read_only(results: ResultStream, procedure: str) -> Any:
     """Return the one result of a stream, and see that it is the only one."""
     found = list(itertools.islice(results, 2))
     if len(found) != 1:
-        raise RpcError(
+        raise CallError(
             Code.INTERNAL, f'{procedure} answered with {"several" if found else "no"} results'
         )
     return found[0]

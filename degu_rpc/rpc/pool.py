@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from degu.errors import DeguError, PeerRejectedError, ProtocolError
 from degu.pki import CertificateError, CertificateFault
-from degu_rpc.errors import Code, RpcError, UnknownPeerError, UnreachableError
+from degu_rpc.errors import CallError, Code, UnknownPeerError, UnreachableError
 from degu_rpc.rpc.limits import IDLE_TIMEOUT_S, LOOK_AFTER_S, MAX_CONNECTIONS
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from degu_rpc.peers import DialedClient
 
 
-class NotSentError(RpcError):
+class NotSentError(CallError):
     """There is no connection: nothing of the call was sent, so it may be made again."""
 
 
@@ -64,14 +64,14 @@ class Pool:
 
         Raises NotSentError: `unavailable` when the server cannot be reached, `unauthenticated` when
         it is not who was meant, `deadline_exceeded` when the wait for a connection that is in use
-        took too long; RpcError (`canceled`) when the pool is closed.
+        took too long; CallError (`canceled`) when the pool is closed.
         """
         stale = []
         try:
             with self._free:
                 while True:
                     if self._closed:
-                        raise RpcError(Code.CANCELED, 'this client is closed')
+                        raise CallError(Code.CANCELED, 'this client is closed')
                     if self._idle:
                         connection, since_s = self._idle.pop()
                         idle_s = monotonic() - since_s
@@ -113,7 +113,7 @@ class Pool:
         """Return a connection that is the caller's to close. Raises what take() raises."""
         with self._free:
             if self._closed:
-                raise RpcError(Code.CANCELED, 'this client is closed')
+                raise CallError(Code.CANCELED, 'this client is closed')
         return self._connect()
 
     def _connect(self) -> Connection:
@@ -150,15 +150,15 @@ def _explain_connect(
     return NotSentError(Code.UNAVAILABLE, f'cannot connect to {address!r}: {error}')
 
 
-def explain_failure(error: OSError | DeguError, uri: str) -> RpcError:
+def explain_failure(error: OSError | DeguError, uri: str) -> CallError:
     """Build the error that says what a connection that failed means for a call."""
     if isinstance(error, PeerRejectedError):
-        return RpcError(Code.UNAUTHENTICATED, str(error))
+        return CallError(Code.UNAUTHENTICATED, str(error))
     if isinstance(error, TimeoutError):
-        return RpcError(Code.DEADLINE_EXCEEDED, f'{uri} took too long: {error}')
+        return CallError(Code.DEADLINE_EXCEEDED, f'{uri} took too long: {error}')
     if isinstance(error, ProtocolError):
-        return RpcError(Code.INTERNAL, f'{uri} was answered with no response: {error}')
-    return RpcError(
+        return CallError(Code.INTERNAL, f'{uri} was answered with no response: {error}')
+    return CallError(
         Code.UNAVAILABLE,
         f'{uri} may or may not have been executed: {error or type(error).__name__}',
     )

@@ -16,12 +16,13 @@ Source: Connect protocol, https://connectrpc.com/docs/protocol.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu.bodies import ChunkedInput
 from degu.errors import BodyTooLargeError
-from degu_rpc.errors import Code, CodecError, Fault, RpcError, escape_controls
+from degu_rpc.errors import CallError, Code, CodecError, Fault, RpcError, escape_controls
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import (
     ENCODINGS,
@@ -120,8 +121,11 @@ def _parse_timeout(text: str) -> float:
 
 
 def format_timeout(timeout_s: float) -> str:
-    """Return a time as the header says it, at least a millisecond."""
-    return str(min(max(int(timeout_s * 1000), 1), 9_999_999_999))
+    """Return a time as the header says it: never less, or the server would end before its caller.
+
+    A method whose nested call takes all the time that is left can so tell whose time is over.
+    """
+    return str(min(max(math.ceil(timeout_s * 1000), 1), 9_999_999_999))
 
 
 def find_stream_codec(content_type: str | None) -> Codec | None:
@@ -203,7 +207,7 @@ def format_end(error: RpcError | None, metadata: Mapping[str, str]) -> bytes:
     return JSON.encode(content)
 
 
-def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
+def parse_end(data: bytes) -> tuple[CallError | None, dict[str, str]]:
     """Read the message that ends a stream: the error, if it is one, and its metadata.
 
     Several values of one name are joined, as HTTP does. Raises CodecError for what is no such
@@ -219,10 +223,12 @@ def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
     if 'error' not in content:
         return None, joined
     error = _parse_content(content['error'])
-    return error or RpcError(Code.UNKNOWN, 'the stream ended with an error of another form'), joined
+    return error or CallError(
+        Code.UNKNOWN, 'the stream ended with an error of another form'
+    ), joined
 
 
-def parse_error(status: int, content_type: str | None, data: bytes, uri: str) -> RpcError:
+def parse_error(status: int, content_type: str | None, data: bytes, uri: str) -> CallError:
     """Build the error that a response other than 200 means, whatever is in it.
 
     Where it is no error in JSON the code is inferred from the HTTP status, and `uri` is named.
@@ -236,13 +242,13 @@ def parse_error(status: int, content_type: str | None, data: bytes, uri: str) ->
     if error is not None:
         return error
     advice = '; are the prefix and the name of the service right?' if status == 404 else ''
-    return RpcError(
+    return CallError(
         _INFERRED_CODES.get(status, Code.UNKNOWN),
         f'the server answered {uri} with HTTP status {status}{advice}',
     )
 
 
-def _parse_content(content: Any) -> RpcError | None:
+def _parse_content(content: Any) -> CallError | None:
     if not isinstance(content, dict):
         return None
     try:
@@ -253,7 +259,7 @@ def _parse_content(content: Any) -> RpcError | None:
     details = content.get('details', [])
     if not isinstance(message, str) or not _is_list_of_maps(details):
         return None
-    return RpcError(code, escape_controls(message), details)
+    return CallError(code, escape_controls(message), details)
 
 
 def _is_list_of_maps(value: Any) -> bool:
