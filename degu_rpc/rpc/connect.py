@@ -11,8 +11,8 @@ Source: Connect protocol, "Unary (Request-Response) RPCs" and "Streaming RPCs".
 1. What is no call is answered by HTTP alone: 404 without a service of that name, 405 with another
    verb than POST (or GET, where the method is safe), 415 with another content type than those for
    methods of its kind. HEAD is no call: the protocol knows no such thing.
-2. Who calls is what the connection says, `connection['_peer']`; they must be allowed to call the
-   method before the body is read.
+2. Who calls is what `Authenticated` says of the request, `request['_peer']`; they must be allowed
+   to call the method before the body is read.
 3. The body is read up to the limit, never further, and a stream one message after the other.
 4. A call with an `idempotency-key`, where the method is neither safe nor idempotent, is made once:
    see degu_rpc.rpc.replay. The answer to a later one says `idempotency-replayed: true`.
@@ -140,7 +140,7 @@ class RpcApp:
         try:
             check_version(headers)
             encoding = parse_encoding(headers, UNARY_ENCODING)
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             if method.kind is not Kind.UNARY:
                 return _refuse_type(request, _STREAMS)
@@ -189,7 +189,7 @@ class RpcApp:
         headers = request['headers']
         context = None
         try:
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             if not method.safe or method.kind is not Kind.UNARY:
                 return _refuse_verb(request)
@@ -223,7 +223,7 @@ class RpcApp:
         try:
             check_version(headers)
             encoding = parse_encoding(headers, STREAM_ENCODING)
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             if method.kind is Kind.UNARY:
                 return _refuse_type(request, _UNARY)
@@ -477,10 +477,10 @@ def refuse(request: dict[str, Any], status: int, reason: str, why: str, **header
     return status, reason, {**headers, **close_unread(request)}, body
 
 
-def identify_caller(connection: dict[str, Any]) -> Peer:
+def identify_caller(request: dict[str, Any]) -> Peer:
     """Return who calls. Raises RpcError (`unauthenticated`) where nobody said who it is."""
     try:
-        return find_caller(connection)
+        return find_caller(request)
     except UnknownPeerError as error:
         raise RpcError(Code.UNAUTHENTICATED, str(error)) from None
 

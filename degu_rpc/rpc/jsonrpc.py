@@ -109,7 +109,7 @@ class JsonRpcApp:
         try:
             if headers.get('content-encoding', 'identity') != 'identity':
                 raise RpcError(Code.UNIMPLEMENTED, 'content-encoding must be identity')
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             if self._roles.isdisjoint(peer.roles):
                 raise RpcError(Code.PERMISSION_DENIED, 'nothing here is for your roles')
             data = read_message(request['body'])
