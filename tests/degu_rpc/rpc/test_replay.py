@@ -65,7 +65,9 @@ def test_second_call_gets_the_outcome_of_the_first(store: ReplayStore) -> None:
 
 
 @pytest.mark.parametrize(
-    'changed', [{'peer': BEN}, {'method': 'a/c'}, {'key': 'l'}], ids=['caller', 'method', 'key']
+    'changed',
+    [{'peer': BEN}, {'peer': ANN._replace(machine_id='M')}, {'method': 'a/c'}, {'key': 'l'}],
+    ids=['user', 'machine', 'method', 'key'],
 )
 def test_another_caller_method_or_key_is_another_call(
     store: ReplayStore, changed: dict[str, Any]
@@ -154,6 +156,19 @@ def test_who_takes_most_loses_the_oldest(
     assert [run(store, calls, str(number))[1] for number in range(42, 50)] == [True] * 8
     assert calls.count == count
     assert run(store, calls, '0') == (b'%d' % (count + 1), False)
+
+
+def test_user_with_many_machines_cannot_push_out_what_others_have(
+    store: ReplayStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, 'MAX_REPLAY_SIZE', 10 * 1024 + 500)
+    calls = Calls()
+    for key in 'abc':
+        run(store, calls, key)
+    for number in range(20):
+        machine = Peer(PeerKind.MACHINE, 'U', f'M{number}', 'Eve', ANN.roles, None, None)
+        run(store, calls, peer=machine)
+    assert all(run(store, calls, key)[1] for key in 'abc')
 
 
 def test_large_results_count_by_their_size(
