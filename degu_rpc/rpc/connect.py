@@ -48,6 +48,7 @@ from degu_rpc.rpc.context import REQUEST_ID, Context
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.limits import (
     END_TIMEOUT_S,
+    HELD_PIECE_SIZE,
     MAX_HELD_SIZE,
     MAX_MESSAGE_SIZE,
     MAX_TIMEOUT_S,
@@ -255,8 +256,7 @@ def _write_stream(
     What else than RpcError goes wrong is raised: the response is then cut off before its end.
     """
     messages = _read_messages(body, encoding.uses_gzip, context)
-    held: list[bytes] = []
-    held_size = 0
+    held = bytearray()  # and no list: a small result would take many times its size
     error = None
     try:
         with contextlib.closing(method.stream(messages, codec, context)) as results:  # type: ignore[type-var]  # a generator
@@ -264,9 +264,8 @@ def _write_stream(
                 _check_size(result)
                 envelope = pack_message(result, 0, encoding.takes_gzip)
                 if body is not None and not body.closed:
-                    held.append(envelope)
-                    held_size += len(envelope)
-                    if held_size > MAX_HELD_SIZE:
+                    held += envelope
+                    if len(held) > MAX_HELD_SIZE:
                         raise RpcError(
                             Code.RESOURCE_EXHAUSTED,
                             f'more than {MAX_HELD_SIZE} bytes of results before the end of '
@@ -274,13 +273,13 @@ def _write_stream(
                         )
                     continue
                 if held:
-                    yield from held
-                    held = []
+                    yield from _cut(held)
+                    held.clear()
                 yield envelope
         metadata = _check_response_headers(context)
     except RpcError as caught:
         error, metadata = caught, {}
-    yield from held
+    yield from _cut(held)
     if context.deadline is not None:
         connection['rgi.set_deadline'](Deadline(END_TIMEOUT_S))
     try:
@@ -291,6 +290,11 @@ def _write_stream(
         end = format_end(error, {})
     yield pack_message(end, END, encoding.takes_gzip)
     yield b''
+
+
+def _cut(data: bytearray) -> Iterator[bytes]:
+    for start in range(0, len(data), HELD_PIECE_SIZE):
+        yield bytes(data[start : start + HELD_PIECE_SIZE])
 
 
 def _read_messages(

@@ -26,6 +26,8 @@ END_TIMEOUT_S = 5.0
 """How long the end of a stream may take to be sent once its deadline is over."""
 MAX_HELD_SIZE = 4 * 1024 * 1024
 """Bytes of results that a server holds back while it still reads the caller's stream."""
+HELD_PIECE_SIZE = 64 * 1024
+"""Bytes of them that are sent as one chunk."""
 MAX_REQUEST_ID_LENGTH = 128
 """Characters of a request id; a longer one is replaced."""
 MIN_COMPRESSED_SIZE = 1024

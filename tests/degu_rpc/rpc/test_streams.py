@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -251,6 +252,20 @@ def test_results_before_the_end_of_the_callers_stream_are_held_back(rpc: RpcClie
     blocks = [b'x' * 50_000] * 60
     results = rpc.stream(NUMBERS, 'echo', {'blocks': iter(blocks)}, bytes)
     assert list(results) == blocks
+
+
+def test_small_results_that_are_held_back_take_little_more_than_their_size(
+    rpc: RpcClient,
+) -> None:
+    count = 20_000
+    tracemalloc.start()
+    try:
+        results = rpc.stream(NUMBERS, 'echo', {'blocks': iter([b''] * count)}, bytes)
+        assert sum(1 for _ in results) == count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * count
 
 
 def test_too_many_results_before_the_end_of_the_callers_stream_are_an_error(
