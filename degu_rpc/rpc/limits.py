@@ -10,6 +10,8 @@ MAX_FAULTS = 16
 """Faults that one error tells of ..."""
 MAX_FAULT_LENGTH = 200
 """... and characters of each of their two parts."""
+MAX_LINE_LENGTH = 1000
+"""Characters of a line that tells of a difference between a stub and a service."""
 MAX_CONNECTIONS = 8
 """Connections that one client has at once; a further call waits for one of them."""
 IDLE_TIMEOUT_S = 20.0
