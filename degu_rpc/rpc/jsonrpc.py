@@ -163,13 +163,13 @@ class JsonRpcApp:
             result = self._call(name, params, caller)
             answer = b'{"jsonrpc":"2.0","result":%b,"id":%b}' % (result, id_json)
             if len(answer) > room:
-                raise RpcError(
-                    Code.RESOURCE_EXHAUSTED, f'the answer is larger than {MAX_MESSAGE_SIZE} bytes'
-                )
+                raise _build_too_large()
         except _NoSuchMethodError:
             answer = _format_error(_METHOD_NOT_FOUND, id_json)
         except RpcError as error:
             answer = _format_failure(error, id_json)
+            if len(answer) > room:
+                answer = _format_failure(_build_too_large(), id_json)
         return answer if has_id else None
 
     def _call(self, name: str, params: dict[str, Any] | list[Any], caller: _Caller) -> bytes:
@@ -195,6 +195,10 @@ class JsonRpcApp:
             raise RpcError(Code.INVALID_ARGUMENT, f'{DISCOVER} takes no parameters')
         services = [describe_service(service, peer.roles) for service in self._services.values()]
         return JSON.encode(build_openrpc(services))
+
+
+def _build_too_large() -> RpcError:
+    return RpcError(Code.RESOURCE_EXHAUSTED, f'the answer is larger than {MAX_MESSAGE_SIZE} bytes')
 
 
 def _name_parameters(method: Method, values: list[Any]) -> dict[str, Any]:

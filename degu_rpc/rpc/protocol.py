@@ -33,7 +33,12 @@ from degu_rpc.rpc.compression import (
     decompress,
 )
 from degu_rpc.rpc.envelope import COMPRESSED, format_envelope
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
+from degu_rpc.rpc.limits import (
+    MAX_ERROR_LENGTH,
+    MAX_ERROR_SIZE,
+    MAX_MESSAGE_SIZE,
+    MIN_COMPRESSED_SIZE,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -187,14 +192,22 @@ def format_error(error: RpcError) -> bytes:
 
     Source: Connect protocol, "Error and EndStreamResponse".
 
-    Raises CodecError for details that cannot travel.
+    Raises CodecError for details that cannot travel, or are too large for that.
     """
-    return JSON.encode(_build_content(error))
+    return _encode_error(_build_content(error))
+
+
+def _encode_error(content: dict[str, Any]) -> bytes:
+    data = JSON.encode(content)
+    if len(data) > MAX_ERROR_SIZE:
+        raise CodecError(Fault('$.details', f'the error is larger than {MAX_ERROR_SIZE} bytes'))
+    return data
 
 
 def _build_content(error: RpcError) -> dict[str, Any]:
-    # A message may hold a file name that is not UTF-8.
-    message = error.message.encode('utf-8', 'backslashreplace').decode()
+    message = error.message[:MAX_ERROR_LENGTH]  # it often tells what was asked for
+    # It may hold a file name that is not UTF-8.
+    message = message.encode('utf-8', 'backslashreplace').decode()
     content: dict[str, Any] = {'code': error.code.value, 'message': message}
     return {**content, 'details': error.details} if error.details else content
 
@@ -204,7 +217,7 @@ def format_end(error: RpcError | None, metadata: Mapping[str, str]) -> bytes:
     content: dict[str, Any] = {} if error is None else {'error': _build_content(error)}
     if metadata:
         content['metadata'] = {name: [value] for name, value in metadata.items()}
-    return JSON.encode(content)
+    return JSON.encode(content) if error is None else _encode_error(content)
 
 
 def parse_end(data: bytes) -> tuple[CallError | None, dict[str, str]]:

@@ -586,6 +586,15 @@ def test_answers_of_a_batch_are_together_not_above_the_limit(
     assert len(calls) == 4
 
 
+def test_errors_of_a_batch_are_together_not_above_the_limit(
+    post: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonrpc, 'MAX_MESSAGE_SIZE', 10_000)
+    message = request('more.v1.More.fail', {'code': 'not_found', 'message': 'x' * 2000})
+    _, answer = post([message] * 4)
+    assert [item['error']['code'] for item in answer] == [-32005, -32005, -32008, -32008]
+
+
 # --- HTTP ----------------------------------------------------------------------------------------
 
 

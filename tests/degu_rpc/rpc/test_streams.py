@@ -20,7 +20,7 @@ from degu_rpc.errors import CodecError
 from degu_rpc.rpc import connect as connect_module
 from degu_rpc.rpc.codec import CODECS, Codec
 from degu_rpc.rpc.envelope import END, format_envelope, parse_envelopes
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
+from degu_rpc.rpc.limits import MAX_ERROR_SIZE, MAX_MESSAGE_SIZE
 from degu_rpc.rpc.service import Kind
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def build_app(log: Log) -> Router:
             raise KeyError('the secret')
         if how == 'details':
             raise RpcError(Code.ABORTED, 'gone', [{'what': object()}])
+        if how == 'large details':
+            raise RpcError(Code.ABORTED, 'gone', [{'what': 'x' * MAX_ERROR_SIZE}])
         if how == 'large':
             yield '0' * MAX_MESSAGE_SIZE  # type: ignore[misc]  # nobody checks what is sent
         raise RpcError(Code.ABORTED, how)
@@ -286,6 +288,7 @@ def test_too_many_results_before_the_end_of_the_callers_stream_are_an_error(
         ('why', Code.ABORTED),
         ('badly', Code.INTERNAL),
         ('details', Code.INTERNAL),
+        ('large details', Code.INTERNAL),
         ('large', Code.RESOURCE_EXHAUSTED),
     ],
 )
