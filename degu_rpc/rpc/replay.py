@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +66,7 @@ class ReplayStore:
         self._clock = clock
         self._lock = threading.Lock()
         # Of each user, the oldest first.
-        self._entries: dict[tuple[Any, ...], dict[tuple[Any, ...], _Entry]] = {}
+        self._entries: dict[tuple[Any, ...], OrderedDict[tuple[Any, ...], _Entry]] = {}
         self._costs: Counter[tuple[Any, ...]] = Counter()
 
     def run(
@@ -87,10 +87,10 @@ class ReplayStore:
         fingerprint = hashlib.blake2b(body, digest_size=32).digest()
         with self._lock:
             self._drop_old(user)
-            found = self._entries.get(user, {}).get(name)
+            found = self._entries.get(user, OrderedDict()).get(name)
             if found is None:
                 entry = _Entry(fingerprint)
-                self._entries.setdefault(user, {})[name] = entry
+                self._entries.setdefault(user, OrderedDict())[name] = entry
                 self._costs[user] += entry.cost
             elif found.fingerprint != fingerprint:
                 raise RpcError(Code.INVALID_ARGUMENT, 'this idempotency-key had another body')
@@ -113,7 +113,7 @@ class ReplayStore:
             entry.cost += len(outcome.result)
             self._costs[user] += len(outcome.result)
             # Its age counts from now on, and so does its place.
-            self._entries[user][name] = self._entries[user].pop(name)
+            self._entries[user].move_to_end(name)
             self._make_room()
         return outcome, False
 
@@ -126,11 +126,14 @@ class ReplayStore:
 
     def _drop_old(self, user: tuple[Any, ...]) -> None:
         oldest_s = self._clock() - REPLAY_AGE_S
-        for name, entry in list(self._entries.get(user, {}).items()):
+        expired = []
+        for name, entry in self._entries.get(user, {}).items():
             if entry.outcome is None:
                 continue
             if entry.since_s > oldest_s:
-                break
+                break  # and so no more of them are looked at than there are to drop
+            expired.append(name)
+        for name in expired:
             self._drop(user, name)
 
     def _make_room(self) -> None:

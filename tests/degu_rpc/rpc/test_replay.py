@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,6 +142,26 @@ def test_age_counts_from_the_end_of_the_call(store: ReplayStore, clock: Clock) -
 
     run(store, slow)
     assert run(store, calls) == (b'1', True)
+
+
+def test_call_is_not_slowed_down_by_what_is_kept(store: ReplayStore) -> None:
+    calls = Calls()
+
+    def measure() -> float:
+        """Return the least time of several calls, which no other process made longer."""
+        times = []
+        for _ in range(20):
+            begun = perf_counter()
+            run(store, calls, 'k0')
+            times.append(perf_counter() - begun)
+        return min(times)
+
+    run(store, calls, 'k0')
+    with_one = measure()
+    for number in range(1, 10_000):
+        run(store, calls, f'k{number}')
+    # To look at all of them took 500 times as long.
+    assert measure() < 50 * with_one
 
 
 def test_who_takes_most_loses_the_oldest(
