@@ -28,6 +28,7 @@ May be called by many threads; everything is set once.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu_rpc.errors import Code, CodecError, RpcError
@@ -35,7 +36,7 @@ from degu_rpc.rpc.codec import JSON
 from degu_rpc.rpc.connect import close_unread, identify_caller, refuse, settle_error
 from degu_rpc.rpc.context import Context
 from degu_rpc.rpc.documents import build_openrpc
-from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE
+from degu_rpc.rpc.limits import MAX_BATCH, MAX_DESCRIPTIONS, MAX_MESSAGE_SIZE
 from degu_rpc.rpc.protocol import find_codec, format_error, read_message
 from degu_rpc.rpc.schema import describe_service
 from degu_rpc.rpc.service import Kind, index_services, join_roles
@@ -80,7 +81,7 @@ class _Caller(NamedTuple):
 class JsonRpcApp:
     """An RGI app that serves services as JSON-RPC 2.0; mount it at a path of its own."""
 
-    # Set once: _services, _roles.
+    # Set once: _services, _roles, _discover (the OpenRPC document of what callers may call).
 
     def __init__(self, services: Iterable[Service]) -> None:
         """Raises ValueError for two services with one name, or one named `rpc` or `rpc.*`.
@@ -92,6 +93,13 @@ class JsonRpcApp:
             if name.split('.')[0] == RESERVED:
                 raise ValueError(f'{name!r}: JSON-RPC keeps what begins with rpc. for itself')
         self._roles = join_roles(self._services.values())
+
+        @functools.lru_cache(MAX_DESCRIPTIONS)
+        def discover(roles: frozenset[str]) -> bytes:
+            described = [describe_service(it, roles) for it in self._services.values()]
+            return JSON.encode(build_openrpc(described))
+
+        self._discover = discover
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer one request, or a batch of them."""
@@ -174,7 +182,9 @@ class JsonRpcApp:
 
     def _call(self, name: str, params: dict[str, Any] | list[Any], caller: _Caller) -> bytes:
         if name == DISCOVER:
-            return self._discover(params, caller.peer)
+            if params:
+                raise RpcError(Code.INVALID_ARGUMENT, f'{DISCOVER} takes no parameters')
+            return self._discover(caller.peer.roles & self._roles)
         service_name, _, method_name = name.rpartition('.')
         service = self._services.get(service_name)
         if service is None or method_name not in service.methods:
@@ -188,13 +198,6 @@ class JsonRpcApp:
             params = _name_parameters(method, params)
         context = Context(caller.peer, method.full_name, caller.headers, None, caller.is_gone)
         return method.call(JSON.encode(params), JSON, context)
-
-    def _discover(self, params: dict[str, Any] | list[Any], peer: Peer) -> bytes:
-        """Return the OpenRPC document of what the caller may call."""
-        if params:
-            raise RpcError(Code.INVALID_ARGUMENT, f'{DISCOVER} takes no parameters')
-        services = [describe_service(service, peer.roles) for service in self._services.values()]
-        return JSON.encode(build_openrpc(services))
 
 
 def _build_too_large() -> RpcError:

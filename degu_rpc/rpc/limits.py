@@ -22,6 +22,8 @@ IDLE_TIMEOUT_S = 20.0
 """How long a client keeps an idle connection: less than the 30 s that a server does."""
 MAX_BATCH = 50
 """Requests in one batch of JSON-RPC."""
+MAX_DESCRIPTIONS = 256
+"""Descriptions of services that are kept, each for callers with the same roles."""
 MAX_TIMEOUT_S = 86_400.0
 """The longest that a server lets a call take whose caller names a time, however long that is."""
 DEFAULT_TIMEOUT_S = 30.0

@@ -13,6 +13,7 @@ import pytest
 
 from degu_rpc import Code, Context, Router, RpcApp, RpcError, Service
 from degu_rpc.rpc import jsonrpc
+from degu_rpc.rpc.documents import build_openrpc
 from degu_rpc.rpc.jsonrpc import JsonRpcApp
 from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE, MAX_NESTING
 
@@ -568,6 +569,21 @@ def test_batch_has_a_limit_and_nothing_of_a_larger_one_is_called(
     assert str(MAX_BATCH) in answer['error']['data']['message']
     assert calls == []
     assert len(post([message] * MAX_BATCH)[1]) == MAX_BATCH
+
+
+def test_document_is_built_once_for_the_same_roles(
+    post: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    def build(services: Any) -> Any:
+        built.append(1)
+        return build_openrpc(services)
+
+    monkeypatch.setattr(jsonrpc, 'build_openrpc', build)
+    _, answers = post([request('rpc.discover')] * MAX_BATCH)
+    assert len(answers) == MAX_BATCH
+    assert len(built) == 1
 
 
 def test_message_above_the_limit_is_not_read(post: Callable[..., tuple[int, Any]]) -> None:
