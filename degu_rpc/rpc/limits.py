@@ -10,7 +10,7 @@ MAX_FAULTS = 16
 """Faults that one error tells of ..."""
 MAX_FAULT_LENGTH = 200
 """... and characters of each of their two parts."""
-MAX_ERROR_LENGTH = 4096
+MAX_ERROR_LENGTH = 4000
 """Characters of an error's message that travel; the rest is cut off."""
 MAX_ERROR_SIZE = 64 * 1024
 """Bytes of an error with its details. A method's larger one is replaced by an internal error."""
