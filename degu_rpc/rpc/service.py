@@ -218,6 +218,8 @@ class Method:
         return build_internal_error(self.full_name)
 
     def _prepare(self, data: bytes, codec: Codec, context: Context) -> dict[str, Any]:
+        if context.remaining() == 0:
+            context.check()  # nobody waits for what the function would do
         arguments = self._parse_arguments(data, codec)
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context

@@ -174,6 +174,12 @@ def test_time_of_the_caller_is_clamped(nodes: Any, conn: Connection) -> None:
     assert nodes[0].seen[0].deadline.timeout_s == 86400
 
 
+def test_function_is_not_called_when_the_time_is_over(nodes: Any, conn: Connection) -> None:
+    status, error, _ = post(conn, 'echo', connect_timeout_ms='0')
+    assert (status, error['code']) == (504, 'deadline_exceeded')
+    assert nodes[0].calls == 0
+
+
 def test_call_without_a_time_has_none(nodes: Any, conn: Connection) -> None:
     post(conn, 'look')
     assert nodes[0].seen[0].remaining() is None
