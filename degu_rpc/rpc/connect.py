@@ -93,7 +93,12 @@ _MAX_QUERY_FIELDS = 32
 _match_header = re.compile(r'(?!connect-|content-|trailer-)[0-9a-z-]{1,64}').fullmatch
 _match_header_value = re.compile(r'(?! )[ -~]+(?<! )').fullmatch
 _REPLAYED = 'idempotency-replayed'
-_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, _REPLAYED}
+_RESERVED = {
+    # Source: RFC 9110 §7.6.1 and §11.7, what is between two machines alone.
+    *('connection', 'keep-alive', 'proxy-connection', 'te', 'trailer', 'transfer-encoding'),
+    *('host', 'proxy-authenticate', 'proxy-authorization', 'upgrade'),
+    *(REQUEST_ID, _REPLAYED),
+}
 
 
 class RpcApp:
