@@ -4,8 +4,9 @@
     app = RpcApp([*services, build_meta(services)])
 
 It shows a caller what that caller may call and nothing else: a service of which they may call
-nothing is not there for them. Whoever may call anything may call it, so what it tells is no more
-than they could find out by calling.
+nothing is not there for them. Whoever may call anything may call it. It does not keep names secret,
+and nothing does: who calls what is not for them is told so. Source:
+docs/decisions/0014-names-are-no-secret.md.
 """
 
 from __future__ import annotations

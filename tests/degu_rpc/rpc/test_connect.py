@@ -306,9 +306,10 @@ def test_caller_whom_nobody_looked_at_is_unauthenticated(
     assert 'this server was set up without' in error['message']
 
 
-def test_caller_without_the_role_is_denied(conn: Connection) -> None:
+def test_caller_without_the_role_is_told_that_and_not_which_would_do(conn: Connection) -> None:
     status, error = post(conn, 'wipe', {})
     assert (status, error['code']) == (403, 'permission_denied')
+    assert error['message'] == 'files.v1.Files/wipe is not for your roles'
 
 
 def test_body_of_a_caller_that_is_refused_is_not_read(serve: Callable[..., Any]) -> None:
