@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from degu_rpc.rpc.differences import describe_api, find_differences
 from degu_rpc.rpc.limits import MAX_FAULTS, MAX_LINE_LENGTH, MAX_NESTING
 from degu_rpc.rpc.schema import MethodDescription, ServiceDescription
 from degu_rpc.rpc.service import Kind
+from degu_rpc.rpc.stubs import write_stubs
 
 
 class Api:
@@ -72,3 +75,16 @@ def test_lines_have_no_controls_and_an_end() -> None:
     assert line.startswith('get: \\x1b]0;owned\\x07xxx')
     assert line.isprintable()
     assert len(line) < MAX_LINE_LENGTH + 100
+
+
+# --- stubs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['None', 'list', 'list!', '-list'])
+def test_field_takes_no_builtin_from_the_others(name: str) -> None:
+    array = {'type': 'array', 'items': {'type': 'string'}, 'default': []}
+    properties = {name: {'type': 'string', 'default': 'x'}, 'more': array, 'no': {'type': 'null'}}
+    source = write_stubs([describe({'D0': {'type': 'object', 'properties': properties}})])
+    module: dict[str, Any] = {'__name__': 'stubs'}
+    exec(compile(source, 'stubs', 'exec'), module)
+    assert module['D0']().more == []
