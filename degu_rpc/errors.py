@@ -2,8 +2,9 @@
 
 DeguRpcError
 ├── RpcError                    a call that failed, on either side       .code .message .details
-│   ├── NotSentError            a call that found no connection
-│   └── StillRunsError          a call with the same key has not ended
+│   └── CallError               what a client says of a call it made     .code .message .details
+│       ├── NotSentError        it found no connection
+│       └── StillRunsError      the first one with its key has not ended
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── TrustError                  the trust store cannot do that           .user_id .remedy
@@ -135,11 +136,19 @@ class RpcError(DeguRpcError):
         return f'{self.code.value}: {self.message}'
 
 
-class NotSentError(RpcError):
+class CallError(RpcError):
+    """A call that failed, as the client that made it says: the server's answer, or that none came.
+
+    It is about the server that was called. A method whose own call fails so answers `internal`,
+    unless it raises a RpcError of its own.
+    """
+
+
+class NotSentError(CallError):
     """There is no connection: nothing of the call was sent, so it may be made again."""
 
 
-class StillRunsError(RpcError):
+class StillRunsError(CallError):
     """The first call with an idempotency key has not ended: its outcome can be asked for later."""
 
 

@@ -61,7 +61,7 @@ class Certifier:
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer `POST renew`, `POST rotate` and `POST retire`."""
         try:
-            peer = find_caller(connection)
+            peer = find_caller(request)
         except UnknownPeerError as error:
             return _refuse(401, 'Unauthorized', str(error))
         if peer.kind is not PeerKind.MACHINE or peer.user_id != self._identity.user_id:

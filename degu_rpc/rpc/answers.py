@@ -33,10 +33,10 @@ def settle_error(error: RpcError) -> tuple[Code, bytes]:
         return error.code, format_error(error)
 
 
-def identify_caller(connection: dict[str, Any]) -> Peer:
+def identify_caller(request: dict[str, Any]) -> Peer:
     """Return who calls. Raises RpcError (`unauthenticated`) where nobody said who it is."""
     try:
-        return find_caller(connection)
+        return find_caller(request)
     except UnknownPeerError as error:
         raise RpcError(Code.UNAUTHENTICATED, str(error)) from None
 

@@ -36,7 +36,7 @@ from degu.errors import DeguError
 from degu.limits import MAX_TIMEOUT_S, check_timeout
 from degu.net import Deadline
 from degu.wire import closes_connection
-from degu_rpc.errors import Code, CodecError, RpcError, StillRunsError
+from degu_rpc.errors import CallError, Code, CodecError, RpcError, StillRunsError
 from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, TRACE, current_context
@@ -252,14 +252,15 @@ class RpcClient:
         `Any` gives plain values. What bind() makes is faster with other types. An argument that is
         an iterator is sent as a stream; what it raises is raised here.
 
-        Raises RpcError: what the server answered; `unavailable` when it cannot be reached (a
-        NotSentError, as each is where nothing was sent for want of a connection) or went away
-        during the call (which then may have been executed), `deadline_exceeded` when the
+        Raises CallError, a RpcError: what the server answered; `unavailable` when it cannot be
+        reached (a NotSentError, as each is where nothing was sent for want of a connection) or went
+        away during the call (which then may have been executed), `deadline_exceeded` when the
         call's time is over or the server took longer than the `degu` client waits,
         `unauthenticated` when one side refused the other's certificate (trying again will not
         help), `resource_exhausted` for a message above the limit in either direction, `internal`
         for an answer that makes no sense, `canceled` after close(); StillRunsError (`aborted`) when
         the first attempt with the call's key had not ended in time.
+        Raises RpcError where the call that this one is made in need not go on.
         Raises CodecError for arguments that cannot travel, TypeError for a `result_type` that
         cannot or two streams, ValueError for a name that no service or method has; nothing was sent
         then.
@@ -325,11 +326,11 @@ class RpcClient:
     ) -> Any:
         """Make a call once, and return its result."""
         uri = f'{self._prefix}/{procedure}'
-        response, data = self._exchange(uri, headers, message, deadline)
-        if call is not None:
-            call.response_headers = dict(response.headers)
-        content_type = _as_text(response.headers.get('content-type'))
         try:
+            response, data = self._exchange(uri, headers, message, deadline)
+            if call is not None:
+                call.response_headers = dict(response.headers)
+            content_type = _as_text(response.headers.get('content-type'))
             if response.headers.get('content-encoding') == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if response.status != 200:
@@ -339,14 +340,18 @@ class RpcClient:
                     raise StillRunsError(*error.args)
                 raise error
             if find_codec(content_type) is not self._codec:
-                raise RpcError(
+                raise CallError(
                     Code.INTERNAL,
                     f'{procedure} answered with content-type {content_type}, '
                     f'not {self._codec.content_type}',
                 )
             return parse_value(data, shape, self._codec)
+        except CallError:
+            raise
+        except RpcError as fault:  # what both sides read with knows nothing of calls
+            raise CallError(*fault.args) from None
         except CodecError as fault:
-            raise RpcError(
+            raise CallError(
                 Code.INTERNAL, f'{procedure} answered what it must not: {fault}'
             ) from fault
 
@@ -407,7 +412,7 @@ class RpcClient:
     def _encode(self, args: Mapping[str, Any], procedure: str) -> bytes:
         message = self._codec.encode(args)
         if len(message) > MAX_MESSAGE_SIZE:
-            raise RpcError(
+            raise CallError(
                 Code.RESOURCE_EXHAUSTED,
                 f'the arguments of {procedure} are larger than {MAX_MESSAGE_SIZE} bytes',
             )

@@ -12,8 +12,8 @@ Source: Connect protocol, "Unary (Request-Response) RPCs" and "Streaming RPCs".
    verb than POST (or GET, where the method is safe), 415 with another content type than those for
    methods of its kind. HEAD is no call: the protocol knows no such thing. `allow` tells what a
    method takes, so 405 is for those who may call it.
-2. Who calls is what the connection says, `connection['_peer']`; they must be allowed to call the
-   method before the body is read.
+2. Who calls is what `Authenticated` says of the request, `request['_peer']`; they must be allowed
+   to call the method before the body is read.
 3. The body is read up to the limit, never further, and a stream one message after the other.
 4. A call with an `idempotency-key`, where the method is neither safe nor idempotent, is made once:
    see degu_rpc.rpc.replay. The answer to a later one says `idempotency-replayed: true`, or
@@ -50,6 +50,7 @@ from degu_rpc.rpc.context import REQUEST_ID, Context, check_deadline, never_gone
 from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline, limit_rest
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.limits import (
+    HELD_PIECE_SIZE,
     MAX_DROPPED_SIZE,
     MAX_HELD_SIZE,
     MAX_MESSAGE_SIZE,
@@ -142,7 +143,7 @@ class RpcApp:
         try:
             check_version(headers)
             encoding = parse_encoding(headers, UNARY_ENCODING)
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             if method.kind is not Kind.UNARY:
                 return _refuse_type(request, _STREAMS)
@@ -197,7 +198,7 @@ class RpcApp:
         headers = request['headers']
         context = None
         try:
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             takes_get = method.safe and method.kind is Kind.UNARY
             if not takes_get or request['method'] != 'GET':
@@ -233,7 +234,7 @@ class RpcApp:
         try:
             check_version(headers)
             encoding = parse_encoding(headers, STREAM_ENCODING)
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             if method.kind is Kind.UNARY:
                 return _refuse_type(request, _UNARY)
@@ -266,8 +267,7 @@ def _write_stream(
     What else than RpcError goes wrong is raised: the response is then cut off before its end.
     """
     messages = _read_messages(body, encoding.uses_gzip, context)
-    held: list[bytes] = []
-    held_size = 0
+    held = bytearray()  # and no list: a small result would take many times its size
     error: bytes | None = None
     metadata: dict[str, str] = {}
     had_id = context.sent_request_id is not None  # then it is among the headers
@@ -276,9 +276,8 @@ def _write_stream(
             for result in results:
                 envelope = pack_message(result, 0, encoding.takes_gzip)
                 if body is not None and not body.closed:
-                    held.append(envelope)
-                    held_size += len(envelope)
-                    if held_size > MAX_HELD_SIZE:
+                    held += envelope
+                    if len(held) > MAX_HELD_SIZE:
                         held.clear()
                         raise RpcError(
                             Code.RESOURCE_EXHAUSTED,
@@ -287,15 +286,15 @@ def _write_stream(
                         )
                     continue
                 if held:
-                    yield from held
-                    held = []
+                    yield from _cut(held)
+                    held.clear()
                 yield envelope
         metadata.update(context.response_headers)
-        if held_size > _BUFFERED_SIZE:  # a caller that waits to write never reads
+        if len(held) > _BUFFERED_SIZE:  # a caller that waits to write never reads
             _drop(messages)
     except RpcError as caught:
         _, error = settle_error(caught)
-    yield from held
+    yield from _cut(held)
     extend_deadline(connection, context.deadline)
     if context.sent_request_id is not None and not had_id:
         metadata[REQUEST_ID] = context.sent_request_id
@@ -314,6 +313,11 @@ def _drop(pieces: Iterable[bytes]) -> None:
         size_left -= len(data)
         if size_left < 0:
             return
+
+
+def _cut(data: bytearray) -> Iterator[bytes]:
+    for start in range(0, len(data), HELD_PIECE_SIZE):
+        yield bytes(data[start : start + HELD_PIECE_SIZE])
 
 
 def _read_messages(

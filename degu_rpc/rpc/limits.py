@@ -14,12 +14,20 @@ MAX_FAULTS = 16
 """Faults that one error tells of ..."""
 MAX_FAULT_LENGTH = 200
 """... and characters of each of their two parts."""
+MAX_ERROR_LENGTH = 4000
+"""Characters of an error's message that travel; the rest is cut off."""
+MAX_ERROR_SIZE = 64 * 1024
+"""Bytes of an error with its details. A method's larger one is replaced by an internal error."""
+MAX_LINE_LENGTH = 1000
+"""Characters of a line that tells of a difference between a stub and a service."""
 MAX_CONNECTIONS = 8
 """Connections that one client has at once; a further call waits for one of them."""
 IDLE_TIMEOUT_S = 20.0
 """How long a client keeps an idle connection: less than the 30 s that a server does."""
 MAX_BATCH = 50
 """Requests in one batch of JSON-RPC."""
+MAX_DESCRIPTIONS = 256
+"""Descriptions of services that are kept, each for callers with the same roles."""
 MAX_TIMEOUT_S = 86_400.0
 """The longest that a server lets a call take whose caller names a time, however long that is."""
 MAX_TIMEOUT_DIGITS = 10
@@ -32,6 +40,8 @@ END_TIMEOUT_S = 5.0
 """How long the end of a stream may take to be sent once its deadline is over."""
 MAX_HELD_SIZE = 4 * 1024 * 1024
 """Bytes of results that a server holds back while it still reads the caller's stream."""
+HELD_PIECE_SIZE = 64 * 1024
+"""Bytes of them that are sent as one chunk."""
 MAX_DROPPED_SIZE = 16 * 1024 * 1024
 """Bytes of a caller's stream that a server reads and drops after the end of the call: as much as
 may be on its way, so that the caller can read how the call ended."""

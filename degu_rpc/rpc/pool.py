@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING
 
 from degu.errors import DeguError, PeerRejectedError, ProtocolError
 from degu.pki import CertificateError, CertificateFault
-from degu_rpc.errors import Code, NotSentError, RpcError, UnknownPeerError, UnreachableError
+from degu_rpc.errors import (
+    CallError,
+    Code,
+    NotSentError,
+    UnknownPeerError,
+    UnreachableError,
+)
 from degu_rpc.rpc.limits import IDLE_TIMEOUT_S, LOOK_AFTER_S, MAX_CONNECTIONS
 
 if TYPE_CHECKING:
@@ -68,14 +74,14 @@ class Pool:
 
         Raises NotSentError: `unavailable` when the server cannot be reached, `unauthenticated` when
         it is not who was meant, `deadline_exceeded` when connecting, or the wait for a connection
-        that is in use, took too long; RpcError (`canceled`) when the pool is closed.
+        that is in use, took too long; CallError (`canceled`) when the pool is closed.
         """
         stale = []
         try:
             with self._free:
                 while True:
                     if self._closed:
-                        raise RpcError(Code.CANCELED, _CLOSED)
+                        raise CallError(Code.CANCELED, _CLOSED)
                     if self._idle:
                         connection, since_s = self._idle.pop()
                         idle_s = monotonic() - since_s
@@ -120,7 +126,7 @@ class Pool:
         """Return a connection that is the caller's to close. Raises what take() raises."""
         with self._free:
             if self._closed:
-                raise RpcError(Code.CANCELED, _CLOSED)
+                raise CallError(Code.CANCELED, _CLOSED)
         return self._connect(deadline)
 
     def _connect(self, deadline: Deadline) -> Connection:
@@ -133,12 +139,12 @@ class Pool:
                 self._all.add(connection)
                 return connection
         connection.close()
-        raise RpcError(Code.CANCELED, _CLOSED)
+        raise CallError(Code.CANCELED, _CLOSED)
 
-    def explain(self, error: OSError | DeguError, uri: str) -> RpcError:
+    def explain(self, error: OSError | DeguError, uri: str) -> CallError:
         """Build the error that says what a connection that failed means for a call."""
         if self._closed:
-            return RpcError(Code.CANCELED, f'{uri} was under way: {_CLOSED}')
+            return CallError(Code.CANCELED, f'{uri} was under way: {_CLOSED}')
         return _explain_failure(error, uri)
 
     def _forget(self) -> None:
@@ -174,14 +180,14 @@ def _explain_connect(
     return NotSentError(Code.UNAVAILABLE, f'cannot connect to {address!r}: {error}')
 
 
-def _explain_failure(error: OSError | DeguError, uri: str) -> RpcError:
+def _explain_failure(error: OSError | DeguError, uri: str) -> CallError:
     if isinstance(error, PeerRejectedError):
-        return RpcError(Code.UNAUTHENTICATED, str(error))
+        return CallError(Code.UNAUTHENTICATED, str(error))
     if isinstance(error, TimeoutError):
-        return RpcError(Code.DEADLINE_EXCEEDED, f'{uri} took too long: {error}')
+        return CallError(Code.DEADLINE_EXCEEDED, f'{uri} took too long: {error}')
     if isinstance(error, ProtocolError):
-        return RpcError(Code.INTERNAL, f'{uri} was answered with no response: {error}')
-    return RpcError(
+        return CallError(Code.INTERNAL, f'{uri} was answered with no response: {error}')
+    return CallError(
         Code.UNAVAILABLE,
         f'{uri} may or may not have been executed: {error or type(error).__name__}',
     )

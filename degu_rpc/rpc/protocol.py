@@ -16,12 +16,13 @@ Source: Connect protocol, https://connectrpc.com/docs/protocol.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu.bodies import ChunkedInput
 from degu.errors import BodyTooLargeError
-from degu_rpc.errors import Code, CodecError, Fault, RpcError
+from degu_rpc.errors import CallError, Code, CodecError, Fault, RpcError
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import (
     ENCODINGS,
@@ -33,6 +34,7 @@ from degu_rpc.rpc.compression import (
 )
 from degu_rpc.rpc.envelope import COMPRESSED, format_envelope
 from degu_rpc.rpc.limits import (
+    MAX_ERROR_LENGTH,
     MAX_ERROR_SIZE,
     MAX_MESSAGE_SIZE,
     MAX_TIMEOUT_DIGITS,
@@ -144,8 +146,11 @@ def _parse_timeout(text: str) -> float:
 
 
 def format_timeout(timeout_s: float) -> str:
-    """Return a time as the header says it, at least a millisecond."""
-    return str(min(max(int(timeout_s * 1000), 1), 10**MAX_TIMEOUT_DIGITS - 1))
+    """Return a time as the header says it: never less, or the server would end before its caller.
+
+    A method whose nested call takes all the time that is left can so tell whose time is over.
+    """
+    return str(min(max(math.ceil(timeout_s * 1000), 1), 10**MAX_TIMEOUT_DIGITS - 1))
 
 
 def find_stream_codec(content_type: str | None) -> Codec | None:
@@ -207,16 +212,17 @@ def format_error(error: RpcError) -> bytes:
 
     Source: Connect protocol, "Error and EndStreamResponse".
 
-    Raises CodecError for details that cannot travel, and for more than MAX_ERROR_SIZE.
+    Raises CodecError for details that cannot travel, or are too large for that.
     """
-    # A message may hold a file name that is not UTF-8.
-    message = error.message.encode('utf-8', 'backslashreplace').decode()
+    message = error.message[:MAX_ERROR_LENGTH]  # it often tells what was asked for
+    # It may hold a file name that is not UTF-8.
+    message = message.encode('utf-8', 'backslashreplace').decode()
     content: dict[str, Any] = {'code': error.code.value, 'message': message}
     if error.details:
         content['details'] = error.details
     data = JSON.encode(content)
     if len(data) > MAX_ERROR_SIZE:
-        raise CodecError(Fault('$', f'an error is larger than {MAX_ERROR_SIZE} bytes'))
+        raise CodecError(Fault('$.details', f'the error is larger than {MAX_ERROR_SIZE} bytes'))
     return data
 
 
@@ -229,7 +235,7 @@ def format_end(error: bytes | None, metadata: Mapping[str, str]) -> bytes:
     return b'{%b}' % b','.join(parts)
 
 
-def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
+def parse_end(data: bytes) -> tuple[CallError | None, dict[str, str]]:
     """Read the message that ends a stream: the error, if it is one, and its metadata.
 
     Several values of one name are joined, as HTTP does, and control characters escaped. Raises
@@ -248,12 +254,14 @@ def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
     if 'error' not in content:
         return None, joined
     error = _parse_content(content['error'])
-    return error or RpcError(Code.UNKNOWN, 'the stream ended with an error of another form'), joined
+    return error or CallError(
+        Code.UNKNOWN, 'the stream ended with an error of another form'
+    ), joined
 
 
 def parse_error(
     status: int, content_type: str | None, data: bytes, uri: str, accept_post: object = None
-) -> RpcError:
+) -> CallError:
     """Build the error that a response other than 200 means, whatever is in it.
 
     Where it is no error in JSON the code is inferred from the HTTP status, and `uri` is named. A
@@ -270,15 +278,15 @@ def parse_error(
     if status == 415 and isinstance(accept_post, str):
         for types, why in _OTHER_KINDS:
             if types >= set(accept_post.split(', ')):
-                return RpcError(Code.UNIMPLEMENTED, f'{uri} {why}')
+                return CallError(Code.UNIMPLEMENTED, f'{uri} {why}')
     advice = '; are the prefix and the name of the service right?' if status == 404 else ''
-    return RpcError(
+    return CallError(
         _INFERRED_CODES.get(status, Code.UNKNOWN),
         f'the server answered {uri} with HTTP status {status}{advice}',
     )
 
 
-def _parse_content(content: Any) -> RpcError | None:
+def _parse_content(content: Any) -> CallError | None:
     if not isinstance(content, dict):
         return None
     try:
@@ -289,7 +297,7 @@ def _parse_content(content: Any) -> RpcError | None:
     details = content.get('details', [])
     if not isinstance(message, str) or not _is_list_of_maps(details):
         return None
-    return RpcError(code, escape_controls(message), details)
+    return CallError(code, escape_controls(message), details)
 
 
 def _is_list_of_maps(value: Any) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from degu.errors import DeguError
-from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.errors import CallError, Code, CodecError, RpcError
 from degu_rpc.rpc.codec import parse_value
 from degu_rpc.rpc.compression import GZIP
 from degu_rpc.rpc.envelope import END, parse_envelopes
@@ -189,6 +189,8 @@ def _check(
     if response.status != 200:
         try:
             data = read_message(response.body)
+        except RpcError as error:  # what both sides read with knows nothing of calls
+            raise CallError(*error.args) from None
         except (OSError, DeguError) as error:
             raise explain(error, uri) from error
         accepted = response.headers.get('accept-post')
@@ -222,6 +224,10 @@ def _read(
                 raise error
             return
         raise _explain(uri, 'the stream has no end')
+    except CallError:
+        raise
+    except RpcError as error:  # what both sides read with knows nothing of calls
+        raise CallError(*error.args) from None
     except CodecError as error:
         raise _explain(uri, error) from error
     except (OSError, DeguError) as error:
@@ -230,5 +236,5 @@ def _read(
         connection.close()
 
 
-def _explain(uri: str, what: object) -> RpcError:
-    return RpcError(Code.INTERNAL, f'{uri} answered what it must not: {what}')
+def _explain(uri: str, what: object) -> CallError:
+    return CallError(Code.INTERNAL, f'{uri} answered what it must not: {what}')

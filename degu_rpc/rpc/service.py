@@ -27,6 +27,9 @@ everything: my own machines are not strangers to each other.
 
 Errors: a RpcError that the function raises goes to the caller as it is. Any other exception was not
 meant for the caller: it learns a random reference, and the log has the rest under that reference.
+So it is with a CallError, too: what became of a call that the function made is about another
+server, and none of its codes says anything of this one. Where the time of both is over, that is
+said.
 
 Threads: services are filled by decorators before they are served (set once), and then called by
 many threads at once. There is no I/O here.
@@ -48,7 +51,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from degu_rpc.errors import Code, CodecError, Fault, RpcError
+from degu_rpc.errors import CallError, Code, CodecError, Fault, RpcError
 from degu_rpc.peers import build_roles
 from degu_rpc.rpc.codec import (
     MSGPACK,
@@ -146,6 +149,8 @@ class Method:
                 result = self.function(**self._prepare(data, codec, context))
                 return self._format(result, codec)
             raise RuntimeError(_SWALLOWED)
+        except CallError as error:
+            raise self._settle_call_error(error, context) from None
         except RpcError:
             raise
         except Exception:  # noqa: BLE001  # whatever it is, it is logged and answered
@@ -183,6 +188,8 @@ class Method:
                         yield self._format(item, codec)
                 return
             raise RuntimeError(_SWALLOWED)
+        except CallError as error:
+            raise self._settle_call_error(error, context) from None
         except RpcError:
             raise
         except Exception:  # noqa: BLE001  # whatever it is, it is logged and answered
@@ -196,9 +203,26 @@ class Method:
         with contextlib.ExitStack() as stack:
             for interceptor in self.interceptors:
                 stack.enter_context(interceptor(context))
+
+            def settle(_kind: object, error: object, _traceback: object) -> None:
+                if isinstance(error, CallError):  # interceptors see what the caller gets
+                    raise self._settle_call_error(error, context) from None
+
+            stack.push(settle)
             return stack.pop_all()
 
+    def _settle_call_error(self, error: CallError, context: Context) -> RpcError:
+        """Return what it is to the caller that a call failed which the function made."""
+        if error.code is Code.DEADLINE_EXCEEDED:
+            try:
+                context.check()
+            except RpcError as own:
+                return own
+        return build_internal_error(self.full_name)
+
     def _prepare(self, data: bytes, codec: Codec, context: Context) -> dict[str, Any]:
+        if context.remaining() == 0:
+            context.check()  # nobody waits for what the function would do
         arguments = self._parse_arguments(data, codec)
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context

@@ -348,8 +348,10 @@ def _find_shadowed(service: ServiceDescription) -> frozenset[str]:
     """Return the names that are fields or methods, and so no builtin in the class around them."""
     names = {method.name for method in service.methods}
     for schema in service.definitions.values():
-        names.update(part(schema, 'properties', dict))
-        names.update(part(item, 'title', str) for item in part(schema, 'prefixItems', list))
+        wires = [wire for wire in part(schema, 'properties', dict) if isinstance(wire, str)]
+        names.update(_name_fields(wires))
+        titles = [part(item, 'title', str) for item in part(schema, 'prefixItems', list)]
+        names.update(_name_fields(titles))
     return frozenset(names)
 
 

@@ -74,6 +74,7 @@ ATTEMPT = errors.Attempt('mdns', ('127.0.0.1', 1), 'refused', ConnectionRefusedE
 ERRORS: list[DeguRpcError] = [
     DeguRpcError('why'),
     RpcError(Code.ABORTED, 'again', [{'a': 1}]),
+    errors.CallError(Code.NOT_FOUND, 'no such thing'),
     errors.NotSentError(Code.UNAVAILABLE, 'nobody there'),
     errors.StillRunsError(Code.ABORTED, 'it runs'),
     CodecError(Fault('$.a', 'missing')),

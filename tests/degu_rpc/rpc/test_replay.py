@@ -7,6 +7,7 @@ import json
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -67,7 +68,9 @@ def test_second_call_gets_the_outcome_of_the_first(store: ReplayStore) -> None:
 
 
 @pytest.mark.parametrize(
-    'changed', [{'peer': BEN}, {'method': 'a/c'}, {'key': 'l'}], ids=['caller', 'method', 'key']
+    'changed',
+    [{'peer': BEN}, {'peer': ANN._replace(machine_id='M')}, {'method': 'a/c'}, {'key': 'l'}],
+    ids=['user', 'machine', 'method', 'key'],
 )
 def test_another_caller_method_or_key_is_another_call(
     store: ReplayStore, changed: dict[str, Any]
@@ -146,6 +149,26 @@ def test_age_counts_from_the_end_of_the_call(store: ReplayStore, clock: Clock) -
     assert run(store, calls) == (b'1', True)
 
 
+def test_call_is_not_slowed_down_by_what_is_kept(store: ReplayStore) -> None:
+    calls = Calls()
+
+    def measure() -> float:
+        """Return the least time of several calls, which no other process made longer."""
+        times = []
+        for _ in range(20):
+            begun = perf_counter()
+            run(store, calls, 'k0')
+            times.append(perf_counter() - begun)
+        return min(times)
+
+    run(store, calls, 'k0')
+    with_one = measure()
+    for number in range(1, 10_000):
+        run(store, calls, f'k{number}')
+    # To look at all of them took 500 times as long.
+    assert measure() < 50 * with_one
+
+
 def test_who_takes_most_loses_the_oldest(
     store: ReplayStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +182,19 @@ def test_who_takes_most_loses_the_oldest(
     assert [run(store, calls, str(number))[1] for number in range(42, 50)] == [True] * 8
     assert calls.count == count
     assert run(store, calls, '0') == (b'%d' % (count + 1), False)
+
+
+def test_user_with_many_machines_cannot_push_out_what_others_have(
+    store: ReplayStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, 'MAX_REPLAY_SIZE', 10 * 1024 + 500)
+    calls = Calls()
+    for key in 'abc':
+        run(store, calls, key)
+    for number in range(20):
+        machine = Peer(PeerKind.MACHINE, 'U', f'M{number}', 'Eve', ANN.roles, None, None)
+        run(store, calls, peer=machine)
+    assert all(run(store, calls, key)[1] for key in 'abc')
 
 
 @pytest.mark.parametrize(

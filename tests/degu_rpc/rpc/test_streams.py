@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -120,8 +121,8 @@ def build_app(log: Log) -> Router:
             raise KeyError('the secret')
         if how == 'details':
             raise RpcError(Code.ABORTED, 'gone', [{'what': object()}])
-        if how == 'at length':
-            raise RpcError(Code.ABORTED, 'x' * MAX_ERROR_SIZE)
+        if how == 'large details':
+            raise RpcError(Code.ABORTED, 'gone', [{'what': 'x' * MAX_ERROR_SIZE}])
         if how == 'large':
             yield '0' * MAX_MESSAGE_SIZE  # type: ignore[misc]  # nobody checks what is sent
         raise RpcError(Code.ABORTED, how)
@@ -346,6 +347,20 @@ def test_results_before_the_end_of_the_callers_stream_are_held_back(rpc: RpcClie
     assert list(results) == blocks
 
 
+def test_small_results_that_are_held_back_take_little_more_than_their_size(
+    rpc: RpcClient,
+) -> None:
+    count = 20_000
+    tracemalloc.start()
+    try:
+        results = rpc.stream(NUMBERS, 'echo', {'blocks': iter([b''] * count)}, bytes)
+        assert sum(1 for _ in results) == count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * count
+
+
 def test_too_many_results_before_the_end_of_the_callers_stream_are_an_error(
     rpc: RpcClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,7 +386,7 @@ def test_too_many_results_are_an_error_to_a_caller_that_still_writes(rpc: RpcCli
         ('why', Code.ABORTED),
         ('badly', Code.INTERNAL),
         ('details', Code.INTERNAL),
-        ('at length', Code.INTERNAL),
+        ('large details', Code.INTERNAL),
         ('large', Code.RESOURCE_EXHAUSTED),
     ],
 )
