@@ -44,7 +44,12 @@ _match_trace = re.compile(r'(?!ff)[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]
 
 _match_header = re.compile(r'(?!connect-|content-|trailer-)[0-9a-z-]+').fullmatch
 _match_header_value = re.compile(r'(?! )[ -~]+(?<! )').fullmatch
-_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, REPLAYED, RUNNING}
+_RESERVED = {
+    # Source: RFC 9110 §7.6.1 and §11.7, what is between two machines alone.
+    *('connection', 'keep-alive', 'proxy-connection', 'te', 'trailer', 'transfer-encoding'),
+    *('host', 'proxy-authenticate', 'proxy-authorization', 'upgrade'),
+    *(REQUEST_ID, REPLAYED, RUNNING),
+}
 
 _current: contextvars.ContextVar[Context | None] = contextvars.ContextVar(
     'degu_rpc.current_context', default=None

@@ -320,13 +320,6 @@ def test_details_that_cannot_travel_are_an_internal_error(
 # --- who may call --------------------------------------------------------------------------------
 
 
-def test_error_above_the_limit_is_an_internal_error(conn: Connection) -> None:
-    message = 'x' * MAX_ERROR_SIZE
-    status, error = post(conn, 'fail', {'code': 'not_found', 'message': message})
-    assert (status, error['code']) == (500, 'internal')
-    assert 'reference' in error['message']
-
-
 @pytest.mark.parametrize('name', ['echo', 'wipe', 'none'])
 def test_unknown_caller_is_unauthenticated(serve: Callable[..., Any], name: str) -> None:
     client, _ = serve(Authenticated(build_app()), roles=None)
