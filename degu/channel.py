@@ -9,8 +9,8 @@ Inside a body a peer is judged by what it moves in the time we wait for it (`Pac
 read as long as one receive or one send is enough, which is the case for every small message.
 Whoever uses the channel can end all waits at a point in time of its own: `set_deadline()`.
 
-A channel belongs to the one thread that serves or uses its connection. It knows nothing of HTTP but
-where a preamble and a line end.
+A channel belongs to the one thread that serves or uses its connection; others may interrupt() it.
+It knows nothing of HTTP but where a preamble and a line end.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import select
 import socket
 import ssl
+import threading
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -42,6 +43,8 @@ take a whole one within a window; smaller ones would be kinder to slow peers, an
 LINGER_SIZE = 64 * KIB
 LINGER_TIMEOUT_S = 1.0
 """How much, and for how long, the peer may still send while we close."""
+LOOK_INTERVAL_S = 0.01
+"""How often one who still writes looks for an answer, at most."""
 
 _SLACK = 1.03
 _HALF_SLACK = 1.015
@@ -86,15 +89,20 @@ class Pace:
         return self._window_s - int(self.waited_s / self.step_s) * self.step_s
 
 
+class AnsweredEarlyError(Exception):
+    """The peer answers, or has gone, while we still write: nobody reads the rest."""
+
+
 class Channel:
     """One connection's bytes, in and out."""
 
     # Set once: sock, limits, _closes_after_failed_body, _recv, _recv_into, _send, _is_plain,
-    # _piece, _max_receive, _wait_all, _idle_s.
-    # Changed by the one thread that uses the channel: buffered, write_error, deadline, _wait_s,
-    # _has_waited, _pace, _taken.
+    # _piece, _max_receive, _wait_all, _idle_s, _closing.
+    # Changed by the one thread that uses the channel: buffered, write_error, stops_when_answered,
+    # deadline, _wait_s, _has_waited, _pace, _taken.
     __slots__ = (
         '_closes_after_failed_body',
+        '_closing',
         '_has_waited',
         '_idle_s',
         '_is_plain',
@@ -111,6 +119,7 @@ class Channel:
         'deadline',
         'limits',
         'sock',
+        'stops_when_answered',
         'write_error',
     )
 
@@ -130,14 +139,18 @@ class Channel:
         self._wait_all = int(socket.MSG_WAITALL) if self._is_plain else 0
         self._idle_s = limits.idle_timeout_s
         self.write_error: OSError | None = None
-        """What a write failed with, to tell it from what the source of a body failed with."""
+        """What a write, or a look for an answer ahead of one, failed with, to tell it from what the
+        source of a body failed with."""
         self.buffered = b''
         """What was received and nobody asked for yet."""
+        self.stops_when_answered = False
+        """Whether a write that waits looks for the peer's answer: see check_unanswered()."""
         self.deadline: Deadline | None = None
         """When every wait ends, however long the limits would let it be; see set_deadline()."""
         self._pace = Pace(limits)
         self._wait_s = 0.0
         self._set_wait(self._idle_s)
+        self._closing = threading.Lock()  # so that interrupt() never meets another's descriptor
         self._has_waited = False  # since the last preamble, elsewhere than for a preamble to begin
         self._taken = 0  # preambles and chunks that were in the buffer already
 
@@ -364,8 +377,9 @@ class Channel:
 
         Whatever was found, the connection is of no use then. Raises OSError.
         """
-        if self.buffered:
-            return self.buffered
+        return self.buffered or self._receive_now()
+
+    def _receive_now(self) -> bytes | None:
         try:
             if self._is_plain:
                 return self._recv(RECEIVE_SIZE, _DONT_WAIT)
@@ -373,6 +387,27 @@ class Channel:
             return self._recv(RECEIVE_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None
+
+    def check_unanswered(self) -> None:
+        """Look, without waiting, whether the peer answers what is still being written to it.
+
+        What came stays in the buffer, for read_preamble(). Over TLS a session ticket may have come
+        and nothing to read.
+
+        Raises AnsweredEarlyError where that is more than a preamble, or the end of the connection,
+        PeerTimeoutError where the deadline is over, OSError.
+        """
+        try:
+            data = self._receive_now()
+        except OSError as error:
+            self.write_error = error
+            raise
+        self.buffered += data or b''
+        is_too_long = len(self.buffered) > self.limits.max_preamble
+        if data == b'' or is_too_long or self.buffered.partition(b'\r\n\r\n')[2]:
+            raise AnsweredEarlyError
+        if self.deadline is not None:
+            self._check_deadline(self.deadline)
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -395,7 +430,8 @@ class Channel:
 
     def _write_paced(self, view: memoryview) -> None:
         while view:
-            self._set_wait(self._pace.next_wait_s())
+            wait_s = self._pace.next_wait_s()
+            self._set_wait(min(wait_s, LOOK_INTERVAL_S) if self.stops_when_answered else wait_s)
             started = monotonic()
             try:
                 sent = self._send(view[: self._piece])
@@ -403,6 +439,8 @@ class Channel:
                 sent = 0
             self._pace.add(monotonic() - started, sent)
             view = view[sent:]
+            if self.stops_when_answered and not sent:
+                self.check_unanswered()
 
     @property
     def can_send_files(self) -> bool:
@@ -436,6 +474,14 @@ class Channel:
 
     # --- closing ---------------------------------------------------------------------------------
 
+    def interrupt(self) -> None:
+        """Wake the thread that waits for the peer; it then sees the end of the connection.
+
+        Any thread may call this.
+        """
+        with self._closing, contextlib.suppress(OSError):  # already gone
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # as in end_writing()
+
     def end_writing(self) -> None:
         """Let the peer see the end of what we send; what it sent, or sends, can still be read."""
         with contextlib.suppress(OSError):  # already gone
@@ -465,7 +511,8 @@ class Channel:
         """Close at once. The shutdown reaches the peer even if a forked process has a copy."""
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+        with self._closing:
+            self.sock.close()
         self.write_error = None  # it knows its frames, and with them all that the caller has
 
     def close_orderly(self) -> None:

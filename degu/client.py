@@ -13,12 +13,13 @@ from __future__ import annotations
 import io
 import ssl
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from degu import net
 from degu.bodies import JOIN_SIZE, Body, ChunkedInput, FileOutput, Input, body_length, write_message
-from degu.channel import Channel
+from degu.channel import LOOK_INTERVAL_S, AnsweredEarlyError, Channel
 from degu.errors import (
     ClosedConnectionError,
     PeerRejectedError,
@@ -46,8 +47,10 @@ from degu.wire import (
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
+
+    from degu.bodies import Chunk
 
 __all__ = [
     'Client',
@@ -77,12 +80,14 @@ class Connection:
     """One connection to a server, for one thread at a time.
 
     A context manager. Any error inside a request or the body of its response closes it; it is also
-    closed when it and the body of its last response are collected.
+    closed when it and the body of its last response are collected. interrupt() alone may be called
+    by other threads.
     """
 
     # Set once: _base_headers, _base_lines, _tls.
     # Changed by the thread that uses the connection: the rest.
     __slots__ = (
+        '__weakref__',
         '_answered',
         '_base_headers',
         '_base_lines',
@@ -148,6 +153,15 @@ class Connection:
         if self._channel is None:
             raise ClosedConnectionError('the connection is closed')
         return self._channel.closed or self._channel.is_peer_gone()
+
+    def interrupt(self) -> None:
+        """End the connection, from any thread; the one that uses it sees an end or a reset.
+
+        It is still that thread's to close. On a closed connection this does nothing.
+        """
+        channel = self._channel
+        if channel is not None:
+            channel.interrupt()
 
     def close(self) -> None:
         """Close the connection; a second time does nothing."""
@@ -219,6 +233,9 @@ class Connection:
                 # It may have answered before it went, without waiting for the body. If it did not
                 # go, it must not wait for the rest, and we for its answer.
                 channel.end_writing()
+            except AnsweredEarlyError:
+                self._ending = True
+                channel.end_writing()
             response = self._read_response(channel, method, headers)
         except BaseException:
             self.close()
@@ -239,7 +256,7 @@ class Connection:
             raise
         if preamble is None:
             if self._tls and not self._answered:
-                raise PeerRejectedError(
+                raise find_rejection(channel.write_error) or PeerRejectedError(
                     'the server ended the connection before its first response; '
                     'if it does not let us in any more, its log says why'
                 )
@@ -271,6 +288,21 @@ class Connection:
         self._body = body
         return _new_tuple(Response, (status, reason, headers, body))
 
+    def until_answered(self, source: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Yield what `source` does until the server answers: the source of a ChunkedOutput.
+
+        For a request to a server that reads all of its body before it answers: what comes earlier
+        means that nobody reads the rest. request() sends no more of the body then and returns the
+        response, after which the connection ends. It looks for the server's answer, and whether the
+        time of set_deadline() is over, every 10 ms: before it sends a piece, and while that waits.
+        A preamble alone is no answer: a server may send it ahead. Source: RFC 9112 §9.5.
+
+        Raises ClosedConnectionError, PeerTimeoutError where the time is over, OSError.
+        """
+        if self._channel is None:
+            raise ClosedConnectionError('the connection is closed')
+        return _cut(source, self._channel)
+
     def get(self, uri: str, headers: Mapping[str, HeaderValue] | None = None) -> Response:
         """Make a GET request; see request()."""
         return self.request('GET', uri, headers)
@@ -300,6 +332,20 @@ class Connection:
     ) -> Response:
         """Make a POST request; see request()."""
         return self.request('POST', uri, headers, body)
+
+
+def _cut(source: Iterable[Chunk], channel: Channel) -> Iterator[Chunk]:
+    channel.stops_when_answered = True
+    try:
+        looked_s = monotonic()
+        for piece in source:
+            now_s = monotonic()
+            if now_s - looked_s >= LOOK_INTERVAL_S:
+                looked_s = now_s
+                channel.check_unanswered()
+            yield piece
+    finally:
+        channel.stops_when_answered = False
 
 
 def _check_silence(channel: Channel) -> None:

@@ -248,7 +248,7 @@ def find_refusal(error: OSError, now: datetime) -> DeguError | None:
     return find_rejection(error)
 
 
-def find_rejection(error: OSError) -> PeerRejectedError | None:
+def find_rejection(error: OSError | None) -> PeerRejectedError | None:
     """Return what the alert in an error says about our certificate, None if it says nothing."""
     # OpenSSL names an alert by the version that brought it: TLSV1_ALERT_UNKNOWN_CA.
     alert = _read_reason(error).partition('_ALERT_')[2].lower()
@@ -257,6 +257,6 @@ def find_rejection(error: OSError) -> PeerRejectedError | None:
     return PeerRejectedError(f'the peer refused us: {_ALERTS[alert]} (TLS alert {alert})', alert)
 
 
-def _read_reason(error: OSError) -> str:
+def _read_reason(error: OSError | None) -> str:
     reason: str | None = getattr(error, 'reason', None)  # only what comes from OpenSSL has one
     return reason or ''

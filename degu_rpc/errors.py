@@ -2,15 +2,23 @@
 
 DeguRpcError
 ├── RpcError                    a call that failed, on either side       .code .message .details
+│   └── CallError               what a client says of a call it made     .code .message .details
+│       ├── NotSentError        it found no connection
+│       └── StillRunsError      the first one with its key has not ended
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── ConfigError                 a setting that cannot be                 .key .source .remedy
 ├── NodeRunningError            a node has this home already             .home .pid
-├── UnknownPeerError            somebody whom we do not know
+├── TrustError                  the trust store cannot do that           .user_id .remedy
+│   ├── UnknownUserError        a user who is not trusted here
+│   └── RemovedUserError        a user who was removed here              .name .removed_at
+├── RenewalError                no new certificate came, or more         .former_id
+├── UnknownPeerError            somebody whom we do not know             .user_id .machine_id
 ├── UnknownMachineError         no machine has that name here            .name .known
 ├── AmbiguousNameError          several machines have that name          .name .machines
 ├── UnreachableError            a machine that no address led to         .machine_id .attempts
-├── PairingError                two machines did not pair                .fault
+├── DiscoveryClosedError        the Discovery was closed
+├── PairingError                two machines did not pair                .fault .detail .is_claimed
 │   └── CodeError               a code that was not typed as it is shown
 └── FilesError                  moving files: see degu_rpc/files/
     ├── PathError               a name or path that must not be used     .path .reason
@@ -18,7 +26,7 @@ DeguRpcError
     ├── IntegrityError          bytes are not what they were said to be  .path .block .reason
     ├── ContentChangedError     a file that changes faster than it moves .path
     ├── BlockedError            something of another kind is in the way  .path .reason
-    ├── NoSpaceError            the disk or a quota is full              .path .needed ...
+    ├── NoSpaceError            the disk or a quota is full              .path .needed .available
     ├── ShareRefusedError       the share answered with an error         .path .status .reason
     └── TransferCanceledError   the caller asked to stop
 
@@ -28,10 +36,11 @@ What the core raises (`degu.errors`, a rejected connection for one) is not among
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from degu.net import Address
@@ -88,7 +97,20 @@ _HTTP_STATUSES = {
 
 
 class DeguRpcError(Exception):
-    """Base of what the wings raise on purpose."""
+    """Base of what the wings raise on purpose. All can be pickled, with their attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The exception's own would call the class with `args`, which is the text.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    kind: type[DeguRpcError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> DeguRpcError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class RpcError(DeguRpcError):
@@ -99,16 +121,37 @@ class RpcError(DeguRpcError):
     """
 
     def __init__(self, code: Code, message: str, details: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Raises TypeError for a code that is no Code."""
+        """Raises TypeError for a code that is no Code, a message that is no str, other details."""
         if not isinstance(code, Code):
             raise TypeError(f'code must be a Code, not {code!r}')
+        if not isinstance(message, str):
+            raise TypeError(f'message must be a str, not {message!r}')
         self.code = code
         self.message = message
         self.details = tuple(details)
+        for detail in self.details:
+            if not isinstance(detail, Mapping):
+                raise TypeError(f'a detail must be a mapping, not {detail!r}')
         super().__init__(code, message, self.details)
 
     def __str__(self) -> str:
         return f'{self.code.value}: {self.message}'
+
+
+class CallError(RpcError):
+    """A call that failed, as the client that made it says: the server's answer, or that none came.
+
+    It is about the server that was called. A method whose own call fails so answers `internal`,
+    unless it raises a RpcError of its own.
+    """
+
+
+class NotSentError(CallError):
+    """There is no connection: nothing of the call was sent, so it may be made again."""
+
+
+class StillRunsError(CallError):
+    """The first call with an idempotency key has not ended: its outcome can be asked for later."""
 
 
 class Fault(NamedTuple):
@@ -230,7 +273,6 @@ class CodeError(PairingError, ValueError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(PairingFault.CODE, detail)
-        self.args = (detail,)  # what unpickling it calls the class with
 
 
 class IdentityError(DeguRpcError):
@@ -463,22 +505,3 @@ class TransferCanceledError(FilesError):
 
     def __init__(self) -> None:
         super().__init__('the transfer was canceled; start it again to go on where it stopped')
-
-
-_CONTROLS = {
-    control: chr(control).encode('unicode_escape').decode()
-    for control in (
-        *(*range(0x20), *range(0x7F, 0xA0)),
-        # What turns the direction of a text, ends a line of it, or cannot be seen.
-        *(0x61C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF),
-        *(*range(0xD800, 0xE000), *range(0xE0000, 0xE0080)),
-    )
-}
-
-
-def escape_controls(text: str) -> str:
-    """Return what a peer said so that it can do nothing to the terminal it is printed on.
-
-    Controls are escaped, and what would make a text look like another one.
-    """
-    return text.translate(_CONTROLS)

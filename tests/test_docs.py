@@ -70,6 +70,7 @@ INTERNAL = {
     'degu.stop',
     'degu.workers',
     'degu_rpc.cli',
+    'degu_rpc.text',
 }
 
 

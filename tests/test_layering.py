@@ -41,11 +41,12 @@ CORE = (
 
 USES = {
     'errors': set[str](),
+    'text': set[str](),
     'router': {'errors'},
     'unix': set[str](),
-    'peers': {'errors'},
-    'rpc': {'errors', 'peers'},
-    'files': {'errors', 'router', 'peers'},
+    'peers': {'errors', 'text'},
+    'rpc': {'errors', 'text', 'peers'},
+    'files': {'errors', 'text', 'router', 'peers'},
     'sync': {'errors', 'peers', 'rpc', 'files'},
     'node': {'errors', 'router', 'unix', 'peers', 'rpc', 'files', 'sync'},
     'cli': {'', 'errors', 'peers', 'rpc', 'files', 'node'},

@@ -9,7 +9,7 @@ HEAD answers each of them without the body. 400 is a path that leads nowhere all
 without a role that was allowed, 404 what is not there (or is no file: symlinks are never followed),
 405 another method, 409 a file that changed, 416 a range outside the file.
 
-1. The caller's roles are looked up in `connection['_peer'].roles`; default deny.
+1. The caller's roles are looked up in `request['_peer'].roles`; default deny.
 2. Every path goes through paths.py, so nothing outside the directory can be reached, nor `.degu`.
 3. A listing hashes only what it is asked to (`roots=1`), and says something every few seconds
    while it does. What was hashed is remembered, within a bound (HashCache); a root that was
@@ -149,7 +149,7 @@ class FileShare:
 
     def _answer(self, connection: dict[str, Any], request: dict[str, Any]) -> _Response:
         try:
-            peer = find_caller(connection)
+            peer = find_caller(request)
         except UnknownPeerError as error:
             raise _RefusalError(403, str(error)) from None
         if self._roles.isdisjoint(peer.roles):

@@ -5,7 +5,9 @@
 2. `derive_peer` turns that into a `Peer`, or says why there is none.
 3. `Authenticated` keeps it as `connection['_peer']`, and derives it anew before a request if trust
    has changed since: a removed peer's next request fails, on an open connection too.
-4. `find_caller` is how an application asks.
+4. `Authenticated` gives each request that it lets through its caller, and `find_caller` is how an
+   application asks. What another application on the same connection was told counts for nothing:
+   a router asks all of them about a connection, and only what is wrapped is asked again later.
 
 Authentication is per connection, authorization per request: `build_roles` makes what a caller's
 roles are compared with. There are no threads and no locks: what is looked up is never changed, only
@@ -206,15 +208,15 @@ def _find_gid(name: str) -> int:
         raise LookupError(f'no such group: {name!r}; make it with groupadd(8)') from None
 
 
-def find_caller(connection: Mapping[str, Any]) -> Peer:
-    """Return who makes the requests of a connection that `Authenticated` has looked at.
+def find_caller(request: Mapping[str, Any]) -> Peer:
+    """Return who makes a request that `Authenticated` has let through.
 
     Raises UnknownPeerError, for the caller to read: nobody knows who it is, or nobody looked.
     """
-    if '_peer' not in connection:
+    if '_peer' not in request:
         _warn_of_missing_middleware()
         raise UnknownPeerError('this server was set up without a way to know who calls')
-    peer: Peer | None = connection['_peer']
+    peer: Peer | None = request['_peer']
     if peer is None:
         raise UnknownPeerError('who calls is not known; use a client certificate, or a unix socket')
     return peer
@@ -246,6 +248,7 @@ def check_trust(trust: TrustStore) -> TrustStore:
 class Authenticated:
     """Middleware: an RGI app whose connections carry `connection['_peer']` or are rejected.
 
+    Each request that it lets through has it as `request['_peer']`, for `find_caller`.
     *app* is the RGI app to protect; its own `on_connect`, if it has one, is called after `_peer` is
     set. *trust* is the store of whom we trust; without it only local callers are known. A unix
     socket takes for the owner whoever has the uid of this process; *group_roles* says by name (or
@@ -292,6 +295,7 @@ class Authenticated:
             if refusal is not None:
                 headers = {'connection': 'close', 'content-type': 'text/plain; charset=utf-8'}
                 return 403, 'Forbidden', headers, f'{refusal}\n'.encode()
+        request['_peer'] = connection['_peer']
         return self._app(connection, request)
 
     def _read_users(self) -> Mapping[str, TrustedUser]:

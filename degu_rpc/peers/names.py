@@ -10,8 +10,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from degu import pki
-from degu_rpc.errors import AmbiguousNameError, UnknownMachineError, escape_controls
+from degu_rpc.errors import AmbiguousNameError, UnknownMachineError
 from degu_rpc.peers.limits import MAX_NAME_LENGTH
+from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

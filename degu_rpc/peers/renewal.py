@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from degu import pki
 from degu.bodies import Input
 from degu.errors import DeguError
-from degu_rpc.errors import RenewalError, TrustError, UnknownPeerError, escape_controls
+from degu_rpc.errors import RenewalError, TrustError, UnknownPeerError
 from degu_rpc.peers.caller import PeerKind, find_caller
 from degu_rpc.peers.clock import read_clock
 from degu_rpc.peers.limits import MAX_CERTIFICATE_SIZE
+from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -61,7 +62,7 @@ class Certifier:
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer `POST renew`, `POST rotate` and `POST retire`."""
         try:
-            peer = find_caller(connection)
+            peer = find_caller(request)
         except UnknownPeerError as error:
             return _refuse(401, 'Unauthorized', str(error))
         if peer.kind is not PeerKind.MACHINE or peer.user_id != self._identity.user_id:

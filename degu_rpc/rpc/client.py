@@ -33,19 +33,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from degu.bodies import ChunkedOutput
 from degu.errors import DeguError
-from degu.limits import check_timeout
+from degu.limits import MAX_TIMEOUT_S, check_timeout
 from degu.net import Deadline
 from degu.wire import closes_connection
-from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.errors import CallError, Code, CodecError, RpcError, StillRunsError
 from degu_rpc.rpc.codec import JSON, build_shape, parse_value
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, TRACE, current_context
 from degu_rpc.rpc.interception import ClientCall, check_interceptors, intercept
 from degu_rpc.rpc.limits import DEFAULT_TIMEOUT_S, MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
-from degu_rpc.rpc.pool import Pool, explain_failure
+from degu_rpc.rpc.pool import Pool
 from degu_rpc.rpc.protocol import (
     IDEMPOTENCY_KEY,
     PROTOCOL_VERSION,
+    RUNNING,
     TIMEOUT,
     find_codec,
     format_timeout,
@@ -75,7 +76,6 @@ _procedure = re.compile(f'{SERVICE_NAME}/{METHOD_NAME}')
 _prefix = re.compile(r'(?:/[^/?#]+)*')
 _ANY = build_shape(Any)
 _TIMEOUT_UNIT_S = 0.001
-_ENDLESS_S = 365 * 24 * 3600.0  # what a stream without a time has
 
 
 class CallOptions(NamedTuple):
@@ -174,9 +174,10 @@ class RpcClient:
         self.close()
 
     def close(self) -> None:
-        """End the idle connections now, and those in use with their calls; allow no further call.
+        """End all connections, and with them the calls under way; allow no further call.
 
-        A second time does nothing.
+        Those calls, in whatever thread, raise RpcError (`canceled`) at once. A second time does
+        nothing.
         """
         self._pool.close()
 
@@ -251,12 +252,15 @@ class RpcClient:
         `Any` gives plain values. What bind() makes is faster with other types. An argument that is
         an iterator is sent as a stream; what it raises is raised here.
 
-        Raises RpcError: what the server answered; `unavailable` when it cannot be reached or went
+        Raises CallError, a RpcError: what the server answered; `unavailable` when it cannot be
+        reached (a NotSentError, as each is where nothing was sent for want of a connection) or went
         away during the call (which then may have been executed), `deadline_exceeded` when the
         call's time is over or the server took longer than the `degu` client waits,
         `unauthenticated` when one side refused the other's certificate (trying again will not
         help), `resource_exhausted` for a message above the limit in either direction, `internal`
-        for an answer that makes no sense, `canceled` after close().
+        for an answer that makes no sense, `canceled` after close(); StillRunsError (`aborted`) when
+        the first attempt with the call's key had not ended in time.
+        Raises RpcError where the call that this one is made in need not go on.
         Raises CodecError for arguments that cannot travel, TypeError for a `result_type` that
         cannot or two streams, ValueError for a name that no service or method has; nothing was sent
         then.
@@ -322,26 +326,34 @@ class RpcClient:
     ) -> Any:
         """Make a call once, and return its result."""
         uri = f'{self._prefix}/{procedure}'
-        response, data = self._exchange(uri, headers, message, deadline)
-        if call is not None:
-            call.response_headers = dict(response.headers)
-        content_type = _as_text(response.headers.get('content-type'))
         try:
+            response, data = self._exchange(uri, headers, message, deadline)
+            if call is not None:
+                call.response_headers = dict(response.headers)
+            content_type = _as_text(response.headers.get('content-type'))
             if response.headers.get('content-encoding') == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if response.status != 200:
-                raise parse_error(response.status, content_type, data, uri)
+                accepted = response.headers.get('accept-post')
+                error = parse_error(response.status, content_type, data, uri, accepted)
+                if response.headers.get(RUNNING) == 'true':
+                    raise StillRunsError(*error.args)
+                raise error
             if find_codec(content_type) is not self._codec:
-                raise RpcError(
+                raise CallError(
                     Code.INTERNAL,
                     f'{procedure} answered with content-type {content_type}, '
                     f'not {self._codec.content_type}',
                 )
             return parse_value(data, shape, self._codec)
-        except CodecError as error:
-            raise RpcError(
-                Code.INTERNAL, f'{procedure} answered what it must not: {error}'
-            ) from error
+        except CallError:
+            raise
+        except RpcError as fault:  # what both sides read with knows nothing of calls
+            raise CallError(*fault.args) from None
+        except CodecError as fault:
+            raise CallError(
+                Code.INTERNAL, f'{procedure} answered what it must not: {fault}'
+            ) from fault
 
     def _open_stream(
         self, procedure: str, args: Mapping[str, Any], shape: Shape, is_single: bool = False
@@ -351,30 +363,33 @@ class RpcClient:
             raise TypeError(f'{procedure}: at most one argument is a stream, not {streams}')
         first = self._encode({n: v for n, v in args.items() if n not in streams}, procedure)
         uses_gzip = self._options.compressed
-        upload = Upload(first, args[streams[0]], self._codec, uses_gzip) if streams else None
-        body = ChunkedOutput(upload) if upload else pack_message(first, 0, uses_gzip)
+        sent = (
+            Upload(first, args[streams[0]], self._codec, uses_gzip)
+            if streams
+            else pack_message(first, 0, uses_gzip)
+        )
         deadline, headers = self._begin(self._stream_headers, self._options.timeout_s)
         uri = f'{self._prefix}/{procedure}'
         if not self._interceptors:
-            connection, response = self._send_stream(uri, headers, body, upload, deadline)
-            return ResultStream(connection, response, self._codec, shape, uri, is_single)
+            connection, response = self._send_stream(uri, headers, sent, deadline)
+            return self._read_stream(connection, response, shape, uri, is_single)
         call = ClientCall(procedure, headers, None if _is_endless(deadline) else deadline)
         with intercept(self._interceptors, call) as entered:
-            connection, response = self._send_stream(uri, call.headers, body, upload, deadline)
+            connection, response = self._send_stream(uri, call.headers, sent, deadline)
             call.response_headers = dict(response.headers)
-            results: ResultStream[Any] = ResultStream(
-                connection, response, self._codec, shape, uri, is_single
-            )
+            results = self._read_stream(connection, response, shape, uri, is_single)
             results.leave_at_end(entered.pop_all(), call)
             return results
 
+    def _read_stream(
+        self, connection: Connection, response: Response, shape: Shape, uri: str, is_single: bool
+    ) -> ResultStream[Any]:
+        return ResultStream(
+            connection, response, self._codec, shape, uri, self._pool.explain, is_single
+        )
+
     def _send_stream(
-        self,
-        uri: str,
-        headers: dict[str, str],
-        body: bytes | ChunkedOutput,
-        upload: Upload | None,
-        deadline: Deadline,
+        self, uri: str, headers: dict[str, str], sent: Upload | bytes, deadline: Deadline
     ) -> tuple[Connection, Response]:
         """Send a call on a connection of its own, and return that with the response on it."""
         try:
@@ -385,16 +400,19 @@ class RpcClient:
             if not _is_endless(deadline):
                 connection.set_deadline(deadline)
                 headers = _update_timeout(headers, deadline)
+            body = (
+                ChunkedOutput(connection.until_answered(sent)) if isinstance(sent, Upload) else sent
+            )
             return connection, connection.request('POST', uri, headers, body)
         except (OSError, DeguError) as error:
-            if upload is not None and upload.error is error:
+            if isinstance(sent, Upload) and sent.error is error:
                 raise
-            raise explain_failure(error, uri) from error
+            raise self._pool.explain(error, uri) from error
 
     def _encode(self, args: Mapping[str, Any], procedure: str) -> bytes:
         message = self._codec.encode(args)
         if len(message) > MAX_MESSAGE_SIZE:
-            raise RpcError(
+            raise CallError(
                 Code.RESOURCE_EXHAUSTED,
                 f'the arguments of {procedure} are larger than {MAX_MESSAGE_SIZE} bytes',
             )
@@ -415,7 +433,7 @@ class RpcClient:
                 timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
             headers = {**headers, **inherited}
         if timeout_s is None:
-            return Deadline(_ENDLESS_S), headers
+            return Deadline(MAX_TIMEOUT_S), headers
         if context is not None or TIMEOUT not in headers:
             headers = {**headers, TIMEOUT: format_timeout(timeout_s)}
         return Deadline(timeout_s), headers
@@ -450,7 +468,7 @@ class RpcClient:
             data = read_message(response.body)
             reusable = not closes_connection(response.headers)
         except (OSError, DeguError) as error:
-            raise explain_failure(error, uri) from error
+            raise self._pool.explain(error, uri) from error
         finally:
             self._pool.put(connection, reusable)
         return response, data
@@ -471,7 +489,7 @@ def _build_procedure(service: str, method: str) -> str:
 
 
 def _is_endless(deadline: Deadline) -> bool:
-    return deadline.timeout_s >= _ENDLESS_S
+    return deadline.timeout_s >= MAX_TIMEOUT_S
 
 
 def _update_timeout(headers: dict[str, str], deadline: Deadline) -> dict[str, str]:

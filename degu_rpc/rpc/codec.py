@@ -19,6 +19,9 @@ no integer beyond 64 bits (an error at the sender, never a rounded number), and 
 no infinity (an error at both ends). `Any` gives plain values, so a date is a str there and in JSON
 bytes are too.
 
+A datetime has a time zone, as nobody could say when it is without one. A Decimal is finite, and its
+exponent has at most four digits: `int()` of a larger one could take all memory.
+
 Keys of a map are str, enums or Literal, and a set holds these or bytes. The hashes of numbers,
 dates, UUID and Decimal are no secret: a peer could send thousands that have the same, and putting
 these into a set or map takes quadratic time.
@@ -32,6 +35,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgpack
@@ -62,6 +66,7 @@ class Shape(NamedTuple):
 
     annotation: Any
     has_datetime: bool
+    has_decimal: bool
 
 
 def parse_value(data: bytes, shape: Shape, codec: Codec) -> Any:
@@ -77,8 +82,8 @@ def format_value(value: Any, shape: Shape, codec: Codec) -> bytes:
 
     Raises CodecError.
     """
-    if shape.has_datetime:
-        _refuse_naive(value)
+    if shape.has_datetime or shape.has_decimal:
+        check_scalars(value)
     return codec.encode(value)
 
 
@@ -96,8 +101,8 @@ def convert_plain(plain: Any, shape: Shape, codec: Codec) -> Any:
         )
     except msgspec.ValidationError as error:
         raise CodecError(_parse_fault(str(error))) from None
-    if shape.has_datetime:
-        _refuse_naive(value)
+    if shape.has_datetime or shape.has_decimal:
+        check_scalars(value)
     return value
 
 
@@ -144,7 +149,7 @@ def build_shape(annotation: Any) -> Shape:
         types = list(_walk_types(msgspec.inspect.type_info(annotation)))
     except NameError as error:
         raise TypeError(f'{annotation!r} has an annotation that is not defined: {error}') from None
-    has_datetime = False
+    has_datetime = has_decimal = False
     for info in types:
         if isinstance(info, msgspec.inspect.CustomType):
             raise TypeError(f'{info.cls!r} cannot travel; use plain types, dataclasses or structs')
@@ -164,7 +169,8 @@ def build_shape(annotation: Any) -> Shape:
                         'choose many with one hash; use a list'
                     )
         has_datetime = has_datetime or isinstance(info, msgspec.inspect.DateTimeType)
-    return Shape(annotation, has_datetime)
+        has_decimal = has_decimal or isinstance(info, msgspec.inspect.DecimalType)
+    return Shape(annotation, has_datetime, has_decimal)
 
 
 def _alternatives(info: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
@@ -186,10 +192,15 @@ def _walk_types(top: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
             rest.extend(getattr(item, name) for name in item.__struct_fields__)
 
 
-def _refuse_naive(value: Any) -> None:
-    """Raise CodecError for a datetime without a time zone: nobody could say when it is."""
+DECIMAL = r'[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?'
+"""A Decimal as text, either way."""
+_match_decimal = re.compile(DECIMAL).fullmatch
+
+
+def check_scalars(value: Any) -> None:
+    """Raise CodecError for each datetime and Decimal that msgspec takes and we do not."""
     try:
-        top = msgspec.to_builtins(value, builtin_types=(datetime,), str_keys=True)
+        top = msgspec.to_builtins(value, builtin_types=(datetime, Decimal), str_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
         raise _fail(f'cannot travel: {error}') from error
     faults = []
@@ -202,6 +213,10 @@ def _refuse_naive(value: Any) -> None:
             rest.extend((f'{path}[{index}]', item) for index, item in enumerate(plain))
         elif isinstance(plain, datetime) and plain.utcoffset() is None:
             faults.append(Fault(path, 'expected datetime with a time zone, got one without'))
+        elif isinstance(plain, Decimal) and not _match_decimal(str(plain)):
+            faults.append(
+                Fault(path, 'expected decimal that is finite, with an exponent of up to 4 digits')
+            )
     if faults:
         raise build_error(faults)
 

@@ -12,11 +12,12 @@ Source: Connect protocol, "Unary (Request-Response) RPCs" and "Streaming RPCs".
    verb than POST (or GET, where the method is safe), 415 with another content type than those for
    methods of its kind. HEAD is no call: the protocol knows no such thing. `allow` tells what a
    method takes, so 405 is for those who may call it.
-2. Who calls is what the connection says, `connection['_peer']`; they must be allowed to call the
-   method before the body is read.
+2. Who calls is what `Authenticated` says of the request, `request['_peer']`; they must be allowed
+   to call the method before the body is read.
 3. The body is read up to the limit, never further, and a stream one message after the other.
 4. A call with an `idempotency-key`, where the method is neither safe nor idempotent, is made once:
-   see degu_rpc.rpc.replay. The answer to a later one says `idempotency-replayed: true`.
+   see degu_rpc.rpc.replay. The answer to a later one says `idempotency-replayed: true`, or
+   `idempotency-running: true` while there is none yet.
 5. The method is called; its result is the response, and a RpcError is sent as JSON with the HTTP
    status of its code, or at the end of the stream.
 
@@ -25,7 +26,9 @@ body was not read, and may be large, the connection ends with the response. A pe
 inside its request is the server's to handle: there is nobody left to answer.
 
 Streams are half-duplex: results go out once the caller's stream was read to its end, because a
-caller that still writes does not read. A method that answers earlier has its results held back.
+caller that still writes does not read. A method that answers earlier has its results held back. A
+caller that sees the answer may stop, and what it still sends is dropped, up to a limit; where the
+results are too many to wait in the buffers of a socket, before they are sent.
 
 May be called by many threads; everything is set once.
 """
@@ -35,25 +38,29 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import re
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from degu.errors import DeguError, PeerTimeoutError, ProtocolError
-from degu_rpc.errors import Code, CodecError, RpcError, UnknownPeerError
-from degu_rpc.peers import find_caller
+from degu_rpc.errors import Code, CodecError, RpcError, StillRunsError
+from degu_rpc.rpc.answers import close_unread, identify_caller, refuse, settle_error
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import GZIP, compress, decompress
 from degu_rpc.rpc.context import REQUEST_ID, Context, check_deadline, never_gone
-from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline
+from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline, limit_rest
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.limits import (
+    HELD_PIECE_SIZE,
+    MAX_DROPPED_SIZE,
     MAX_HELD_SIZE,
     MAX_MESSAGE_SIZE,
+    MAX_QUERY_FIELDS,
     MIN_COMPRESSED_SIZE,
 )
 from degu_rpc.rpc.protocol import (
     IDEMPOTENCY_KEY,
+    REPLAYED,
+    RUNNING,
     STREAM_ENCODING,
     STREAM_TYPES,
     UNARY_ENCODING,
@@ -63,14 +70,13 @@ from degu_rpc.rpc.protocol import (
     find_codec,
     find_stream_codec,
     format_end,
-    format_error,
     pack_message,
     parse_encoding,
     read_message,
     unpack_message,
 )
 from degu_rpc.rpc.replay import Outcome, ReplayStore
-from degu_rpc.rpc.service import Kind, Service, build_internal_error, index_services
+from degu_rpc.rpc.service import Kind, Service, index_services
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -86,13 +92,7 @@ _CODECS_BY_NAME = {codec.name: codec for codec in CODECS}
 _QUERY_ENCODINGS = ' or '.join(f'encoding={name}' for name in _CODECS_BY_NAME)
 _UNARY = ', '.join(UNARY_TYPES)
 _STREAMS = ', '.join(STREAM_TYPES)
-_MAX_QUERY_FIELDS = 32
-
-# What a method may say with its result; what the protocol and HTTP say is not its business.
-_match_header = re.compile(r'(?!connect-|content-|trailer-)[0-9a-z-]{1,64}').fullmatch
-_match_header_value = re.compile(r'(?! )[ -~]+(?<! )').fullmatch
-_REPLAYED = 'idempotency-replayed'
-_RESERVED = {'connection', 'transfer-encoding', REQUEST_ID, _REPLAYED}
+_BUFFERED_SIZE = 64 * 1024  # what the buffers between a server and a client hold at least
 
 
 class RpcApp:
@@ -143,32 +143,38 @@ class RpcApp:
         try:
             check_version(headers)
             encoding = parse_encoding(headers, UNARY_ENCODING)
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             if method.kind is not Kind.UNARY:
                 return _refuse_type(request, _STREAMS)
             context = _build_context(connection, peer, method, headers)
             data = read_whole(request['body'], context.deadline)
             if IDEMPOTENCY_KEY in headers and not method.idempotent:
-                return self._call_once(method, data, codec, encoding, context)
+                return self._call_once(connection, request, method, data, codec, encoding, context)
             return _call(method, data, codec, encoding, context)
         except RpcError as error:
             return _answer_error(connection, request, error, context)
 
     def _call_once(
-        self, method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
+        self,
+        connection: dict[str, Any],
+        request: dict[str, Any],
+        method: Method,
+        data: bytes,
+        codec: Codec,
+        encoding: Encoding,
+        context: Context,
     ) -> Response:
         """Call a method, or answer as the call did that had the same key."""
         data = _unpack(data, encoding)
 
         def call() -> Outcome:
-            result, error = b'', None
             try:
                 result = method.call(data, codec, context)
-                headers = check_response_headers(context)
-            except RpcError as caught:
-                error, headers = caught, {}
-            return Outcome(result, error, headers)
+                return Outcome(result, None, context.response_headers)
+            except RpcError as error:
+                code, content = settle_error(error)
+                return Outcome(content, code, {})
 
         outcome, is_replay = self._replays.run(
             context.peer,
@@ -178,9 +184,9 @@ class RpcApp:
             call,
         )
         context.is_replay = is_replay
-        if outcome.error is not None:
-            raise outcome.error
-        return _answer_result(outcome.result, codec, encoding, context, outcome.headers)
+        if outcome.code is not None:
+            return _answer_failure(connection, request, outcome.code, outcome.data, context, {})
+        return _answer_result(outcome.data, codec, encoding, context, outcome.headers)
 
     def _answer_get(
         self, connection: dict[str, Any], request: dict[str, Any], service: Service, name: str
@@ -192,7 +198,7 @@ class RpcApp:
         headers = request['headers']
         context = None
         try:
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             takes_get = method.safe and method.kind is Kind.UNARY
             if not takes_get or request['method'] != 'GET':
@@ -228,7 +234,7 @@ class RpcApp:
         try:
             check_version(headers)
             encoding = parse_encoding(headers, STREAM_ENCODING)
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             method = service.authorize(name, peer)
             if method.kind is Kind.UNARY:
                 return _refuse_type(request, _UNARY)
@@ -238,7 +244,8 @@ class RpcApp:
                 )
             context = _build_context(connection, peer, method, headers)
         except RpcError as error:
-            end = pack_message(format_end(error, {}), END, False)
+            _, data = settle_error(error)
+            end = pack_message(format_end(data, {}), END, False)
             return 200, 'OK', {**answer_headers, **close_unread(request)}, end
         _add_call_headers(answer_headers, context)
         if encoding.takes_gzip:
@@ -260,18 +267,18 @@ def _write_stream(
     What else than RpcError goes wrong is raised: the response is then cut off before its end.
     """
     messages = _read_messages(body, encoding.uses_gzip, context)
-    held: list[bytes] = []
-    held_size = 0
-    error = None
+    held = bytearray()  # and no list: a small result would take many times its size
+    error: bytes | None = None
+    metadata: dict[str, str] = {}
+    had_id = context.sent_request_id is not None  # then it is among the headers
     try:
         with contextlib.closing(method.stream(messages, codec, context)) as results:  # type: ignore[type-var]  # a generator
             for result in results:
-                _check_size(result)
                 envelope = pack_message(result, 0, encoding.takes_gzip)
                 if body is not None and not body.closed:
-                    held.append(envelope)
-                    held_size += len(envelope)
-                    if held_size > MAX_HELD_SIZE:
+                    held += envelope
+                    if len(held) > MAX_HELD_SIZE:
+                        held.clear()
                         raise RpcError(
                             Code.RESOURCE_EXHAUSTED,
                             f'more than {MAX_HELD_SIZE} bytes of results before the end of '
@@ -279,22 +286,38 @@ def _write_stream(
                         )
                     continue
                 if held:
-                    yield from held
-                    held = []
+                    yield from _cut(held)
+                    held.clear()
                 yield envelope
-        metadata = check_response_headers(context)
+        metadata.update(context.response_headers)
+        if len(held) > _BUFFERED_SIZE:  # a caller that waits to write never reads
+            _drop(messages)
     except RpcError as caught:
-        error, metadata = caught, {}
-    yield from held
+        _, error = settle_error(caught)
+    yield from _cut(held)
     extend_deadline(connection, context.deadline)
-    try:
-        end = format_end(error, metadata)
-    except CodecError:
-        assert error is not None
-        error = build_internal_error(f'sending the details of {error.code.value}')
-        end = format_end(error, {})
-    yield pack_message(end, END, encoding.takes_gzip)
+    if context.sent_request_id is not None and not had_id:
+        metadata[REQUEST_ID] = context.sent_request_id
+    yield pack_message(format_end(error, metadata), END, encoding.takes_gzip)
     yield b''
+    if body is not None and not body.closed:
+        # A close with unread bytes is a reset, which destroys what the caller has not read yet.
+        limit_rest(connection)
+        with contextlib.suppress(OSError, DeguError):  # it stopped, as it should
+            _drop(body)
+
+
+def _drop(pieces: Iterable[bytes]) -> None:
+    size_left = MAX_DROPPED_SIZE
+    for data in pieces:
+        size_left -= len(data)
+        if size_left < 0:
+            return
+
+
+def _cut(data: bytearray) -> Iterator[bytes]:
+    for start in range(0, len(data), HELD_PIECE_SIZE):
+        yield bytes(data[start : start + HELD_PIECE_SIZE])
 
 
 def _read_messages(
@@ -348,7 +371,7 @@ def _call(
     method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
 ) -> Response:
     result = method.call(_unpack(data, encoding), codec, context)
-    return _answer_result(result, codec, encoding, context, check_response_headers(context))
+    return _answer_result(result, codec, encoding, context, context.response_headers)
 
 
 def _unpack(data: bytes, encoding: Encoding) -> bytes:
@@ -367,7 +390,6 @@ def _answer_result(
     context: Context,
     method_headers: Mapping[str, str],
 ) -> Response:
-    _check_size(result)
     headers = {'content-type': codec.content_type, **method_headers}
     if encoding.takes_gzip and len(result) >= MIN_COMPRESSED_SIZE:
         result = compress(result)
@@ -379,32 +401,8 @@ def _add_call_headers(headers: dict[str, str], context: Context) -> dict[str, st
     if context.sent_request_id is not None:
         headers[REQUEST_ID] = context.sent_request_id
     if context.is_replay:
-        headers[_REPLAYED] = 'true'
+        headers[REPLAYED] = 'true'
     return headers
-
-
-def _check_size(result: bytes) -> None:
-    if len(result) > MAX_MESSAGE_SIZE:
-        raise RpcError(
-            Code.RESOURCE_EXHAUSTED, f'the result is larger than {MAX_MESSAGE_SIZE} bytes'
-        )
-
-
-def check_response_headers(context: Context) -> dict[str, str]:
-    """Return what the method wants to send as headers. Raises RpcError where it must not."""
-    if not context.has_response_headers:
-        return {}
-    for name, value in context.response_headers.items():
-        if name in _RESERVED or not _match_header(name) or not _match_header_value(value):
-            _refuse_response_header(context, name)
-    return context.response_headers
-
-
-def _refuse_response_header(context: Context, name: str) -> NoReturn:
-    try:
-        raise ValueError(f"response header {name!r} is not the method's to send")
-    except ValueError:
-        raise build_internal_error(context.method) from None
 
 
 def _parse_query(query: str) -> dict[str, str]:
@@ -413,7 +411,7 @@ def _parse_query(query: str) -> dict[str, str]:
             query,
             keep_blank_values=True,
             errors='strict',
-            max_num_fields=_MAX_QUERY_FIELDS,
+            max_num_fields=MAX_QUERY_FIELDS,
         )
     except ValueError:
         raise RpcError(
@@ -444,9 +442,21 @@ _URL_SAFE = str.maketrans('-_+/', '+/  ')
 def _answer_error(
     connection: dict[str, Any], request: dict[str, Any], error: RpcError, context: Context | None
 ) -> Response:
-    code, data = settle_error(error)
+    state = {RUNNING: 'true'} if isinstance(error, StillRunsError) else {}
+    return _answer_failure(connection, request, *settle_error(error), context, state)
+
+
+def _answer_failure(
+    connection: dict[str, Any],
+    request: dict[str, Any],
+    code: Code,
+    data: bytes,
+    context: Context | None,
+    state: Mapping[str, str],
+) -> Response:
+    """Answer with an error as settle_error() returns it."""
     status, reason = code.http_status
-    headers = {'content-type': JSON.content_type, **close_unread(request)}
+    headers = {'content-type': JSON.content_type, **state, **close_unread(request)}
     if context is not None:
         extend_deadline(connection, context.deadline)
         _add_call_headers(headers, context)
@@ -462,33 +472,3 @@ def _refuse_verb(request: dict[str, Any], takes_get: bool) -> Response:
 def _refuse_type(request: dict[str, Any], types: str) -> Response:
     why = f'content-type must be one of these: {types}'
     return refuse(request, 415, 'Unsupported Media Type', why, **{'accept-post': types})
-
-
-def settle_error(error: RpcError) -> tuple[Code, bytes]:
-    """Return the code and the JSON of an error; `internal` where its details cannot travel."""
-    try:
-        return error.code, format_error(error)
-    except CodecError:
-        error = build_internal_error(f'sending the details of {error.code.value}')
-        return error.code, format_error(error)
-
-
-def refuse(request: dict[str, Any], status: int, reason: str, why: str, **headers: str) -> Response:
-    """Answer what is no call. `why` holds nothing of the request."""
-    body = None if request['method'] == 'HEAD' else f'{why}\n'.encode()
-    headers['content-type'] = 'text/plain; charset=utf-8'
-    return status, reason, {**headers, **close_unread(request)}, body
-
-
-def identify_caller(connection: dict[str, Any]) -> Peer:
-    """Return who calls. Raises RpcError (`unauthenticated`) where nobody said who it is."""
-    try:
-        return find_caller(connection)
-    except UnknownPeerError as error:
-        raise RpcError(Code.UNAUTHENTICATED, str(error)) from None
-
-
-def close_unread(request: dict[str, Any]) -> dict[str, str]:
-    """Return the header that tells the client not to send its next call after an unread body."""
-    body = request['body']
-    return {} if body is None or (body.closed and not body.error) else {'connection': 'close'}

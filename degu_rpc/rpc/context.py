@@ -16,14 +16,21 @@ from __future__ import annotations
 import contextvars
 import re
 import secrets
+from collections.abc import MutableMapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from degu_rpc.errors import Code, RpcError
-from degu_rpc.rpc.limits import LOOK_INTERVAL_S, MAX_REQUEST_ID_LENGTH
+from degu_rpc.rpc.limits import (
+    LOOK_INTERVAL_S,
+    MAX_REQUEST_ID_LENGTH,
+    MAX_RESPONSE_HEADER_SIZE,
+    MAX_RESPONSE_HEADERS,
+)
+from degu_rpc.rpc.protocol import REPLAYED, RUNNING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from degu.net import Deadline
     from degu_rpc.peers import Peer
@@ -34,6 +41,15 @@ TRACE = 'traceparent'
 _match_request_id = re.compile(rf'[!-~]{{1,{MAX_REQUEST_ID_LENGTH}}}').fullmatch
 # Source: W3C Trace Context, "traceparent Header Field Values", version 00 and what may follow it.
 _match_trace = re.compile(r'(?!ff)[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}').fullmatch
+
+_match_header = re.compile(r'(?!connect-|content-|trailer-)[0-9a-z-]+').fullmatch
+_match_header_value = re.compile(r'(?! )[ -~]+(?<! )').fullmatch
+_RESERVED = {
+    # Source: RFC 9110 §7.6.1 and §11.7, what is between two machines alone.
+    *('connection', 'keep-alive', 'proxy-connection', 'te', 'trailer', 'transfer-encoding'),
+    *('host', 'proxy-authenticate', 'proxy-authorization', 'upgrade'),
+    *(REQUEST_ID, REPLAYED, RUNNING),
+}
 
 _current: contextvars.ContextVar[Context | None] = contextvars.ContextVar(
     'degu_rpc.current_context', default=None
@@ -89,7 +105,7 @@ class Context:
         self._is_client_gone = is_client_gone
         self._next_look_s = 0.0
         self._request_id = request_id
-        self._response_headers: dict[str, str] | None = None
+        self._response_headers: ResponseHeaders | None = None
         self._trace: str | None = None
 
     def remaining(self) -> float | None:
@@ -136,16 +152,51 @@ class Context:
         self._trace = trace
 
     @property
-    def response_headers(self) -> dict[str, str]:
+    def response_headers(self) -> ResponseHeaders:
         """Headers to send with the result; with a stream of results they come at its end."""
         if self._response_headers is None:
-            self._response_headers = {}
+            self._response_headers = ResponseHeaders()
         return self._response_headers
 
-    @property
-    def has_response_headers(self) -> bool:
-        """Whether there is anything in `response_headers`."""
-        return bool(self._response_headers)
+
+class ResponseHeaders(MutableMapping[str, str]):
+    """Headers that a method sends; one that cannot be sent is refused where it is set.
+
+    What HTTP and the protocol say is not a method's business.
+    """
+
+    __slots__ = ('_headers',)
+
+    def __init__(self) -> None:
+        self._headers: dict[str, str] = {}
+
+    def __setitem__(self, name: str, value: str) -> None:
+        """Raises TypeError for a name or value that is no str, ValueError for one not to send."""
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f'a response header is two str, not {name!r}: {value!r}')
+        if name in _RESERVED or not _match_header(name):
+            raise ValueError(f"response header {name!r} is not the method's to send")
+        if not _match_header_value(value):
+            raise ValueError(f'response header {name!r} must be visible ASCII, not {value!r:.100}')
+        if len(name) + len(value) > MAX_RESPONSE_HEADER_SIZE:
+            raise ValueError(
+                f'response header {name!r:.100} is larger than {MAX_RESPONSE_HEADER_SIZE} bytes'
+            )
+        if name not in self._headers and len(self._headers) >= MAX_RESPONSE_HEADERS:
+            raise ValueError(f'there are at most {MAX_RESPONSE_HEADERS} response headers')
+        self._headers[name] = value
+
+    def __getitem__(self, name: str) -> str:
+        return self._headers[name]
+
+    def __delitem__(self, name: str) -> None:
+        del self._headers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._headers)
+
+    def __len__(self) -> int:
+        return len(self._headers)
 
 
 def find_request_id(headers: Mapping[str, Any]) -> str | None:

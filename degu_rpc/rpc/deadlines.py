@@ -47,6 +47,11 @@ def extend_deadline(connection: dict[str, Any], deadline: Deadline | None) -> No
         _set_deadline(connection, Deadline(END_TIMEOUT_S))
 
 
+def limit_rest(connection: dict[str, Any]) -> None:
+    """Give END_TIMEOUT_S to what is left of a call that was answered."""
+    _set_deadline(connection, Deadline(END_TIMEOUT_S))
+
+
 def _set_deadline(connection: dict[str, Any], deadline: Deadline) -> None:
     set_deadline = connection.get('rgi.set_deadline')
     if set_deadline is not None:

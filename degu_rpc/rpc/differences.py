@@ -12,17 +12,23 @@ What counts is whether calls work, not whether all is equal:
 - A type fits if each value of the sender's is one of the receiver's. An int is a float, too.
 
 Constraints (lengths, ranges, patterns) are not compared: the service checks them at each call.
+
+A description may come from a stranger, so what is said of it is bounded: MAX_FAULTS of one value,
+each in a line of MAX_LINE_LENGTH characters without controls, and definitions inside each other as
+deep as messages may be. What is deeper is said to be, and not compared.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import typing
 from typing import TYPE_CHECKING, Any
 
 from degu_rpc.errors import Fault
 from degu_rpc.rpc.codec import build_shape
+from degu_rpc.rpc.limits import MAX_FAULTS, MAX_LINE_LENGTH, MAX_NESTING
 from degu_rpc.rpc.meta import META
 from degu_rpc.rpc.result_stream import find_result_item, find_sent_item
 from degu_rpc.rpc.schema import (
@@ -33,6 +39,7 @@ from degu_rpc.rpc.schema import (
 )
 from degu_rpc.rpc.service import Kind, find_kind
 from degu_rpc.rpc.stubs import TypeWriter, part
+from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from degu_rpc.rpc.client import RpcClient
@@ -127,7 +134,7 @@ def find_differences(stub: ServiceDescription, live: ServiceDescription) -> list
                 f'the stub has {_KINDS[method.kind]}'
             )
             continue
-        for name in part(found.parameters, 'required', list):
+        for name in _list_required(found.parameters):
             if (
                 name in method.parameters['properties']
                 and name not in method.parameters['required']
@@ -148,7 +155,7 @@ def find_differences(stub: ServiceDescription, live: ServiceDescription) -> list
             f'{method.name}: result{"[]" if method.kind.gives_stream else ""}{path}: {reason}'
             for path, reason in result.compare(found.result, method.result)
         ]
-    return lines
+    return [escape_controls(line[:MAX_LINE_LENGTH]) for line in lines]
 
 
 class _Comparison:
@@ -168,14 +175,29 @@ class _Comparison:
         self._sender, self._sent_definitions = sender, sent_definitions
         self._receiver, self._wanted_definitions = receiver, wanted_definitions
         self._known: dict[tuple[str, str], list[Fault]] = {}
+        self._depth = 0
 
     def compare(self, sent: Any, wanted: Any) -> list[Fault]:
         """Return where values of the schema `sent` are none of the schema `wanted`."""
         pair = (repr(sent), repr(wanted))
         if pair not in self._known:
-            self._known[pair] = []  # as long as it is under way
-            self._known[pair] = self._compare(sent, wanted)
+            if self._depth == MAX_NESTING:
+                return [Fault('', f'types are more than {MAX_NESTING} deep inside each other')]
+            self._known[pair] = []  # assumed, as long as it is under way
+            self._depth += 1
+            faults = self._compare(sent, wanted)[:MAX_FAULTS]
+            self._depth -= 1
+            if faults:
+                self._forget_since(pair)
+            self._known[pair] = faults
         return self._known[pair]
+
+    def _forget_since(self, pair: tuple[str, str]) -> None:
+        """Forget what fits since `pair` was assumed to fit: it may do so only if that does."""
+        later = itertools.takewhile(lambda other: other != pair, reversed(list(self._known)))
+        for other in later:
+            if not self._known[other]:
+                del self._known[other]
 
     def _compare(self, sent: Any, wanted: Any) -> list[Fault]:
         source = _resolve(sent, self._sent_definitions)
@@ -220,7 +242,7 @@ class _Comparison:
         given, known = part(sent, 'properties', dict), part(wanted, 'properties', dict)
         faults = [
             Fault(f'.{name}', f'{self._receiver} needs it, {self._sender} does not have it')
-            for name in part(wanted, 'required', list)
+            for name in _list_required(wanted)
             if name not in given
         ]
         for name, schema in given.items():
@@ -234,13 +256,28 @@ class _Comparison:
 
     def _compare_arrays(self, sent: Schema, wanted: Schema) -> list[Fault] | None:
         given, known = part(sent, 'prefixItems', list), part(wanted, 'prefixItems', list)
-        if len(given) != len(known):
+        if len(given) != len(known) and not _fits_length(sent, wanted):
             return None
         faults = self.compare(part(sent, 'items', dict), part(wanted, 'items', dict))
         faults = _below('[]', faults)
-        for index, (one, other) in enumerate(zip(given, known, strict=True)):
+        for index, (one, other) in enumerate(zip(given, known, strict=False)):
             faults += _below(f'[{index}]', self.compare(one, other))
         return faults
+
+
+def _fits_length(sent: Schema, wanted: Schema) -> bool:
+    """Return whether a row of fields may be taken for another that has fewer or more of them."""
+    given, known = len(part(sent, 'prefixItems', list)), len(part(wanted, 'prefixItems', list))
+    if not given or not known:
+        return False
+    if given > known:
+        return 'items' not in wanted
+    least: int = part(wanted, 'minItems', int)
+    return given >= least
+
+
+def _list_required(schema: Any) -> list[str]:
+    return [name for name in part(schema, 'required', list) if isinstance(name, str)]
 
 
 def _below(path: str, faults: list[Fault]) -> list[Fault]:

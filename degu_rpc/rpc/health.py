@@ -5,7 +5,8 @@
 
 A service that answers is `serving`, unless its check says otherwise: a function without parameters
 that is called whenever somebody asks, and returns whether all is well. One that raises says no, and
-the log has why. The whole is `serving` if every service is.
+the log has why. The whole is `serving` if every service is. Whoever may ask may ask about each of
+them. Source: docs/decisions/0015-names-are-no-secret.md.
 """
 
 from __future__ import annotations

@@ -34,19 +34,14 @@ May be called by many threads; everything is set once.
 
 from __future__ import annotations
 
+import functools
 import secrets
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.rpc.answers import close_unread, identify_caller, refuse, settle_error
 from degu_rpc.rpc.codec import JSON
-from degu_rpc.rpc.connect import (
-    check_response_headers,
-    close_unread,
-    identify_caller,
-    read_whole,
-    refuse,
-    settle_error,
-)
+from degu_rpc.rpc.connect import read_whole
 from degu_rpc.rpc.context import (
     REQUEST_ID,
     Context,
@@ -56,7 +51,7 @@ from degu_rpc.rpc.context import (
 )
 from degu_rpc.rpc.deadlines import begin_deadline, extend_deadline
 from degu_rpc.rpc.documents import build_openrpc
-from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE
+from degu_rpc.rpc.limits import MAX_BATCH, MAX_DESCRIPTIONS, MAX_MESSAGE_SIZE
 from degu_rpc.rpc.protocol import IDEMPOTENCY_KEY, find_codec, format_error
 from degu_rpc.rpc.schema import describe_service
 from degu_rpc.rpc.service import Kind, index_services, join_roles
@@ -112,7 +107,7 @@ class _Caller(NamedTuple):
 class JsonRpcApp:
     """An RGI app that serves services as JSON-RPC 2.0; mount it at a path of its own."""
 
-    # Set once: _services, _roles.
+    # Set once: _services, _roles, _discover (the OpenRPC document of what callers may call).
 
     def __init__(self, services: Iterable[Service]) -> None:
         """Raises ValueError for two services with one name, or one named `rpc` or `rpc.*`.
@@ -124,6 +119,13 @@ class JsonRpcApp:
             if name.split('.')[0] == RESERVED:
                 raise ValueError(f'{name!r}: JSON-RPC keeps what begins with rpc. for itself')
         self._roles = join_roles(self._services.values())
+
+        @functools.lru_cache(MAX_DESCRIPTIONS)
+        def discover(roles: frozenset[str]) -> bytes:
+            described = [describe_service(it, roles) for it in self._services.values()]
+            return JSON.encode(build_openrpc(described))
+
+        self._discover = discover
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer one request, or a batch of them."""
@@ -143,7 +145,7 @@ class JsonRpcApp:
         try:
             if headers.get('content-encoding', 'identity') != 'identity':
                 raise RpcError(Code.UNIMPLEMENTED, 'content-encoding must be identity')
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
             if self._roles.isdisjoint(peer.roles):
                 raise RpcError(Code.PERMISSION_DENIED, 'nothing here is for your roles')
             deadline = begin_deadline(connection, headers)
@@ -203,21 +205,23 @@ class JsonRpcApp:
             result, headers = self._call(name, params, caller)
             answer = b'{"jsonrpc":"2.0","result":%b,"id":%b}' % (result, id_json)
             if len(answer) > room:
-                raise RpcError(
-                    Code.RESOURCE_EXHAUSTED, f'the answer is larger than {MAX_MESSAGE_SIZE} bytes'
-                )
+                raise _build_too_large()
             caller.answer_headers.update(headers)
         except _NoSuchMethodError:
             answer = _format_error(_METHOD_NOT_FOUND, id_json)
         except RpcError as error:
             answer = _format_failure(error, id_json)
+            if len(answer) > room:
+                answer = _format_failure(_build_too_large(), id_json)
         return answer if has_id else None
 
     def _call(
         self, name: str, params: dict[str, Any] | list[Any], caller: _Caller
     ) -> tuple[bytes, Mapping[str, str]]:
         if name == DISCOVER:
-            return self._discover(params, caller.peer), {}
+            if params:
+                raise RpcError(Code.INVALID_ARGUMENT, f'{DISCOVER} takes no parameters')
+            return self._discover(caller.peer.roles & self._roles), {}
         service_name, _, method_name = name.rpartition('.')
         service = self._services.get(service_name)
         if service is None or method_name not in service.methods:
@@ -233,14 +237,11 @@ class JsonRpcApp:
             params = _name_parameters(method, params)
         check_deadline(caller.deadline)
         context = caller.build_context(method)
-        return method.call(JSON.encode(params), JSON, context), check_response_headers(context)
+        return method.call(JSON.encode(params), JSON, context), context.response_headers
 
-    def _discover(self, params: dict[str, Any] | list[Any], peer: Peer) -> bytes:
-        """Return the OpenRPC document of what the caller may call."""
-        if params:
-            raise RpcError(Code.INVALID_ARGUMENT, f'{DISCOVER} takes no parameters')
-        services = [describe_service(service, peer.roles) for service in self._services.values()]
-        return JSON.encode(build_openrpc(services))
+
+def _build_too_large() -> RpcError:
+    return RpcError(Code.RESOURCE_EXHAUSTED, f'the answer is larger than {MAX_MESSAGE_SIZE} bytes')
 
 
 def _name_parameters(method: Method, values: list[Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from degu_rpc.errors import Code, RpcError
 from degu_rpc.peers import build_roles
-from degu_rpc.rpc.connect import close_unread, identify_caller, refuse
+from degu_rpc.rpc.answers import close_unread, identify_caller, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -117,7 +117,7 @@ class MetricsApp:
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer GET and HEAD; 401 and 403 for whom it is not meant."""
         try:
-            peer = identify_caller(connection)
+            peer = identify_caller(request)
         except RpcError as error:
             return refuse(request, 401, 'Unauthorized', error.message)
         if self._roles.isdisjoint(peer.roles):

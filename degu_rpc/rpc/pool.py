@@ -6,7 +6,7 @@
 3. A connection that was idle for a moment is looked at before it is given out: a server that
    restarted has closed it, and a call that is not sent need not fail.
 
-Streams do not use the pool: they may last, and would keep calls waiting.
+Streams do not use the pool: they may last, and would keep calls waiting. close() ends them too.
 
 Threads: any number; `_free` (a Condition) guards the pool and is never held during I/O.
 """
@@ -14,12 +14,19 @@ Threads: any number; `_free` (a Condition) guards the pool and is never held dur
 from __future__ import annotations
 
 import threading
+import weakref
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from degu.errors import DeguError, PeerRejectedError, ProtocolError
 from degu.pki import CertificateError, CertificateFault
-from degu_rpc.errors import Code, RpcError, UnknownPeerError, UnreachableError
+from degu_rpc.errors import (
+    CallError,
+    Code,
+    NotSentError,
+    UnknownPeerError,
+    UnreachableError,
+)
 from degu_rpc.rpc.limits import IDLE_TIMEOUT_S, LOOK_AFTER_S, MAX_CONNECTIONS
 
 if TYPE_CHECKING:
@@ -28,14 +35,13 @@ if TYPE_CHECKING:
     from degu_rpc.peers import DialedClient
 
 
-class NotSentError(RpcError):
-    """There is no connection: nothing of the call was sent, so it may be made again."""
+_CLOSED = 'this client is closed'
 
 
 class Pool:
     """Connections that calls take and put back."""
 
-    # Set once: client. Guarded by _free: _idle, _count, _closed.
+    # Set once: client. Guarded by _free: _idle, _count, _closed, _all.
 
     def __init__(self, client: Client | DialedClient) -> None:
         """Connect to nothing yet; `client` says where and how."""
@@ -45,6 +51,7 @@ class Pool:
         self._idle: list[tuple[Connection, float]] = []
         self._count = 0  # idle ones included
         self._closed = False
+        self._all: weakref.WeakSet[Connection] = weakref.WeakSet()  # those of streams too
 
     def close(self) -> None:
         """End the idle connections now, and those in use with their calls; give out no further.
@@ -56,6 +63,9 @@ class Pool:
             idle, self._idle = self._idle, []
             self._count -= len(idle)
             self._free.notify_all()
+            connections = list(self._all)
+        for connection in connections:
+            connection.interrupt()
         for connection, _ in idle:
             connection.close()
 
@@ -64,14 +74,14 @@ class Pool:
 
         Raises NotSentError: `unavailable` when the server cannot be reached, `unauthenticated` when
         it is not who was meant, `deadline_exceeded` when connecting, or the wait for a connection
-        that is in use, took too long; RpcError (`canceled`) when the pool is closed.
+        that is in use, took too long; CallError (`canceled`) when the pool is closed.
         """
         stale = []
         try:
             with self._free:
                 while True:
                     if self._closed:
-                        raise RpcError(Code.CANCELED, 'this client is closed')
+                        raise CallError(Code.CANCELED, _CLOSED)
                     if self._idle:
                         connection, since_s = self._idle.pop()
                         idle_s = monotonic() - since_s
@@ -84,7 +94,10 @@ class Pool:
                     elif self._count < MAX_CONNECTIONS:
                         self._count += 1
                         break
-                    elif not self._free.wait(deadline.remaining()):
+                    elif deadline.remaining():
+                        # Also after a wait that was in vain: it may have been told too late.
+                        self._free.wait(deadline.remaining())
+                    else:
                         raise NotSentError(
                             Code.DEADLINE_EXCEEDED,
                             f'all {MAX_CONNECTIONS} connections were in use for '
@@ -113,14 +126,26 @@ class Pool:
         """Return a connection that is the caller's to close. Raises what take() raises."""
         with self._free:
             if self._closed:
-                raise RpcError(Code.CANCELED, 'this client is closed')
+                raise CallError(Code.CANCELED, _CLOSED)
         return self._connect(deadline)
 
     def _connect(self, deadline: Deadline) -> Connection:
         try:
-            return self.client.connect(deadline)
+            connection = self.client.connect(deadline)
         except (OSError, DeguError, UnknownPeerError) as error:
             raise _explain_connect(error, self.client.address, deadline) from error
+        with self._free:
+            if not self._closed:
+                self._all.add(connection)
+                return connection
+        connection.close()
+        raise CallError(Code.CANCELED, _CLOSED)
+
+    def explain(self, error: OSError | DeguError, uri: str) -> CallError:
+        """Build the error that says what a connection that failed means for a call."""
+        if self._closed:
+            return CallError(Code.CANCELED, f'{uri} was under way: {_CLOSED}')
+        return _explain_failure(error, uri)
 
     def _forget(self) -> None:
         with self._free:
@@ -155,15 +180,14 @@ def _explain_connect(
     return NotSentError(Code.UNAVAILABLE, f'cannot connect to {address!r}: {error}')
 
 
-def explain_failure(error: OSError | DeguError, uri: str) -> RpcError:
-    """Build the error that says what a connection that failed means for a call."""
+def _explain_failure(error: OSError | DeguError, uri: str) -> CallError:
     if isinstance(error, PeerRejectedError):
-        return RpcError(Code.UNAUTHENTICATED, str(error))
+        return CallError(Code.UNAUTHENTICATED, str(error))
     if isinstance(error, TimeoutError):
-        return RpcError(Code.DEADLINE_EXCEEDED, f'{uri} took too long: {error}')
+        return CallError(Code.DEADLINE_EXCEEDED, f'{uri} took too long: {error}')
     if isinstance(error, ProtocolError):
-        return RpcError(Code.INTERNAL, f'{uri} was answered with no response: {error}')
-    return RpcError(
+        return CallError(Code.INTERNAL, f'{uri} was answered with no response: {error}')
+    return CallError(
         Code.UNAVAILABLE,
         f'{uri} may or may not have been executed: {error or type(error).__name__}',
     )

@@ -16,12 +16,13 @@ Source: Connect protocol, https://connectrpc.com/docs/protocol.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from degu.bodies import ChunkedInput
 from degu.errors import BodyTooLargeError
-from degu_rpc.errors import Code, CodecError, Fault, RpcError, escape_controls
+from degu_rpc.errors import CallError, Code, CodecError, Fault, RpcError
 from degu_rpc.rpc.codec import CODECS, JSON
 from degu_rpc.rpc.compression import (
     ENCODINGS,
@@ -32,7 +33,14 @@ from degu_rpc.rpc.compression import (
     decompress,
 )
 from degu_rpc.rpc.envelope import COMPRESSED, format_envelope
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE, MIN_COMPRESSED_SIZE
+from degu_rpc.rpc.limits import (
+    MAX_ERROR_LENGTH,
+    MAX_ERROR_SIZE,
+    MAX_MESSAGE_SIZE,
+    MAX_TIMEOUT_DIGITS,
+    MIN_COMPRESSED_SIZE,
+)
+from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +51,9 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = '1'
 TIMEOUT = 'connect-timeout-ms'
 IDEMPOTENCY_KEY = 'idempotency-key'
+REPLAYED = 'idempotency-replayed'
+RUNNING = 'idempotency-running'
+"""Headers of an answer, `true` where they are there."""
 
 STREAM_TYPES = {f'application/connect+{codec.name}': codec for codec in CODECS}
 UNARY_TYPES = {codec.content_type: codec for codec in CODECS}
@@ -52,7 +63,7 @@ _CODECS_OF_TYPES = UNARY_TYPES | {
     f'{JSON.content_type};charset=utf-8': JSON,
 }
 
-_match_timeout = re.compile(r'[0-9]{1,10}').fullmatch
+_match_timeout = re.compile(rf'[0-9]{{1,{MAX_TIMEOUT_DIGITS}}}').fullmatch
 
 # Source: Connect protocol, "HTTP to Error Code".
 _INFERRED_CODES = {
@@ -66,6 +77,19 @@ _INFERRED_CODES = {
     504: Code.UNAVAILABLE,
 }
 
+
+_OTHER_KINDS = (
+    (
+        STREAM_TYPES.keys(),
+        'has a stream: use client.streams(...) where it returns one, pass an iterator '
+        '(iter([...])) where it takes one, or annotate Iterator[T] in the class for bind()',
+    ),
+    (
+        UNARY_TYPES.keys(),
+        'has no stream: use client[...], pass a list in place of an iterator, or annotate list[T] '
+        'in the class for bind()',
+    ),
+)
 
 UNARY_ENCODING = ('content-encoding', 'accept-encoding')
 STREAM_ENCODING = ('connect-content-encoding', 'connect-accept-encoding')
@@ -115,13 +139,18 @@ def parse_timeout(headers: Mapping[str, Any]) -> float | None:
 @functools.lru_cache(64)  # most callers give all their calls the same time
 def _parse_timeout(text: str) -> float:
     if not _match_timeout(text):
-        raise RpcError(Code.INVALID_ARGUMENT, f'{TIMEOUT} must be up to 10 digits')
+        raise RpcError(
+            Code.INVALID_ARGUMENT, f'{TIMEOUT} must be up to {MAX_TIMEOUT_DIGITS} digits'
+        )
     return int(text) / 1000
 
 
 def format_timeout(timeout_s: float) -> str:
-    """Return a time as the header says it, at least a millisecond."""
-    return str(min(max(int(timeout_s * 1000), 1), 9_999_999_999))
+    """Return a time as the header says it: never less, or the server would end before its caller.
+
+    A method whose nested call takes all the time that is left can so tell whose time is over.
+    """
+    return str(min(max(math.ceil(timeout_s * 1000), 1), 10**MAX_TIMEOUT_DIGITS - 1))
 
 
 def find_stream_codec(content_type: str | None) -> Codec | None:
@@ -183,31 +212,34 @@ def format_error(error: RpcError) -> bytes:
 
     Source: Connect protocol, "Error and EndStreamResponse".
 
-    Raises CodecError for details that cannot travel.
+    Raises CodecError for details that cannot travel, or are too large for that.
     """
-    return JSON.encode(_build_content(error))
-
-
-def _build_content(error: RpcError) -> dict[str, Any]:
-    # A message may hold a file name that is not UTF-8.
-    message = error.message.encode('utf-8', 'backslashreplace').decode()
+    message = error.message[:MAX_ERROR_LENGTH]  # it often tells what was asked for
+    # It may hold a file name that is not UTF-8.
+    message = message.encode('utf-8', 'backslashreplace').decode()
     content: dict[str, Any] = {'code': error.code.value, 'message': message}
-    return {**content, 'details': error.details} if error.details else content
+    if error.details:
+        content['details'] = error.details
+    data = JSON.encode(content)
+    if len(data) > MAX_ERROR_SIZE:
+        raise CodecError(Fault('$.details', f'the error is larger than {MAX_ERROR_SIZE} bytes'))
+    return data
 
 
-def format_end(error: RpcError | None, metadata: Mapping[str, str]) -> bytes:
-    """Return the JSON of the message that ends a stream. Raises CodecError as format_error()."""
-    content: dict[str, Any] = {} if error is None else {'error': _build_content(error)}
+def format_end(error: bytes | None, metadata: Mapping[str, str]) -> bytes:
+    """Return the JSON of the message that ends a stream; `error` is what format_error() made."""
+    parts = [] if error is None else [b'"error":' + error]
     if metadata:
-        content['metadata'] = {name: [value] for name, value in metadata.items()}
-    return JSON.encode(content)
+        values = {name: [value] for name, value in metadata.items()}
+        parts.append(b'"metadata":' + JSON.encode(values))
+    return b'{%b}' % b','.join(parts)
 
 
-def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
+def parse_end(data: bytes) -> tuple[CallError | None, dict[str, str]]:
     """Read the message that ends a stream: the error, if it is one, and its metadata.
 
-    Several values of one name are joined, as HTTP does. Raises CodecError for what is no such
-    message.
+    Several values of one name are joined, as HTTP does, and control characters escaped. Raises
+    CodecError for what is no such message.
     """
     content = JSON.decode(data)
     if not isinstance(content, dict):
@@ -215,17 +247,25 @@ def parse_end(data: bytes) -> tuple[RpcError | None, dict[str, str]]:
     metadata = content.get('metadata', {})
     if not isinstance(metadata, dict) or not all(map(_is_list_of_text, metadata.values())):
         raise CodecError(Fault('$.metadata', 'expected a map of lists of text'))
-    joined = {name.lower(): ', '.join(values) for name, values in metadata.items()}
+    found: dict[str, list[str]] = {}
+    for name, values in metadata.items():
+        found.setdefault(escape_controls(name).lower(), []).extend(map(escape_controls, values))
+    joined = {name: ', '.join(values) for name, values in found.items()}
     if 'error' not in content:
         return None, joined
     error = _parse_content(content['error'])
-    return error or RpcError(Code.UNKNOWN, 'the stream ended with an error of another form'), joined
+    return error or CallError(
+        Code.UNKNOWN, 'the stream ended with an error of another form'
+    ), joined
 
 
-def parse_error(status: int, content_type: str | None, data: bytes, uri: str) -> RpcError:
+def parse_error(
+    status: int, content_type: str | None, data: bytes, uri: str, accept_post: object = None
+) -> CallError:
     """Build the error that a response other than 200 means, whatever is in it.
 
-    Where it is no error in JSON the code is inferred from the HTTP status, and `uri` is named.
+    Where it is no error in JSON the code is inferred from the HTTP status, and `uri` is named. A
+    415 whose `accept-post` has only our types for the other kind of call says what to do.
     Control characters in its message are escaped: messages are printed in terminals.
     """
     try:
@@ -235,14 +275,18 @@ def parse_error(status: int, content_type: str | None, data: bytes, uri: str) ->
     error = _parse_content(content)
     if error is not None:
         return error
+    if status == 415 and isinstance(accept_post, str):
+        for types, why in _OTHER_KINDS:
+            if types >= set(accept_post.split(', ')):
+                return CallError(Code.UNIMPLEMENTED, f'{uri} {why}')
     advice = '; are the prefix and the name of the service right?' if status == 404 else ''
-    return RpcError(
+    return CallError(
         _INFERRED_CODES.get(status, Code.UNKNOWN),
         f'the server answered {uri} with HTTP status {status}{advice}',
     )
 
 
-def _parse_content(content: Any) -> RpcError | None:
+def _parse_content(content: Any) -> CallError | None:
     if not isinstance(content, dict):
         return None
     try:
@@ -253,7 +297,7 @@ def _parse_content(content: Any) -> RpcError | None:
     details = content.get('details', [])
     if not isinstance(message, str) or not _is_list_of_maps(details):
         return None
-    return RpcError(code, escape_controls(message), details)
+    return CallError(code, escape_controls(message), details)
 
 
 def _is_list_of_maps(value: Any) -> bool:

@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from degu.errors import DeguError
-from degu_rpc.errors import Code, CodecError, RpcError
+from degu_rpc.errors import CallError, Code, CodecError, RpcError
 from degu_rpc.rpc.codec import parse_value
 from degu_rpc.rpc.compression import GZIP
 from degu_rpc.rpc.envelope import END, parse_envelopes
 from degu_rpc.rpc.interception import leave_with
 from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
-from degu_rpc.rpc.pool import explain_failure
 from degu_rpc.rpc.protocol import (
     find_stream_codec,
     pack_message,
@@ -34,7 +33,7 @@ from degu_rpc.rpc.protocol import (
 from degu_rpc.rpc.service import find_stream_item
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
     from degu.client import Connection, Response
@@ -91,24 +90,28 @@ class ResultStream(Iterator[_Item]):
         codec: Codec,
         shape: Shape,
         uri: str,
+        explain: Callable[[OSError | DeguError, str], RpcError],
         is_single: bool = False,
     ) -> None:
         """Take the connection and the response on it, whose body is not read yet.
 
-        Another number of results than one is an error where it `is_single`.
+        `explain` builds the error for a connection that failed. Another number of results than one
+        is an error where it `is_single`.
 
         Raises RpcError for a response that is no stream of `codec`.
         """
         self.response_headers: dict[str, str] = {}
         self._connection = connection
         try:
-            _check(response, codec, uri)
+            _check(response, codec, uri, explain)
         except BaseException:
             connection.close()
             raise
         # A function of nothing that knows this object: when the last one forgets the stream, its
         # connection ends at once, and not with the next garbage collection.
-        self._results = _read(connection, response, codec, shape, uri, self.response_headers)
+        self._results = _read(
+            connection, response, codec, shape, uri, explain, self.response_headers
+        )
         if is_single:
             self._results = _read_only(self._results, uri)
 
@@ -175,15 +178,23 @@ def find_sent_item(name: str, annotation: Any) -> Shape | None:
     return find_stream_item(f'parameter {name!r}', annotation, Iterable)
 
 
-def _check(response: Response, codec: Codec, uri: str) -> None:
+def _check(
+    response: Response,
+    codec: Codec,
+    uri: str,
+    explain: Callable[[OSError | DeguError, str], RpcError],
+) -> None:
     content_type = response.headers.get('content-type')
     content_type = content_type if isinstance(content_type, str) else None
     if response.status != 200:
         try:
             data = read_message(response.body)
+        except RpcError as error:  # what both sides read with knows nothing of calls
+            raise CallError(*error.args) from None
         except (OSError, DeguError) as error:
-            raise explain_failure(error, uri) from error
-        raise parse_error(response.status, content_type, data, uri)
+            raise explain(error, uri) from error
+        accepted = response.headers.get('accept-post')
+        raise parse_error(response.status, content_type, data, uri, accepted)
     if find_stream_codec(content_type) is not codec:
         raise _explain(uri, f'content-type {content_type}')
 
@@ -194,6 +205,7 @@ def _read(
     codec: Codec,
     shape: Shape,
     uri: str,
+    explain: Callable[[OSError | DeguError, str], RpcError],
     response_headers: dict[str, str],
 ) -> Generator[Any, None, None]:
     uses_gzip = response.headers.get('connect-content-encoding') == GZIP
@@ -212,13 +224,17 @@ def _read(
                 raise error
             return
         raise _explain(uri, 'the stream has no end')
+    except CallError:
+        raise
+    except RpcError as error:  # what both sides read with knows nothing of calls
+        raise CallError(*error.args) from None
     except CodecError as error:
         raise _explain(uri, error) from error
     except (OSError, DeguError) as error:
-        raise explain_failure(error, uri) from error
+        raise explain(error, uri) from error
     finally:
         connection.close()
 
 
-def _explain(uri: str, what: object) -> RpcError:
-    return RpcError(Code.INTERNAL, f'{uri} answered what it must not: {what}')
+def _explain(uri: str, what: object) -> CallError:
+    return CallError(Code.INTERNAL, f'{uri} answered what it must not: {what}')

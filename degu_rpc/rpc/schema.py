@@ -23,7 +23,7 @@ import msgspec
 import msgspec.inspect as mi
 
 from degu_rpc.errors import CodecError
-from degu_rpc.rpc.codec import JSON
+from degu_rpc.rpc.codec import DECIMAL, JSON
 from degu_rpc.rpc.service import Kind
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ REFERENCE = '#/$defs/'
 """What stands before the name of a definition, in a description."""
 
 _BASE64 = r'^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$'
-_DECIMAL = r'^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?$'
 # Days are what timedelta has most of; months and years have no length.
 _DURATION = r'^-?P([0-9]{1,8}D)?(T([0-9]{1,9}H)?([0-9]{1,9}M)?([0-9]{1,9}(\.[0-9]{1,6})?S)?)?$'
 _TIME = r'^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?'
@@ -340,7 +339,7 @@ _BUILDERS: MappingABC[type[mi.Type], Callable[[Schemas, Any], Schema]] = {
     mi.TimeType: _time,
     mi.TimeDeltaType: _constant(type='string', format='duration', pattern=_DURATION),
     mi.UUIDType: _constant(type='string', format='uuid'),
-    mi.DecimalType: _constant(type=['string', 'number'], format='decimal', pattern=_DECIMAL),
+    mi.DecimalType: _constant(type=['string', 'number'], format='decimal', pattern=f'^{DECIMAL}$'),
     mi.ListType: _array,
     mi.VarTupleType: _array,
     mi.CollectionType: _array,

@@ -27,6 +27,9 @@ everything: my own machines are not strangers to each other.
 
 Errors: a RpcError that the function raises goes to the caller as it is. Any other exception was not
 meant for the caller: it learns a random reference, and the log has the rest under that reference.
+So it is with a CallError, too: what became of a call that the function made is about another
+server, and none of its codes says anything of this one. Where the time of both is over, that is
+said.
 
 Threads: services are filled by decorators before they are served (set once), and then called by
 many threads at once. There is no I/O here.
@@ -48,18 +51,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from degu_rpc.errors import Code, CodecError, Fault, RpcError
+from degu_rpc.errors import CallError, Code, CodecError, Fault, RpcError
 from degu_rpc.peers import build_roles
 from degu_rpc.rpc.codec import (
     MSGPACK,
     Shape,
     build_error,
     build_shape,
+    check_scalars,
     convert_plain,
     format_value,
     parse_value,
 )
 from degu_rpc.rpc.context import Context, enter_context, leave_context
+from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -135,15 +140,17 @@ class Method:
         """Call the function with the parameters in `data` and return the bytes of its result.
 
         Raises RpcError: `invalid_argument` with the path of each fault, `internal` for an exception
-        that the function did not mean to raise or a result that cannot travel, and what the
-        function raises.
+        that the function did not mean to raise or a result that cannot travel, `resource_exhausted`
+        for a result above MAX_MESSAGE_SIZE, and what the function raises.
         """
         token = enter_context(context)
         try:
             with self._intercept(context):
                 result = self.function(**self._prepare(data, codec, context))
-                return format_value(result, self.result, codec)
+                return self._format(result, codec)
             raise RuntimeError(_SWALLOWED)
+        except CallError as error:
+            raise self._settle_call_error(error, context) from None
         except RpcError:
             raise
         except Exception:  # noqa: BLE001  # whatever it is, it is logged and answered
@@ -173,14 +180,16 @@ class Method:
                     raise RpcError(Code.INVALID_ARGUMENT, 'there is more than one message')
                 result = self.function(**arguments)
                 if self.kind is Kind.CLIENT_STREAM:
-                    yield format_value(result, self.result, codec)
+                    yield self._format(result, codec)
                     return
                 with contextlib.closing(_closable(result)) as results:
                     for item in results:
                         context.check()
-                        yield format_value(item, self.result, codec)
+                        yield self._format(item, codec)
                 return
             raise RuntimeError(_SWALLOWED)
+        except CallError as error:
+            raise self._settle_call_error(error, context) from None
         except RpcError:
             raise
         except Exception:  # noqa: BLE001  # whatever it is, it is logged and answered
@@ -194,13 +203,39 @@ class Method:
         with contextlib.ExitStack() as stack:
             for interceptor in self.interceptors:
                 stack.enter_context(interceptor(context))
+
+            def settle(_kind: object, error: object, _traceback: object) -> None:
+                if isinstance(error, CallError):  # interceptors see what the caller gets
+                    raise self._settle_call_error(error, context) from None
+
+            stack.push(settle)
             return stack.pop_all()
 
+    def _settle_call_error(self, error: CallError, context: Context) -> RpcError:
+        """Return what it is to the caller that a call failed which the function made."""
+        if error.code is Code.DEADLINE_EXCEEDED:
+            try:
+                context.check()
+            except RpcError as own:
+                return own
+        return build_internal_error(self.full_name)
+
     def _prepare(self, data: bytes, codec: Codec, context: Context) -> dict[str, Any]:
+        if context.remaining() == 0:
+            context.check()  # nobody waits for what the function would do
         arguments = self._parse_arguments(data, codec)
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context
         return arguments
+
+    def _format(self, result: Any, codec: Codec) -> bytes:
+        """Return the bytes of a result; called where the interceptors see what it raises."""
+        data = format_value(result, self.result, codec)
+        if len(data) > MAX_MESSAGE_SIZE:
+            raise RpcError(
+                Code.RESOURCE_EXHAUSTED, f'the result is larger than {MAX_MESSAGE_SIZE} bytes'
+            )
+        return data
 
     def _parse_items(self, messages: Iterator[bytes], codec: Codec) -> Iterator[Any]:
         assert self.item is not None
@@ -410,7 +445,12 @@ def _build_method(
         else:
             _check_default(name, parameter.default, shapes[name])
             fields.append((name, annotation, parameter.default))
-    struct = msgspec.defstruct('Parameters', fields, forbid_unknown_fields=True, kw_only=True)
+    struct = build_shape(
+        msgspec.defstruct('Parameters', fields, forbid_unknown_fields=True, kw_only=True)
+    )
+    if struct.has_datetime or struct.has_decimal:  # all of a call's parameters are looked through
+        for name, _, *defaults in fields:
+            _check_scalars(name, defaults)
     return Method(
         full_name=full_name,
         function=function,
@@ -419,7 +459,7 @@ def _build_method(
         idempotent=idempotent,
         parameters=shapes,
         required=frozenset(required),
-        struct=Shape(struct, any(shape.has_datetime for shape in shapes.values())),
+        struct=struct,
         context_parameter=context_parameter,
         result=result,
         kind=find_kind(stream_item is not None, result_item is not None),
@@ -429,8 +469,15 @@ def _build_method(
     )
 
 
+def _check_scalars(name: str, defaults: list[Any]) -> None:
+    try:
+        check_scalars(defaults)
+    except CodecError as error:
+        raise TypeError(f'the default of parameter {name!r} does not fit: {error}') from error
+
+
 def _check_default(name: str, default: Any, shape: Shape) -> None:
-    """Raise TypeError for a default that its own annotation would refuse."""
+    """Raise TypeError for a default that no caller could send: it would make each call fail."""
     if default is msgspec.UNSET or shape.annotation is Any:  # can stand for "not given"
         return
     try:
@@ -458,11 +505,12 @@ def find_stream_item(what: str, annotation: Any, other: type | None = None) -> S
     if origin in _ASYNC_STREAMS or annotation in _ASYNC_STREAMS:
         raise TypeError(f'{what} is a stream for coroutines; use Iterator')
     streams = _STREAMS if other is None else (*_STREAMS, other)
-    if annotation in streams:
-        raise TypeError(f'{what} is a stream of what? Write {annotation.__name__}[...]')
-    if origin not in streams:
+    if annotation not in streams and origin not in streams:
         return None
-    return _build_shape(f'an item of {what}', typing.get_args(annotation)[0])
+    arguments = typing.get_args(annotation)
+    if not arguments:  # typing.Iterator has an origin all the same
+        raise TypeError(f'{what} is a stream of what? Write {annotation.__name__}[...]')
+    return _build_shape(f'an item of {what}', arguments[0])
 
 
 def _closable(result: Any) -> Any:

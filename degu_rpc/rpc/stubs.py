@@ -17,7 +17,9 @@ from __future__ import annotations
 import builtins
 import json
 import keyword
+import math
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from degu_rpc.rpc.schema import REFERENCE
@@ -67,13 +69,15 @@ _TYPES = {
 _UNSET_TYPE = '_msgspec.UnsetType'
 _UNSET = '_msgspec.UNSET'
 _SCALARS = frozenset({'str', 'int', 'float', 'bool', 'None'})
+_has_bad_character = re.compile(r'[\x00-\x1f"\\\ud800-\udfff]').search  # for msgspec
 _CONTROLS = re.compile(r'[\x00-\x09\x0b-\x1f\x7f-\x9f\\"\u2028\u2029\ud800-\udfff]')
 
 
 def write_stubs(services: Iterable[ServiceDescription]) -> str:
     """Return the source of a module with one class for each service, and the types they need.
 
-    Raises ValueError for a service, method or parameter with a name that Python cannot have.
+    Raises ValueError for a service, method, parameter or field with a name that Python, or a
+    msgspec struct, cannot have.
     """
     writer = _Writer()
     parts = [writer.write_service(service) for service in services]
@@ -189,10 +193,13 @@ def _write_method(method: MethodDescription, types: TypeWriter) -> str:
             raise ValueError(f'{method.name}: no two parameters can be named {name!r}')
         kinds[name] = f'_abc.Iterable[{types.write(method.item)}]'
         required = [*required, name]
-    parameters = ['self' if 'self' not in kinds else 'this', '/'] if kinds else ['self']
+    this = 'self'
+    while this in kinds:
+        this += '_'
+    parameters = [this, '/'] if kinds else [this]
     is_optional = False
     for name, kind in kinds.items():
-        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith('__'):
+        if not _is_identifier(name) or name.startswith('__'):
             raise ValueError(f'{method.name}: no parameter can be named {name!r}')
         text = f'{name}: {kind}'
         if name not in required:
@@ -211,7 +218,7 @@ def _write_method(method: MethodDescription, types: TypeWriter) -> str:
 def _write_definition(name: str, schema: Any, types: TypeWriter) -> str:
     properties = part(schema, 'properties', dict)
     prefix = part(schema, 'prefixItems', list)
-    if not prefix and schema.get('type') != 'object':
+    if not prefix and part(schema, 'type', str) != 'object':
         # Evaluated where it stands, so it refers to nothing.
         return f'{name} = {TypeWriter({}).write(schema)}\n'
     options = ['kw_only=True']
@@ -219,6 +226,7 @@ def _write_definition(name: str, schema: Any, types: TypeWriter) -> str:
     if prefix:
         options.append('array_like=True')
         wires = [part(item, 'title', str) for item in prefix]
+        properties = {}
         least = schema.get('minItems')
         for index, (item, name_of_field) in enumerate(
             zip(prefix, _name_fields(wires), strict=True)
@@ -230,10 +238,15 @@ def _write_definition(name: str, schema: Any, types: TypeWriter) -> str:
             kind = kind.removesuffix(f' | {_UNSET_TYPE}') if is_unset else kind
             lines.append(_format_field(name_of_field, kind, [] if is_unset else [default]))
     required = part(schema, 'required', list)
+    for wire in properties:
+        if not isinstance(wire, str) or _has_bad_character(wire):
+            raise ValueError(f'no field can be named {wire!r}')
+    has_tag = False
     for (wire, item), name_of_field in zip(
         properties.items(), _name_fields(list(properties)), strict=True
     ):
-        if isinstance(item, dict) and isinstance(item.get('const'), str | int):
+        if not has_tag and _is_tag(item):
+            has_tag = True
             options += [f'tag={item["const"]!r}', f'tag_field={wire!r}']
             continue
         kind, default = _write_field(item, types, wire not in required)
@@ -250,7 +263,8 @@ def _write_field(schema: Any, types: TypeWriter, has_default: bool) -> tuple[str
     if not has_default:
         return kind, ''
     default = schema.get('default', schema) if isinstance(schema, dict) else schema
-    if isinstance(default, str | int | float | None) and _takes(kind, default):
+    is_written = not isinstance(default, float) or math.isfinite(default)
+    if isinstance(default, str | int | float | None) and is_written and _takes(kind, default):
         return kind, f'default={default!r}'
     factory = kind.partition('[')[0]
     if default == [] and factory.removeprefix('_builtins.') == 'list':
@@ -269,10 +283,10 @@ def _format_field(name: str, kind: str, options: list[str]) -> str:
 def _name_fields(wires: list[str]) -> list[str]:
     """Return a name for each field: its own, or one that looks like it."""
     taken = {wire for wire in wires if _is_field(wire)}
-    names = []
+    names: list[str] = []
     for index, wire in enumerate(wires):
         name = wire
-        if not _is_field(wire):
+        if not _is_field(wire) or wire in names:
             name = re.sub('[^A-Za-z0-9_]', '_', wire).strip('_')
             name = f'{name}_' if keyword.iskeyword(name) else name
             name = name if _is_field(name) else f'field_{index}'
@@ -284,7 +298,25 @@ def _name_fields(wires: list[str]) -> list[str]:
 
 
 def _is_field(name: str) -> bool:
-    return name.isidentifier() and not keyword.iskeyword(name) and not name.startswith('_')
+    return _is_identifier(name) and not name.startswith('_')
+
+
+def _is_identifier(name: object) -> bool:
+    """Return whether Python reads a name as it is written; it takes some letters for others."""
+    return (
+        isinstance(name, str)
+        and name.isidentifier()
+        and not keyword.iskeyword(name)
+        and unicodedata.normalize('NFKC', name) == name
+    )
+
+
+def _is_tag(schema: Any) -> bool:
+    """Return whether a property says which one of several structs it is."""
+    value = schema.get('const') if isinstance(schema, dict) else None
+    if isinstance(value, str):
+        return not _has_bad_character(value)
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _takes(kind: str, default: object) -> bool:
@@ -316,8 +348,10 @@ def _find_shadowed(service: ServiceDescription) -> frozenset[str]:
     """Return the names that are fields or methods, and so no builtin in the class around them."""
     names = {method.name for method in service.methods}
     for schema in service.definitions.values():
-        names.update(part(schema, 'properties', dict))
-        names.update(part(item, 'title', str) for item in part(schema, 'prefixItems', list))
+        wires = [wire for wire in part(schema, 'properties', dict) if isinstance(wire, str)]
+        names.update(_name_fields(wires))
+        titles = [part(item, 'title', str) for item in part(schema, 'prefixItems', list)]
+        names.update(_name_fields(titles))
     return frozenset(names)
 
 

@@ -14,10 +14,7 @@ import ssl
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import socket
+from typing import Any
 
 Files = dict[str, str] | None
 
@@ -60,11 +57,8 @@ def serve_degu(port: int, files: Files) -> None:
                 PeerKind.LOCAL, None, None, 'bench', frozenset({'caller'}), uid=None, gid=None
             )
 
-        def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
-            connection['_peer'] = self.peer
-            return True
-
         def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
+            request['_peer'] = self.peer
             return self.app(connection, request)
 
     app = KnownCaller(RpcApp([service]))

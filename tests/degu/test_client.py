@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import itertools
 import os
 import re
+import select
 import socket
 import ssl
 import threading
@@ -17,6 +19,7 @@ import pytest
 
 from degu import IPv4_LOOPBACK, IPv6_LOOPBACK
 from degu.bodies import ChunkedInput, ChunkedOutput, FileOutput, Input, Output
+from degu.channel import LOOK_INTERVAL_S
 from degu.client import (
     Client,
     Response,
@@ -869,6 +872,147 @@ def test_an_answer_that_comes_while_the_body_is_still_sent_is_the_response(serve
             conn.get('/')
 
 
+def paced(pieces=None):
+    """Give pieces so slowly that there is a look before each."""
+    for piece in itertools.repeat(b'x') if pieces is None else pieces:
+        time.sleep(2 * LOOK_INTERVAL_S)
+        yield piece
+
+
+@pytest.fixture(params=[False, True], ids=['unix', 'tls'])
+def upload(request, script, temp_pki):
+    """Give `upload(handle, source)`: an open connection, and a body that ends with its answer."""
+    with contextlib.ExitStack() as stack:
+
+        def start(handle, source):
+            if request.param:
+                server = script(handle, build_server_sslctx(temp_pki.get_server_config()))
+                sslctx = build_client_sslctx(temp_pki.get_client_config())
+                client = SSLClient(sslctx, server.address)
+            else:
+                client = Client(script(handle).address)
+            conn = stack.enter_context(client.connect())
+            conn.set_deadline(Deadline(LATE_S))
+            return conn, ChunkedOutput(conn.until_answered(source))
+
+        yield start
+
+
+CHUNKS = b'3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n'
+CHUNKED_OK = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
+
+
+def test_an_answer_ends_a_body_between_two_pieces(upload):
+    rest = []
+
+    def handle(raw):
+        raw.read_preamble()
+        raw.read(1)
+        raw.send(CHUNKED_OK)
+        raw.send(b'2\r\nno\r\n')
+        rest.append(raw.read_to_end())
+
+    conn, body = upload(handle, paced())
+    response = conn.post('/', None, body)
+    assert response.body.readchunk() == b'no'
+    with pytest.raises(UnderFlowError):  # the server read to the end of what we send, and ended
+        response.body.readchunk()
+    assert not rest[0].endswith(b'0\r\n\r\n')
+
+
+def test_an_answer_ends_a_body_whose_piece_nobody_reads(upload):
+    was_read = threading.Event()
+
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(CHUNKED_OK)
+        raw.send(b'2\r\nno\r\n0\r\n\r\n')
+        was_read.wait(2 * LATE_S)
+
+    conn, body = upload(handle, itertools.repeat(bytes(16 * MIB)))
+    response = conn.post('/', None, body)
+    assert response.body.read() == b'no'
+    was_read.set()
+    with pytest.raises(ClosedConnectionError, match='after its last response'):
+        conn.get('/')
+
+
+def test_a_preamble_ahead_of_the_answer_does_not_end_a_body(script):
+    """Our own server sends one before its application has looked at the request's body."""
+    has_answered = threading.Event()
+    received = []
+
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(CHUNKED_OK)
+        has_answered.set()
+        received.append(raw.read(len(CHUNKS)))
+        raw.send(b'0\r\n\r\n')
+
+    def pieces():
+        assert has_answered.wait(LATE_S)
+        yield from paced((b'one', b'two', b''))
+
+    with Client(script(handle).address).connect() as conn:
+        response = conn.post('/', None, ChunkedOutput(conn.until_answered(pieces())))
+        assert response.body.read() == b''
+    assert received == [CHUNKS]
+
+
+def read_for_ever(raw):
+    while raw.sock.recv(MIB):
+        pass
+
+
+def test_a_deadline_ends_a_body_that_never_waits(upload):
+    conn, body = upload(read_for_ever, paced())
+    conn.set_deadline(Deadline(SHORT_S))
+    started = time.monotonic()
+    with pytest.raises(PeerTimeoutError, match='a deadline'):
+        conn.post('/', None, body)
+    assert SHORT_S <= time.monotonic() - started < LATE_S
+    assert conn.closed
+
+
+def test_an_answer_without_an_end_to_its_preamble_ends_a_body(upload):
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(b'HTTP/1.1 200 OK\r\na: ' + b'x' * 100_000)
+        read_for_ever(raw)
+
+    conn, body = upload(handle, paced())
+    with pytest.raises(ProtocolError, match='a preamble is at most'):
+        conn.post('/', None, body)
+
+
+def test_a_rejection_while_a_body_is_sent_names_its_alert(serve, temp_pki):
+    server = serve(ok, sslctx=build_server_sslctx(temp_pki.get_server_config()))
+    sslctx = build_client_sslctx(temp_pki.get_anonymous_client_config())
+    is_refused = threading.Event()
+
+    def pieces():
+        poller = select.poll()
+        poller.register(conn._channel.sock, select.POLLRDHUP)
+        assert poller.poll(LATE_S * 1000)
+        is_refused.set()
+        yield from paced((b'x',))
+
+    with (
+        SSLClient(sslctx, server.address).connect() as conn,
+        pytest.raises(PeerRejectedError) as caught,
+    ):
+        conn.post('/', None, ChunkedOutput(conn.until_answered(pieces())))
+    assert is_refused.is_set()
+    assert caught.value.alert == 'certificate_required'
+
+
+def test_a_body_that_ends_with_the_answer_needs_an_open_connection(serve):
+    conn = Client(serve(ok).address).connect()
+    conn.close()
+    with pytest.raises(ClosedConnectionError):
+        conn.until_answered([b''])
+
+
 @pytest.mark.parametrize(
     ('build', 'error'),
     [
@@ -1044,6 +1188,37 @@ def test_close_may_come_twice_and_a_closed_connection_says_so(serve):
         conn.get('/')
     with pytest.raises(ClosedConnectionError):
         _ = conn.peer_certificate
+
+
+@pytest.mark.parametrize('has_tls', [False, True])
+def test_another_thread_ends_a_request_that_waits(script, temp_pki, has_tls):
+    was_asked = threading.Event()
+
+    def handle(raw):
+        for answer in (OK, b''):
+            raw.read_preamble()
+            raw.send(answer)
+        was_asked.set()
+        read_for_ever(raw)
+
+    def interrupt():
+        assert was_asked.wait(LATE_S)
+        conn.interrupt()
+
+    client = Client(script(handle).address) if not has_tls else None
+    if client is None:
+        server = script(handle, build_server_sslctx(temp_pki.get_server_config()))
+        sslctx = build_client_sslctx(temp_pki.get_client_config())
+        client = SSLClient(sslctx, server.address)
+    with client.connect() as conn:
+        conn.get('/')
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(ClosedConnectionError):
+            conn.get('/')
+        thread.join()
+        assert conn.closed
+        conn.interrupt()
 
 
 def test_a_with_block_closes(serve):

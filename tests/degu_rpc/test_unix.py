@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -183,6 +184,63 @@ def test_directory_in_which_others_could_replace_the_file_is_refused(
     assert os.listdir(directory) == []
 
 
+def test_directory_that_others_could_exchange_is_refused(tmp_path: Path) -> None:
+    (tmp_path / 'shared' / 'run').mkdir(mode=0o700, parents=True)
+    (tmp_path / 'shared').chmod(0o777)
+    (tmp_path / 'mine').mkdir(mode=0o700)
+    (tmp_path / 'mine' / 'link').symlink_to('../shared/run')
+    (tmp_path / 'to-link').symlink_to(tmp_path / 'mine' / 'link')
+    for directory in ('shared/run', 'mine/link', 'to-link'):
+        with pytest.raises(PermissionError, match=r"/shared' \(uid \d+, mode 777\)"):
+            listen_unix(f'{tmp_path}/{directory}/socket')
+
+
+def test_directory_behind_links_of_our_own_is_taken(tmp_path: Path) -> None:
+    (tmp_path / 'a' / 'run').mkdir(mode=0o700, parents=True)
+    (tmp_path / 'a' / 'link').symlink_to('./../a//run')
+    (tmp_path / 'b').symlink_to(tmp_path / 'a')
+    with Server(listen_unix(f'{tmp_path}/b/link/socket'), app):
+        assert ask(f'{tmp_path}/a/run/socket') == os.getpid()
+
+
+def test_link_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip('only root can give a link away')
+    (tmp_path / 'run').mkdir(mode=0o700)
+    (tmp_path / 'link').symlink_to('run')
+    os.lchown(tmp_path / 'link', 1234, 1234)
+    with pytest.raises(PermissionError, match='uid 1234'):
+        listen_unix(f'{tmp_path}/link/socket')
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / 'a').symlink_to('b')
+    (tmp_path / 'b').symlink_to('a')
+    with pytest.raises(OSError, match='Too many levels of symbolic links'):
+        listen_unix(f'{tmp_path}/a/socket')
+
+
+def test_mode_and_owner_are_those_of_what_was_made_not_of_a_link_in_its_place(
+    path: str, tmp_path: Path
+) -> None:
+    other = tmp_path / 'other'
+    other.touch(mode=0o600)
+
+    def exchange(frame: Any, event: str, argument: object) -> None:
+        # In a safe directory nobody but we ourselves can do it.
+        if event == 'call' and frame.f_code is shutil.chown.__code__:
+            os.unlink(path)
+            os.symlink(other, path)
+
+    sys.setprofile(exchange)
+    try:
+        inherited = listen_unix(path, mode=0o666)
+    finally:
+        sys.setprofile(None)
+    os.close(inherited.descriptor)
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
+
+
 def test_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip('only root can give a directory away')
@@ -259,6 +317,43 @@ def test_bound_socket_that_does_not_listen_is_not_removed(path: str, kind: int) 
         with pytest.raises(OSError, match=r'does not listen|wrong type'):
             listen_unix(path)
         assert identify(path) == before
+
+
+def test_without_proc_a_stale_socket_is_refused_with_the_reason(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('degu_rpc.unix._SOCKETS', '/no-such-proc/net/unix')
+    leave_stale(path)
+    found = identify(path)
+    with pytest.raises(OSError, match=r'bound to it: .*/no-such-proc/net/unix') as caught:
+        listen_unix(path)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert identify(path) == found
+
+
+@pytest.mark.parametrize('name', ['socket', '{}/../{}/socket', '{}/link/socket'])
+def test_bound_socket_is_not_removed_however_its_name_was_written(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'link').symlink_to('.')
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(name.format(tmp_path, tmp_path.name))
+        before = identify(path)
+        with pytest.raises(OSError, match='does not listen'):
+            listen_unix(path)
+        assert identify(path) == before
+
+
+def test_stale_socket_is_replaced_though_another_is_bound_elsewhere_by_that_name(
+    path: str, tmp_path: Path
+) -> None:
+    (tmp_path / 'other').mkdir()
+    leave_stale(path)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / 'other' / 'socket'))
+        with Server(listen_unix(path), app):
+            assert ask(path) == os.getpid()
 
 
 @pytest.mark.parametrize('kind', ['file', 'directory', 'symlink', 'dangling'])

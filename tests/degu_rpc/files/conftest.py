@@ -27,12 +27,12 @@ class WithRoles:
         self.roles = frozenset(roles)
 
     def on_connect(self, sock: Any, connection: dict[str, Any]) -> bool:
-        if self.roles:
-            connection['_peer'] = types.SimpleNamespace(roles=self.roles)
         on_connect = getattr(self.app, 'on_connect', None)
         return on_connect is None or bool(on_connect(sock, connection))
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
+        if self.roles:
+            request['_peer'] = types.SimpleNamespace(roles=self.roles)
         return self.app(connection, request)
 
 

@@ -19,6 +19,7 @@ from degu import IPv4_LOOPBACK, pki
 from degu.client import Client, SSLClient
 from degu.rgi import Validator
 from degu.tls import build_client_sslctx, build_server_sslctx
+from degu_rpc import Router
 from degu_rpc.peers import (
     OWNER,
     Authenticated,
@@ -399,6 +400,24 @@ def test_a_caller_who_showed_nothing_is_unknown(caplog: pytest.LogCaptureFixture
     with pytest.raises(UnknownPeerError, match='use a client certificate'):
         find_caller({'_peer': None})
     assert caplog.records == []
+
+
+def test_an_app_beside_a_wrapped_one_knows_nobody(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    def who(connection: dict[str, Any], request: dict[str, Any]) -> Any:
+        try:
+            return 200, 'OK', {}, find_caller(request).name.encode()
+        except UnknownPeerError:
+            return 401, 'Unauthorized', {}, None
+
+    router = Router()
+    router.mount('/wrapped', Authenticated(who))
+    router.mount('/bare', who)
+    server = serve(Validator(router), str(tmp_path / 'socket'))
+    with Client(server.address).connect() as conn:
+        assert conn.get('/wrapped', {}).body.read() == f'uid:{OWN_UID}'.encode()
+        assert conn.get('/bare', {}).status == 401
 
 
 def test_a_caller_is_whom_the_middleware_found() -> None:

@@ -28,12 +28,12 @@ class WithRoles:
 
     def on_connect(self, sock: Any, connection: dict[str, Any]) -> bool:
         self.connections += 1
-        if self.roles is not None:
-            connection['_peer'] = build_peer(*self.roles)
         on_connect = getattr(self.app, 'on_connect', None)
         return on_connect is None or bool(on_connect(sock, connection))
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
+        if self.roles is not None:
+            request['_peer'] = build_peer(*self.roles)
         return self.app(connection, request)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +14,7 @@ import pytest
 
 from degu.client import Client, SSLClient, build_client_sslctx
 from degu.misc import TempPKI
+from degu.net import Deadline
 from degu.server import Server, SSLServer, build_server_sslctx
 from degu_rpc import Code, Router, RpcApp, RpcClient, RpcError, Service
 from degu_rpc.errors import CodecError
@@ -20,6 +22,7 @@ from degu_rpc.peers import Identity, MachineClient, TrustStore
 from degu_rpc.rpc import pool as pool_module
 from degu_rpc.rpc.codec import CODECS, JSON, MSGPACK, Codec
 from degu_rpc.rpc.limits import MAX_CONNECTIONS, MAX_MESSAGE_SIZE
+from degu_rpc.rpc.pool import Pool
 
 if TYPE_CHECKING:
     import pathlib
@@ -446,6 +449,38 @@ def test_many_threads_get_their_own_results(served: Any, rpc: RpcClient) -> None
     assert served[1].connections <= MAX_CONNECTIONS
 
 
+class LateCondition(threading.Condition):
+    """One whose wait is over in the moment that somebody notifies it: the notice is spent."""
+
+    on_wait: Callable[[], None]
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.release()
+        self.on_wait()
+        if timeout is not None:
+            time.sleep(timeout)
+        self.acquire()
+        return False
+
+
+def test_connection_that_comes_free_as_the_wait_ends_is_taken(
+    served: tuple[Client, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadline = Deadline(0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, 'Condition', LateCondition)
+        pool = Pool(served[0])
+    taken = [pool.take(deadline) for _ in range(MAX_CONNECTIONS)]
+    LateCondition.on_wait = lambda *_: pool.put(taken[0], True)
+    assert pool.take(deadline) is taken[0]
+    LateCondition.on_wait = lambda *_: None
+    with pytest.raises(RpcError, match='in use for') as caught:
+        pool.take(deadline)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    for connection in taken:
+        pool.put(connection, False)
+
+
 def test_dead_connection_is_thrown_away(tmp_path: pathlib.Path, serve: Any) -> None:
     path = str(tmp_path / 'mortal')
     _, app = serve(build_app())
@@ -509,9 +544,7 @@ def test_closed_client_makes_no_further_call(served: Any) -> None:
     assert caught.value.code is Code.CANCELED
 
 
-def test_close_lets_running_calls_end_and_wakes_those_that_wait(
-    serve: Callable[..., Any],
-) -> None:
+def test_close_ends_running_calls_and_wakes_those_that_wait(serve: Callable[..., Any]) -> None:
     entered = threading.Semaphore(0)
     leave = threading.Event()
     service = Service('a')
@@ -530,10 +563,12 @@ def test_close_lets_running_calls_end_and_wakes_those_that_wait(
         for _ in range(MAX_CONNECTIONS):
             assert entered.acquire(timeout=20)
         rpc.close()
+        outcomes = [str(call.exception(timeout=10)) for call in running]
         leave.set()
-        outcomes = [call.exception(timeout=20) for call in running]
-    assert outcomes.count(None) == MAX_CONNECTIONS
-    assert {str(error) for error in outcomes if error} == {'canceled: this client is closed'}
+    assert outcomes.count('canceled: /a/block was under way: this client is closed') == (
+        MAX_CONNECTIONS
+    )
+    assert outcomes.count('canceled: this client is closed') == 2 * MAX_CONNECTIONS
     assert [connection.closed for connection in client.connections] == [True] * MAX_CONNECTIONS
 
 

@@ -265,6 +265,30 @@ def test_json_refuses_to_write_nan_and_infinity(value: Any) -> None:
         JSON.encode(value)
 
 
+@both
+@pytest.mark.parametrize('text', ['NaN', 'sNaN', 'Infinity', '-inf', '1e999999', '1e-10000'])
+def test_decimal_that_is_no_number_to_work_with_is_refused(codec: Codec, text: str) -> None:
+    shape = build_shape(dict[str, list[Decimal]])
+    with pytest.raises(CodecError, match=r'\$\.a\[1\]: expected decimal that is finite'):
+        parse_value(codec.encode({'a': ['1', text]}), shape, codec)
+    with pytest.raises(CodecError, match=r'\$\.a\[1\]: expected decimal that is finite'):
+        format_value({'a': [Decimal(1), Decimal(text)]}, shape, codec)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_float_that_is_no_number_is_no_decimal(value: float) -> None:
+    with pytest.raises(CodecError):
+        parse_value(MSGPACK.encode(value), build_shape(Decimal), MSGPACK)
+
+
+@both
+@pytest.mark.parametrize('text', ['1', '-1.50', '1E+9999', '1e-9999', '0', '.5', '1' * 5000])
+def test_decimal_that_is_a_number_is_taken(codec: Codec, text: str) -> None:
+    shape = build_shape(Decimal)
+    value = parse_value(codec.encode(text), shape, codec)
+    assert parse_value(format_value(value, shape, codec), shape, codec) == Decimal(text)
+
+
 def test_json_writes_null() -> None:
     assert JSON.encode([None, 'null', 1.5]) == b'[null,"null",1.5]'
 

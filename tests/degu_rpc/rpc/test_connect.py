@@ -18,7 +18,7 @@ from degu.server import Server
 from degu_rpc import Code, Context, Router, RpcApp, RpcError, Service
 from degu_rpc.peers import Authenticated
 from degu_rpc.rpc import protocol
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
+from degu_rpc.rpc.limits import MAX_ERROR_LENGTH, MAX_ERROR_SIZE, MAX_MESSAGE_SIZE
 
 if TYPE_CHECKING:
     import pathlib
@@ -293,6 +293,22 @@ def test_message_that_is_not_unicode_is_sent_escaped(conn: Connection) -> None:
     assert error['message'] == r'no \udcff'
 
 
+def test_message_of_an_error_is_cut(conn: Connection) -> None:
+    message = '\ue000' * (MAX_ERROR_LENGTH + 1)
+    status, error = post(conn, 'fail', {'code': 'not_found', 'message': message})
+    assert (status, error['message']) == (404, message[:-1])
+
+
+def test_details_that_are_too_large_are_an_internal_error(
+    conn: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    details = [{'why': 'x' * MAX_ERROR_SIZE}]
+    arguments = {'code': 'not_found', 'message': 'gone', 'details': details}
+    status, error = post(conn, 'fail', arguments)
+    assert (status, error['code']) == (500, 'internal')
+    assert f'larger than {MAX_ERROR_SIZE} bytes' in caplog.text
+
+
 def test_details_that_cannot_travel_are_an_internal_error(
     conn: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -324,9 +340,10 @@ def test_caller_whom_nobody_looked_at_is_unauthenticated(
     assert 'this server was set up without' in error['message']
 
 
-def test_caller_without_the_role_is_denied(conn: Connection) -> None:
+def test_caller_without_the_role_is_told_that_and_not_which_would_do(conn: Connection) -> None:
     status, error = post(conn, 'wipe', {})
     assert (status, error['code']) == (403, 'permission_denied')
+    assert error['message'] == 'files.v1.Files/wipe is not for your roles'
 
 
 def test_body_of_a_caller_that_is_refused_is_not_read(serve: Callable[..., Any]) -> None:
@@ -460,6 +477,12 @@ def test_code_is_inferred_from_the_http_status(status: int, code: Code) -> None:
     assert ('prefix' in error.message) is (status == 404)
 
 
+@pytest.mark.parametrize('accept_post', ['', 'application/json, application/proto', ['a', 'b'], 5])
+def test_415_of_another_server_says_nothing_of_the_kind(accept_post: object) -> None:
+    error = protocol.parse_error(415, None, b'', '/rpc/a/b', accept_post)
+    assert error.code is Code.UNKNOWN
+
+
 @pytest.mark.parametrize(
     'data',
     [
@@ -493,6 +516,13 @@ def test_parse_of_format_is_the_same_error() -> None:
 def test_simplest_error_of_another_server_is_read() -> None:
     error = protocol.parse_error(503, 'application/json', b'{"code": "data_loss", "more": 1}', '/')
     assert (error.code, error.message, error.details) == (Code.DATA_LOSS, '', ())
+
+
+def test_metadata_of_one_name_is_joined_and_can_do_nothing_to_a_terminal() -> None:
+    end = {'metadata': {'X': ['1', '2'], 'x': ['\x1b[2J'], 'y\x07': ['3']}}
+    error, metadata = protocol.parse_end(json.dumps(end).encode())
+    assert error is None
+    assert metadata == {'x': '1, 2, \\x1b[2J', 'y\\x07': '3'}
 
 
 def test_control_characters_in_the_message_of_an_error_are_escaped() -> None:

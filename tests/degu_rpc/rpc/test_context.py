@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from degu_rpc import Code, Context, Router, RpcApp, RpcClient, RpcError, Service, current_context
+from degu_rpc.rpc.context import ResponseHeaders
 from degu_rpc.rpc.envelope import format_envelope
+from degu_rpc.rpc.limits import MAX_RESPONSE_HEADER_SIZE, MAX_RESPONSE_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,8 +59,8 @@ class Node:
             return ctx.request_id
 
         @service.method(allow='peer')
-        def answer(ctx: Context, headers: dict[str, str]) -> None:
-            ctx.response_headers.update(headers)
+        def answer(ctx: Context, headers: dict[str, str | int]) -> None:
+            ctx.response_headers.update(headers)  # type: ignore[arg-type]  # what is tested
 
         @service.method(allow='peer')
         def sleep_then_relay(ctx: Context) -> bool:
@@ -124,7 +126,7 @@ def test_running_call_is_the_current_one_until_it_ends(conn: Connection, ending:
 def test_nested_call_has_what_is_left_of_the_time(nodes: Any, conn: Connection) -> None:
     assert post(conn, 'relay', connect_timeout_ms='5000')[0] == 200
     left_ms = int(nodes[1].seen[0].headers['connect-timeout-ms'])
-    assert 2000 < left_ms < 5000
+    assert 2000 < left_ms <= 5000
 
 
 def test_nested_call_has_its_own_time_where_that_is_less(nodes: Any, conn: Connection) -> None:
@@ -174,6 +176,12 @@ def test_time_of_the_caller_is_clamped(nodes: Any, conn: Connection) -> None:
     assert nodes[0].seen[0].deadline.timeout_s == 86400
 
 
+def test_function_is_not_called_when_the_time_is_over(nodes: Any, conn: Connection) -> None:
+    status, error, _ = post(conn, 'echo', connect_timeout_ms='0')
+    assert (status, error['code']) == (504, 'deadline_exceeded')
+    assert nodes[0].calls == 0
+
+
 def test_call_without_a_time_has_none(nodes: Any, conn: Connection) -> None:
     post(conn, 'look')
     assert nodes[0].seen[0].remaining() is None
@@ -187,6 +195,26 @@ def test_method_can_send_headers(conn: Connection) -> None:
     assert headers['x-cost'] == '3'
 
 
+def test_all_that_a_method_can_send_reaches_the_caller(conn: Connection) -> None:
+    value = 'x' * (MAX_RESPONSE_HEADER_SIZE - 4)
+    sent = {f'x-{number:02}': value for number in range(MAX_RESPONSE_HEADERS)}
+    _, _, headers = post(conn, 'answer', {'headers': sent})
+    assert {name: headers[name] for name in sent} == sent
+
+
+def test_response_headers_are_a_mapping() -> None:
+    headers = ResponseHeaders()
+    for number in range(MAX_RESPONSE_HEADERS):
+        headers[f'x-{number}'] = '1'
+    headers['x-0'] = '2'
+    del headers['x-1']
+    headers['x-more'] = '3'
+    assert headers.pop('x-0') == '2'
+    assert len(headers) == MAX_RESPONSE_HEADERS - 1
+    with pytest.raises(TypeError, match="two str, not 'x-0': 3"):
+        headers['x-0'] = 3  # type: ignore[assignment]  # what is tested
+
+
 @pytest.mark.parametrize(
     'headers',
     [
@@ -194,16 +222,25 @@ def test_method_can_send_headers(conn: Connection) -> None:
         {'content-length': '5'},
         {'connection': 'close'},
         {'transfer-encoding': 'chunked'},
+        {'upgrade': 'h2c'},
+        {'keep-alive': 'timeout=5'},
+        {'trailer': 'x'},
+        {'te': 'trailers'},
+        {'host': 'elsewhere'},
+        {'proxy-authenticate': 'Basic'},
         {'connect-more': '1'},
         {'x-request-id': '1'},
         {'X-Cost': '1'},
         {'x': 'a\r\nb: c'},
         {'x': ''},
+        {'x': 3},
+        {'x': 'x' * MAX_RESPONSE_HEADER_SIZE},
+        {f'x-{number}': 'x' for number in range(MAX_RESPONSE_HEADERS + 1)},
     ],
-    ids=str,
+    ids=lambda headers: str(headers)[:40],
 )
 def test_method_cannot_send_what_is_not_its_business(
-    conn: Connection, headers: dict[str, str]
+    conn: Connection, headers: dict[str, Any]
 ) -> None:
     status, error, found = post(conn, 'answer', {'headers': headers})
     assert (status, error['code']) == (500, 'internal')

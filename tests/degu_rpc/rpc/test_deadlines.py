@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from degu.client import Client
 from degu_rpc import Code, Context, Router, RpcApp, RpcClient, RpcError, Service
 from degu_rpc.rpc.envelope import format_envelope
 from degu_rpc.rpc.jsonrpc import JsonRpcApp
+from degu_rpc.rpc.limits import END_TIMEOUT_S
 
 if TYPE_CHECKING:
-    import pathlib
     from collections.abc import Callable
+
+    from degu.net import Deadline
 
 OURS = ('rgi.set_deadline', 'rgi.is_client_gone')
 
@@ -35,69 +35,61 @@ class Foreign:
 
 # --- what is still to be sent --------------------------------------------------------------------
 
-SIZE = 3 * 1024 * 1024
-"""Bytes of an answer: more than the buffers of a unix socket hold."""
+
+class Noting:
+    """Middleware that notes which deadlines a call sets for its connection."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.deadlines: list[Deadline] = []
+
+    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
+        def set_deadline(deadline: Deadline) -> None:
+            self.deadlines.append(deadline)
+            connection['rgi.set_deadline'](deadline)
+
+        return self.app({**connection, 'rgi.set_deadline': set_deadline}, request)
 
 
 @pytest.fixture
-def over() -> threading.Event:
-    """Be set when the time of the call is over."""
-    return threading.Event()
-
-
-@pytest.fixture
-def path(serve: Callable[..., Any], tmp_path: pathlib.Path, over: threading.Event) -> str:
+def noting() -> Noting:
     service = Service('a.B')
 
     @service.method(allow='peer')
-    def wait(ctx: Context, size: int = 0) -> None:
-        assert ctx.deadline is not None
-        while ctx.deadline.remaining():
+    def wait(ctx: Context) -> None:
+        while True:
+            ctx.check()
             time.sleep(0.005)
-        over.set()
-        raise RpcError(Code.DEADLINE_EXCEEDED, 'x' * size)
 
     @service.method(allow='peer')
-    def zeros(size: int) -> str:
-        return '0' * size
-
-    @service.method(allow='peer')
-    def tick(ctx: Context, size: int) -> Iterator[int]:
+    def tick(ctx: Context) -> Iterator[int]:
         yield 1
-        wait(ctx, size)
+        wait(ctx)
 
     router = Router()
     router.mount('/rpc', RpcApp([service]))
     router.mount('/jsonrpc', JsonRpcApp([service]))
-    client, _ = serve(router, str(tmp_path / 'socket'))
-    return str(client.address)
-
-
-BATCH = [
-    {'jsonrpc': '2.0', 'method': 'a.B.zeros', 'params': [SIZE], 'id': 1},
-    {'jsonrpc': '2.0', 'method': 'a.B.wait', 'id': 2},
-]
+    return Noting(router)
 
 
 @pytest.mark.parametrize(
     ('uri', 'kind', 'body'),
     [
-        ('/rpc/a.B/wait', 'json', b'{"size":%d}' % SIZE),
-        ('/rpc/a.B/tick', 'connect+json', format_envelope(b'{"size":%d}' % SIZE)),
-        ('/jsonrpc', 'json', json.dumps(BATCH).encode()),
+        ('/rpc/a.B/wait', 'json', b'{}'),
+        ('/rpc/a.B/tick', 'connect+json', format_envelope(b'{}')),
+        ('/jsonrpc', 'json', b'[{"jsonrpc":"2.0","method":"a.B.wait","id":2}]'),
     ],
     ids=['call', 'stream', 'batch'],
 )
 def test_when_the_time_is_over_there_is_some_more_to_send_the_answer(
-    path: str, over: threading.Event, uri: str, kind: str, body: bytes
+    serve: Callable[..., Any], noting: Noting, uri: str, kind: str, body: bytes
 ) -> None:
+    client, _ = serve(noting)
     headers = {'content-type': f'application/{kind}', 'connect-timeout-ms': '50'}
-    with Client(path, timeout_s=20).connect() as conn:
-        response = conn.post(uri, headers, body)
-        assert over.wait(20)
-        answer = b''.join(response.body)
-    assert len(answer) > SIZE
+    with client.connect() as conn:
+        answer = b''.join(conn.post(uri, headers, body).body)
     assert b'deadline_exceeded' in answer
+    assert [deadline.timeout_s for deadline in noting.deadlines] == [0.05, END_TIMEOUT_S]
 
 
 # --- another server ------------------------------------------------------------------------------

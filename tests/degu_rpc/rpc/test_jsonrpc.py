@@ -13,6 +13,7 @@ import pytest
 
 from degu_rpc import Code, Context, Router, RpcApp, RpcError, Service
 from degu_rpc.rpc import jsonrpc
+from degu_rpc.rpc.documents import build_openrpc
 from degu_rpc.rpc.jsonrpc import JsonRpcApp
 from degu_rpc.rpc.limits import MAX_BATCH, MAX_MESSAGE_SIZE, MAX_NESTING
 
@@ -571,6 +572,21 @@ def test_batch_has_a_limit_and_nothing_of_a_larger_one_is_called(
     assert len(post([message] * MAX_BATCH)[1]) == MAX_BATCH
 
 
+def test_document_is_built_once_for_the_same_roles(
+    post: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    def build(services: Any) -> Any:
+        built.append(1)
+        return build_openrpc(services)
+
+    monkeypatch.setattr(jsonrpc, 'build_openrpc', build)
+    _, answers = post([request('rpc.discover')] * MAX_BATCH)
+    assert len(answers) == MAX_BATCH
+    assert len(built) == 1
+
+
 def test_message_above_the_limit_is_not_read(post: Callable[..., tuple[int, Any]]) -> None:
     status, answer = post(' ' * (MAX_MESSAGE_SIZE + 1))
     assert (status, answer['error']['code'], answer['id']) == (429, -32008, None)
@@ -585,6 +601,15 @@ def test_answers_of_a_batch_are_together_not_above_the_limit(
     assert [len(item.get('result', '')) for item in answer] == [size, size, 0, 0]
     assert [item['error']['code'] for item in answer[2:]] == [-32008] * 2
     assert len(calls) == 4
+
+
+def test_errors_of_a_batch_are_together_not_above_the_limit(
+    post: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonrpc, 'MAX_MESSAGE_SIZE', 10_000)
+    message = request('more.v1.More.fail', {'code': 'not_found', 'message': 'x' * 2000})
+    _, answer = post([message] * 4)
+    assert [item['error']['code'] for item in answer] == [-32005, -32005, -32008, -32008]
 
 
 # --- HTTP ----------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from degu_rpc import Code, Context, Router, RpcApp, RpcClient, RpcError, Service
 from degu_rpc.rpc.codec import JSON
+from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
 from degu_rpc.rpc.metrics import BUCKETS_S, Metrics, MetricsApp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from degu_rpc.peers import Peer
 
@@ -25,11 +29,16 @@ def build_service(metrics: Metrics) -> Service:
     service = Service('a.v1.A', [metrics])
 
     @service.method(allow='peer')
-    def act(how: str = '') -> None:
+    def act(ctx: Context, how: str = '') -> Any:
         if how == 'crash':
             raise KeyError(how)
+        if how == 'header':
+            ctx.response_headers['content-type'] = 'text/html'
+        if how == 'large':
+            return 'x' * MAX_MESSAGE_SIZE
         if how:
             raise RpcError(Code(how), 'on purpose')
+        return None
 
     @service.method(allow='owner')
     def other() -> None:
@@ -57,7 +66,14 @@ def call(metrics: Metrics, peer: Peer, how: str = '') -> None:
 
 
 @pytest.mark.parametrize(
-    ('how', 'code'), [('not_found', 'not_found'), ('crash', 'internal')], ids=['error', 'crash']
+    ('how', 'code'),
+    [
+        ('not_found', 'not_found'),
+        ('crash', 'internal'),
+        ('header', 'internal'),
+        ('large', 'resource_exhausted'),
+    ],
+    ids=['error', 'crash', 'header', 'large'],
 )
 def test_calls_are_counted_by_method_and_code(
     peer: Callable[..., Peer], how: str, code: str
@@ -118,20 +134,31 @@ def test_latency_is_the_time_that_the_call_took(peer: Callable[..., Peer]) -> No
     assert 0 < find(metrics.format(), 'degu_rpc_call_seconds_sum', method='a.v1.A/act') < elapsed_s
 
 
-def test_no_call_is_lost_between_threads(peer: Callable[..., Peer]) -> None:
+def give_way(frame: FrameType, _event: str, _argument: object) -> Any:
+    """Let another thread run before each instruction of what is traced."""
+    frame.f_trace_opcodes = True
+    time.sleep(0)
+    return give_way
+
+
+def test_no_call_is_lost_between_threads() -> None:
     metrics = Metrics()
-    caller = peer('peer')
-    threads = [
-        threading.Thread(target=lambda: [call(metrics, caller) for _ in range(200)])
-        for _ in range(4)
-    ]
+    count = 30
+
+    def work() -> None:
+        sys.settrace(give_way)
+        for _ in range(count):
+            metrics.count('a.v1.A/act', 'ok', 0.0)
+        sys.settrace(None)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     text = metrics.format()
-    assert find(text, 'degu_rpc_calls_total', **LABELS) == 800
-    assert find(text, 'degu_rpc_call_seconds_count', method='a.v1.A/act') == 800
+    assert find(text, 'degu_rpc_calls_total', **LABELS) == 4 * count
+    assert find(text, 'degu_rpc_call_seconds_count', method='a.v1.A/act') == 4 * count
 
 
 # --- the application -----------------------------------------------------------------------------

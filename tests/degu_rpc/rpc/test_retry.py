@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from degu.client import Client
 from degu.server import Server
 from degu_rpc import Code, Router, RpcApp, RpcClient, RpcError, Service
+from degu_rpc.errors import NotSentError, StillRunsError
 from degu_rpc.rpc.client import repeatable
 from degu_rpc.rpc.limits import BACKOFF_S, MAX_ATTEMPTS
-from degu_rpc.rpc.pool import NotSentError
 from degu_rpc.rpc.retry import plan_retry
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ def test_only_what_does_no_harm_and_may_help_is_made_again(
     error: RpcError, is_repeatable: bool, is_tried_again: bool
 ) -> None:
     assert (plan_retry(error, 1, is_repeatable, 10, 0.5) is not None) is is_tried_again
+
+
+def test_call_that_still_runs_is_asked_for_until_the_time_is_over() -> None:
+    running = StillRunsError(Code.ABORTED, '')
+    longest_s = BACKOFF_S * 2 ** (MAX_ATTEMPTS - 1)
+    assert plan_retry(running, 1, True, 10, 1.0) == BACKOFF_S
+    assert plan_retry(running, 1000, True, 10, 1.0) == longest_s
+    assert plan_retry(running, 1000, True, longest_s, 1.0) is None
 
 
 def test_attempts_come_to_an_end() -> None:

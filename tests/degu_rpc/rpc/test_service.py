@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import json
 import logging
+import typing
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -360,6 +362,14 @@ def _bare_iterator() -> Iterator:  # type: ignore[type-arg]  # what is tested
     return iter([1])
 
 
+def _bare_typing_iterator() -> typing.Iterator:  # type: ignore[type-arg]  # what is tested
+    return iter([1])
+
+
+def _bare_generator(a: typing.Generator) -> None:  # type: ignore[type-arg]  # what is tested
+    pass
+
+
 def _async_annotation() -> AsyncIterator[int]:
     raise NotImplementedError
 
@@ -384,6 +394,8 @@ def _nested_stream(a: list[Iterator[int]]) -> None:
     ('function', 'why'),
     [
         (_bare_iterator, 'the result is a stream of what'),
+        (_bare_typing_iterator, 'the result is a stream of what'),
+        (_bare_generator, "parameter 'a' is a stream of what"),
         (_async_annotation, 'the result is a stream for coroutines'),
         (_generator, 'the result of a generator is a stream'),
         (_async_generator, 'not coroutines'),
@@ -397,6 +409,19 @@ def test_stream_that_cannot_be_is_refused_at_decoration(function: Any, why: str)
     function.__name__ = 'watch'
     with pytest.raises(TypeError, match=rf'a\.B/watch: .*{why}'):
         Service('a.B').method(allow='peer')(function)
+
+
+@pytest.mark.parametrize(
+    'default', [datetime(2020, 1, 1), Decimal('NaN'), object()], ids=['naive', 'NaN', 'opaque']
+)
+def test_default_that_would_make_each_call_fail_is_refused_at_decoration(default: Any) -> None:
+    def when(t: datetime | None = None, price: Decimal | None = default) -> None:
+        pass
+
+    with pytest.raises(
+        TypeError, match=r"a\.B/when: the default of parameter 'price' does not fit"
+    ):
+        Service('a.B').method(allow='peer')(when)
 
 
 def test_coroutines_are_refused_at_decoration() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,11 +21,12 @@ from degu_rpc.errors import CodecError
 from degu_rpc.rpc import connect as connect_module
 from degu_rpc.rpc.codec import CODECS, Codec
 from degu_rpc.rpc.envelope import END, format_envelope, parse_envelopes
-from degu_rpc.rpc.limits import MAX_MESSAGE_SIZE
+from degu_rpc.rpc.limits import MAX_ERROR_SIZE, MAX_MESSAGE_SIZE
 from degu_rpc.rpc.result_stream import ResultStream
 from degu_rpc.rpc.service import Kind
 
 if TYPE_CHECKING:
+    import pathlib
     from collections.abc import Callable
 
 NUMBERS = 'numbers.v1.Numbers'
@@ -70,6 +73,12 @@ def build_app(log: Log) -> Router:
         yield from range(stop)
 
     @numbers.method(allow='peer')
+    def named(ctx: Context, fails: bool) -> Iterator[str]:
+        yield ctx.request_id
+        if fails:
+            raise RpcError(Code.ABORTED, 'on purpose')
+
+    @numbers.method(allow='peer')
     def listed() -> Iterator[int]:
         return iter([1, 2])
 
@@ -82,6 +91,15 @@ def build_app(log: Log) -> Router:
         return next(numbers)
 
     @numbers.method(allow='peer')
+    def refuse(numbers: Iterator[int]) -> int:
+        raise RpcError(Code.ABORTED, 'I refuse')
+
+    @numbers.method(allow='peer')
+    def some(blocks: Iterator[bytes], stop: int) -> Iterator[bytes]:
+        yield from itertools.islice(blocks, stop)
+        raise RpcError(Code.ABORTED, 'that was all')
+
+    @numbers.method(allow='peer')
     def sizes(blocks: Iterator[bytes]) -> Iterator[int]:
         for block in blocks:
             yield len(block)
@@ -91,12 +109,20 @@ def build_app(log: Log) -> Router:
         yield from blocks
 
     @numbers.method(allow='peer')
+    def twice(blocks: Iterator[bytes]) -> Iterator[bytes]:
+        first = next(blocks)
+        yield first
+        yield first
+
+    @numbers.method(allow='peer')
     def fail(how: str) -> Iterator[int]:
         yield 1
         if how == 'badly':
             raise KeyError('the secret')
         if how == 'details':
             raise RpcError(Code.ABORTED, 'gone', [{'what': object()}])
+        if how == 'large details':
+            raise RpcError(Code.ABORTED, 'gone', [{'what': 'x' * MAX_ERROR_SIZE}])
         if how == 'large':
             yield '0' * MAX_MESSAGE_SIZE  # type: ignore[misc]  # nobody checks what is sent
         raise RpcError(Code.ABORTED, how)
@@ -149,6 +175,27 @@ def log() -> Log:
 @pytest.fixture
 def served(serve: Callable[..., Any], address: Any, log: Log) -> Any:
     return serve(build_app(log), address)[0]
+
+
+@pytest.fixture(params=['unix', 'tcp', 'tls'])
+def every_kind(
+    request: pytest.FixtureRequest,
+    log: Log,
+    serve: Callable[..., Any],
+    tmp_path: pathlib.Path,
+    temp_pki: Any,
+) -> Iterator[Client]:
+    """Serve over each kind of connection."""
+    client, app = serve(
+        build_app(log),
+        str(tmp_path / 'socket') if request.param == 'unix' else ('127.0.0.1', 0),
+    )
+    if request.param != 'tls':
+        yield client
+        return
+    sslctx = build_server_sslctx(temp_pki.get_server_config())
+    with SSLServer(sslctx, ('127.0.0.1', 0), app) as server:
+        yield SSLClient(build_client_sslctx(temp_pki.get_client_config()), server.address)
 
 
 @pytest.fixture
@@ -249,20 +296,49 @@ def test_headers_of_a_method_come_with_the_end(rpc: RpcClient) -> None:
         assert results.response_headers == {'x-cost': '3'}
 
 
+@pytest.mark.parametrize('fails', [False, True])
+def test_request_id_that_is_made_comes_with_the_end(rpc: RpcClient, fails: bool) -> None:
+    with rpc.streams(NUMBERS).named(fails=fails) as results:
+        made = next(results)
+        with pytest.raises(RpcError if fails else StopIteration):
+            next(results)
+        assert results.response_headers == {'x-request-id': made}
+
+
+def test_request_id_that_was_sent_comes_with_the_headers(served: Client) -> None:
+    with served.connect() as connection:
+        headers = {'content-type': 'application/connect+json', 'x-request-id': 'mine'}
+        body = format_envelope(b'{"fails": false}')
+        response = connection.post(f'/rpc/{NUMBERS}/named', headers, body)
+        assert response.headers['x-request-id'] == 'mine'
+        assert list(response.body or ())[-2] == format_envelope(b'{}', END)
+
+
 def test_second_stream_among_the_arguments_is_refused(rpc: RpcClient) -> None:
     with pytest.raises(TypeError, match='at most one'):
         rpc[NUMBERS].total(numbers=iter([]), start=iter([]))
 
 
-def test_call_that_is_no_stream_is_told_so(rpc: RpcClient) -> None:
-    with pytest.raises(RpcError, match='415'):
-        list(rpc.streams(NUMBERS).wait())
-    with pytest.raises(RpcError, match='415'):
-        rpc[NUMBERS].count(stop=1)
+def test_call_of_the_other_kind_says_what_to_do(rpc: RpcClient) -> None:
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: rpc.streams(NUMBERS).wait(), r'wait has no stream: use client\[\.\.\.\]'),
+        (lambda: rpc[NUMBERS].wait(numbers=iter([])), 'wait has no stream: .*pass a list'),
+        (lambda: rpc[NUMBERS].count(stop=1), r'count has a stream: use client\.streams'),
+        (lambda: rpc[NUMBERS].total(numbers=[1]), r'total has a stream: .*pass an iterator'),
+    ]
+    for call, match in calls:
+        with pytest.raises(RpcError, match=match) as caught:
+            call()
+        assert caught.value.code is Code.UNIMPLEMENTED
 
 
 def test_method_need_not_read_the_whole_stream(rpc: RpcClient) -> None:
     assert rpc[NUMBERS].first(numbers=iter([7, *range(1000)])) == 7
+
+
+def test_results_reach_a_caller_that_still_has_much_to_send(rpc: RpcClient) -> None:
+    blocks = iter([b'x' * 60_000] * 400)
+    assert list(rpc.stream(NUMBERS, 'twice', {'blocks': blocks}, bytes)) == [b'x' * 60_000] * 2
 
 
 def test_results_before_the_end_of_the_callers_stream_are_held_back(rpc: RpcClient) -> None:
@@ -271,12 +347,33 @@ def test_results_before_the_end_of_the_callers_stream_are_held_back(rpc: RpcClie
     assert list(results) == blocks
 
 
+def test_small_results_that_are_held_back_take_little_more_than_their_size(
+    rpc: RpcClient,
+) -> None:
+    count = 20_000
+    tracemalloc.start()
+    try:
+        results = rpc.stream(NUMBERS, 'echo', {'blocks': iter([b''] * count)}, bytes)
+        assert sum(1 for _ in results) == count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * count
+
+
 def test_too_many_results_before_the_end_of_the_callers_stream_are_an_error(
     rpc: RpcClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect_module, 'MAX_HELD_SIZE', 1000)
     with pytest.raises(RpcError, match='before the end of blocks') as caught:
         list(rpc.stream(NUMBERS, 'echo', {'blocks': iter([b'x' * 600] * 2)}, bytes))
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+
+
+def test_too_many_results_are_an_error_to_a_caller_that_still_writes(rpc: RpcClient) -> None:
+    blocks = iter([b'x' * 500_000] * 12)
+    with pytest.raises(RpcError, match='before the end of blocks') as caught:
+        list(rpc.using(timeout_s=HANG_S).stream(NUMBERS, 'echo', {'blocks': blocks}, bytes))
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
 
 
@@ -289,6 +386,7 @@ def test_too_many_results_before_the_end_of_the_callers_stream_are_an_error(
         ('why', Code.ABORTED),
         ('badly', Code.INTERNAL),
         ('details', Code.INTERNAL),
+        ('large details', Code.INTERNAL),
         ('large', Code.RESOURCE_EXHAUSTED),
     ],
 )
@@ -299,6 +397,44 @@ def test_error_comes_after_the_results_before_it(rpc: RpcClient, how: str, code:
         next(results)
     assert caught.value.code is code
     assert 'secret' not in str(caught.value)
+
+
+def paced() -> Iterator[int]:
+    for number in itertools.count():
+        time.sleep(0.02)
+        yield number
+
+
+@pytest.mark.parametrize('items', [paced, itertools.count], ids=['slow', 'fast'])
+def test_early_error_ends_a_stream_without_an_end(
+    rpc: RpcClient, items: Callable[[], Iterator[int]]
+) -> None:
+    with pytest.raises(RpcError, match='I refuse') as caught:
+        rpc.using(timeout_s=HANG_S)[NUMBERS].refuse(numbers=items())
+    assert caught.value.code is Code.ABORTED
+
+
+def test_early_error_ends_a_stream_whose_item_nobody_reads(rpc: RpcClient) -> None:
+    with pytest.raises(RpcError, match='I refuse'):
+        rpc.using(timeout_s=HANG_S)[NUMBERS].refuse(numbers=itertools.repeat('x' * 4_000_000))
+
+
+def test_early_error_comes_after_large_results(every_kind: Client) -> None:
+    """Neither side waits for the other to read, and no reset destroys what is on its way."""
+    blocks = [b'x' * 500_000] * 12
+    with RpcClient(every_kind).using(timeout_s=HANG_S) as rpc:
+        results = rpc.stream(NUMBERS, 'some', {'blocks': iter(blocks), 'stop': 6}, bytes)
+        assert [next(results) for _ in range(6)] == blocks[:6]
+        with pytest.raises(RpcError, match='that was all'):
+            next(results)
+
+
+def test_deadline_ends_a_stream_without_an_end(rpc: RpcClient) -> None:
+    started = time.monotonic()
+    with pytest.raises(RpcError) as caught:
+        rpc.using(timeout_s=0.3)[NUMBERS].total(numbers=paced())
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - started < NOTICED_S
 
 
 def test_caller_without_the_role_is_denied_at_the_end_of_a_stream(rpc: RpcClient) -> None:
@@ -471,6 +607,35 @@ def test_closed_stream_closes_the_generator(rpc: RpcClient, log: Log) -> None:
     log.wait_for('tick ended', NOTICED_S)
     with pytest.raises(StopIteration):
         next(results)
+
+
+def test_close_of_a_client_ends_a_call_in_another_thread(every_kind: Client, log: Log) -> None:
+    rpc = RpcClient(every_kind)
+
+    def close() -> None:
+        log.wait_for('wait began')
+        rpc.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    started = time.monotonic()
+    with pytest.raises(RpcError, match='client is closed') as caught:
+        rpc.using(repeatable=True)[NUMBERS].wait()
+    thread.join()
+    assert caught.value.code is Code.CANCELED
+    assert time.monotonic() - started < HANG_S
+    log.wait_for(Code.CANCELED, NOTICED_S)
+
+
+def test_close_of_a_client_ends_its_streams(every_kind: Client, log: Log) -> None:
+    rpc = RpcClient(every_kind)
+    results = rpc.streams(NUMBERS).tick()
+    assert next(results) == 0
+    rpc.close()
+    with pytest.raises(RpcError, match='client is closed') as caught:
+        list(results)
+    assert caught.value.code is Code.CANCELED
+    log.wait_for('tick ended', NOTICED_S)
 
 
 def test_forgotten_stream_closes_the_generator(rpc: RpcClient, log: Log) -> None:

@@ -296,6 +296,7 @@ def test_mypy_takes_the_stub_and_right_calls_and_rejects_wrong_ones(
 texts = st.text(max_size=12) | st.sampled_from(
     ['"""', '\\', "'", '\n', 'x: int = evil()', '"""\nevil()\n"""', 'class', '__init__', '\ud800']
 )
+wires = texts.filter(lambda text: not re.search(r'[\x00-\x1f"\\\ud800-\udfff]', text))
 schemas = st.recursive(
     st.fixed_dictionaries(
         {},
@@ -304,16 +305,16 @@ schemas = st.recursive(
             'format': texts,
             '$ref': texts.map('#/$defs/{}'.format),
             'enum': st.lists(texts | st.integers(), max_size=3),
-            'const': texts,
+            'const': texts | st.integers() | st.booleans(),
             'title': texts,
             'description': texts,
-            'default': texts | st.integers() | st.lists(texts, max_size=2),
+            'default': texts | st.integers() | st.floats() | st.lists(texts, max_size=2),
         },
     ),
     lambda inner: st.fixed_dictionaries(
         {'type': st.sampled_from(['object', 'array'])},
         optional={
-            'properties': st.dictionaries(texts, inner, max_size=3),
+            'properties': st.dictionaries(wires, inner, max_size=3),
             'required': st.lists(texts, max_size=2),
             'prefixItems': st.lists(inner, max_size=2),
             'items': inner | st.booleans(),
@@ -331,7 +332,7 @@ HARMLESS = (ast.ImportFrom, ast.Import, ast.ClassDef, ast.Assign, ast.Expr)
 
 
 @given(
-    definitions=st.dictionaries(texts, schemas, max_size=3),
+    definitions=st.dictionaries(texts, schemas | st.integers(), max_size=3),
     result=schemas,
     parameter=schemas,
     kind=st.sampled_from(Kind),
@@ -353,12 +354,60 @@ def test_a_strangers_description_becomes_types_and_nothing_else(
         result=result,
     )
     service = ServiceDescription(name='a.B', methods=[method], definitions=definitions)
-    tree = ast.parse(write_stubs([service]).encode('utf-8', 'surrogatepass'))
+    source = write_stubs([service])
+    tree = ast.parse(source.encode())
     assert all(isinstance(node, HARMLESS) for node in tree.body)
     called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert {ast.unparse(function) for function in called} <= {'_msgspec.field'}
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     assert [function.name for function in functions] == ['call']
+    assert load(source).B.call
+
+
+def build_struct(**schema: Any) -> ServiceDescription:
+    definition = {'type': 'object', **schema}
+    return ServiceDescription(name='a.B', methods=[], definitions={'X': definition})
+
+
+def test_only_the_first_constant_is_the_tag() -> None:
+    properties = {'a': {'const': True}, 'b': {'const': 'x'}, 'c': {'const': 'y'}, 'd': {'const': 1}}
+    found = load(write_stubs([build_struct(properties=properties, required=['a', 'c', 'd'])])).X
+    assert (found.__struct_config__.tag_field, found.__struct_config__.tag) == ('b', 'x')
+    assert found.__struct_fields__ == ('a', 'c', 'd')
+
+
+@pytest.mark.parametrize('default', [float('inf'), float('-inf'), float('nan')])
+def test_default_that_python_cannot_write_is_left_out(default: float) -> None:
+    properties = {'a': {'type': 'number', 'default': default}}
+    assert load(write_stubs([build_struct(properties=properties)])).X().a is msgspec.UNSET
+
+
+def test_names_that_python_takes_for_one_are_kept_apart() -> None:
+    properties = {'\N{LATIN SMALL LIGATURE FI}': {'type': 'string'}, 'fi': {'type': 'integer'}}
+    found = load(write_stubs([build_struct(properties=properties)])).X
+    assert found.__struct_encode_fields__ == tuple(properties)
+    items = [{'title': 'a', 'type': 'integer'}] * 2
+    found = load(write_stubs([build_struct(type='array', prefixItems=items, minItems=2)])).X
+    assert found.__struct_fields__ == ('a', 'a_')
+
+
+@pytest.mark.parametrize('name', ['a"', 'a\\', 'a\n', '\ud800', b'a'])
+def test_field_with_a_name_that_msgspec_cannot_have_is_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match='no field can be named'):
+        write_stubs([build_struct(properties={name: {}})])
+
+
+def test_object_that_is_called_has_another_name_than_each_parameter() -> None:
+    described = MethodDescription(
+        name='call',
+        description='',
+        kind=Kind.UNARY,
+        safe=False,
+        idempotent=False,
+        parameters={'properties': {'self': {}, 'self_': {}}, 'required': []},
+        result={},
+    )
+    load(write_stubs([ServiceDescription(name='a.B', methods=[described], definitions={})]))
 
 
 @pytest.mark.parametrize(
@@ -371,9 +420,11 @@ def test_a_strangers_description_becomes_types_and_nothing_else(
         ('a.B', 'call', 'a=evil(), b'),
         ('a.B', 'call', 'class'),
         ('a.B', 'call', '__a'),
+        ('a.B', 'call', '\N{LATIN SMALL LIGATURE FI}'),
+        ('a.B', 'call', b'a'),
     ],
 )
-def test_name_that_python_cannot_have_is_refused(service: str, method: str, parameter: str) -> None:
+def test_name_that_python_cannot_have_is_refused(service: str, method: str, parameter: Any) -> None:
     described = MethodDescription(
         name=method,
         description='',
@@ -452,6 +503,29 @@ class OtherTree:
     children: list[OtherTree]
 
 
+class Row(msgspec.Struct, array_like=True):
+    x: int
+
+
+class LongRow(msgspec.Struct, array_like=True):
+    x: int
+    note: str = ''
+
+
+class ClosedRow(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    x: int
+
+
+class RowOfText(msgspec.Struct, array_like=True):
+    x: str
+
+
+class LongPoint(NamedTuple):
+    x: int
+    y: float
+    z: float
+
+
 def function(name: str, result: Any, **parameters: Any) -> Any:
     """Build a function by its annotations; a tuple is a type and a default."""
 
@@ -499,6 +573,8 @@ def compare(stub: dict[str, Any], live: dict[str, Any]) -> list[str]:
         pytest.param({'result': Any}, {'result': Tree}, id='anything'),
         pytest.param({'result': Tree}, {'result': Tree}, id='part of itself'),
         pytest.param({'result': AbstractSet[str]}, {'result': frozenset[str]}, id='sets'),
+        pytest.param({'result': Row}, {'result': LongRow}, id='longer row'),
+        pytest.param({'result': None, 'a': Row}, {'result': None, 'a': LongRow}, id='shorter row'),
         pytest.param({'result': Iterator[float]}, {'result': Iterator[int]}, id='stream'),
         pytest.param(
             {'result': ResultStream[float], 'a': Iterable[int]},
@@ -570,6 +646,21 @@ def test_what_works_is_no_difference(stub: dict[str, Any], live: dict[str, Any])
             ['f: a: the stub has tuple[int, str], the server has tuple[int]'],
         ),
         (
+            {'result': ClosedRow},
+            {'result': LongRow},
+            ['f: result: the server has LongRow, the stub has ClosedRow'],
+        ),
+        (
+            {'result': LongRow},
+            {'result': RowOfText},
+            ['f: result[0]: the server has str, the stub has int'],
+        ),
+        (
+            {'result': LongPoint},
+            {'result': Point},
+            ['f: result: the server has Point, the stub has LongPoint'],
+        ),
+        (
             {'result': None, 'a': str},
             {'result': None, 'a': Color},
             ['f: a: the stub has str, the server has Color'],
@@ -620,6 +711,32 @@ def test_what_does_not_work_is_told_in_a_line(
     stub: dict[str, Any], live: dict[str, Any], lines: list[str]
 ) -> None:
     assert compare(stub, live) == lines
+
+
+def build_graph(kind: str) -> dict[str, Any]:
+    """Build types that hold each other; what is of another kind is in one of them."""
+
+    def build_object(**properties: Any) -> dict[str, Any]:
+        return {'type': 'object', 'properties': properties}
+
+    node, twig = {'$ref': '#/$defs/Node'}, {'$ref': '#/$defs/Twig'}
+    return {
+        'Node': build_object(twig=twig, mark={'type': kind}),
+        'Twig': build_object(node=node),
+        'Both': build_object(u=node, v=twig),
+        'BothOrOther': build_object(u={'anyOf': [node, {'type': 'object'}]}, v=twig),
+    }
+
+
+def test_what_fits_only_if_another_fits_is_not_taken_to_fit() -> None:
+    empty = describe_api(type('Api', (), {'f': function('f', None)}), 'a.B')
+
+    def describe(kind: str, result: str) -> ServiceDescription:
+        method = msgspec.structs.replace(empty.methods[0], result={'$ref': f'#/$defs/{result}'})
+        return msgspec.structs.replace(empty, methods=[method], definitions=build_graph(kind))
+
+    lines = find_differences(describe('string', 'BothOrOther'), describe('integer', 'Both'))
+    assert lines == ['f: result.v.node.mark: the server has int, the stub has str']
 
 
 def test_class_with_two_streams_in_one_method_is_refused() -> None:
