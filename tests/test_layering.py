@@ -49,7 +49,7 @@ USES = {
     'files': {'errors', 'text', 'router', 'peers'},
     'sync': {'errors', 'peers', 'rpc', 'files'},
     'node': {'errors', 'router', 'unix', 'peers', 'rpc', 'files', 'sync'},
-    'cli': {'', 'errors', 'peers', 'rpc', 'files', 'node'},
+    'cli': {'', 'errors', 'text', 'unix', 'router', 'peers', 'rpc', 'files', 'node'},
     '': {'errors', 'router', 'unix', 'peers', 'rpc', 'files', 'sync', 'node'},
 }
 """What each part of degu_rpc may use of the others; '' is the package's own public names."""

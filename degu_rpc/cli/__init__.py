@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _report(failure: Failure, arguments: list[str]) -> int:
-    from degu_rpc.errors import escape_controls
+    from degu_rpc.text import escape_controls
 
     if '--json' in arguments:
         click.echo(json.dumps(failure.build_document()), err=True)

@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,16 +54,40 @@ def serve(
     if is_alone and socket_path is None:
         raise Failure(Exit.USAGE, 'where to serve is not said', 'give --socket PATH')
     services = _load(what)
-    name = name or what.partition(':')[0].rpartition('.')[2]
-    with _serving(session, services, socket_path) as private:
-        if is_alone:
-            session.emit('serving', {'name': name, 'socket': str(socket_path)})
+    if is_alone:
+        assert socket_path is not None
+        with _listening(services, socket_path, is_private=False):
+            session.emit('serving', {'name': None, 'socket': str(socket_path)})
             session.say(Styled('serving', 'green'), f' at unix:{socket_path}')
             sys.stdout.flush()
             threading.Event().wait()
-        with session.node() as node:
-            for status in node.serve(name, str(private)):
-                _say_serving(session, status, services, socket_path)
+    _serve_behind_node(session, _check_name(name, what), services, socket_path)
+
+
+def _check_name(name: str | None, what: str) -> str:
+    from degu_rpc.node.behind import check_served_name
+
+    try:
+        return check_served_name(name or what.partition(':')[0].rpartition('.')[2])
+    except ValueError as error:
+        raise Failure(Exit.USAGE, str(error), 'say another one with --as NAME') from None
+
+
+def _serve_behind_node(
+    session: Session, name: str, services: list[Service], socket_path: Path | None
+) -> None:
+    from degu_rpc.peers.private import make_directory
+
+    with session.node() as node, contextlib.ExitStack() as stack:
+        node.status()  # there is one, before anything is made
+        directory = session.home.served_directory
+        make_directory(directory)
+        private = directory / f'{name}.sock'
+        stack.enter_context(_listening(services, private, is_private=True))
+        if socket_path is not None:
+            stack.enter_context(_listening(services, socket_path, is_private=False))
+        for status in node.serve(name, str(private)):
+            _say_serving(session, status, services, socket_path)
 
 
 def _say_serving(
@@ -103,8 +126,8 @@ def _load(what: str) -> list[Service]:
 
 
 @contextlib.contextmanager
-def _serving(session: Session, services: list[Service], socket_path: Path | None) -> Iterator[Path]:
-    """Serve to the end of the block; yield the socket that is for the node alone."""
+def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iterator[None]:
+    """Serve at a unix socket to the end of the block; a private one is for the node alone."""
     from degu.server import Server
     from degu_rpc.node.behind import Forwarded
     from degu_rpc.peers import Authenticated
@@ -118,10 +141,6 @@ def _serving(session: Session, services: list[Service], socket_path: Path | None
     router = Router()
     router.mount('/rpc', RpcApp(everything))
     router.mount('/rpc/jsonrpc', JsonRpcApp(everything))
-    with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix='degu-serve-'))
-        private = Path(directory, 'socket')
-        stack.enter_context(Server(str(private), Authenticated(Forwarded(router))))
-        if socket_path is not None:
-            stack.enter_context(Server(listen_unix(str(socket_path)), Authenticated(router)))
-        yield private
+    app = Authenticated(Forwarded(router) if is_private else router)
+    with Server(listen_unix(str(path)), app):
+        yield

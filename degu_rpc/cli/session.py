@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from degu_rpc.cli.exits import Exit
-from degu_rpc.cli.failures import Failure
-from degu_rpc.errors import RpcError, escape_controls
+from degu_rpc.cli.failures import Failure, explain
+from degu_rpc.errors import RpcError
 from degu_rpc.node.api import NODE, NodeApi
 from degu_rpc.node.home import Home
+from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,6 +102,10 @@ class Session:
                 cause = error.__cause__
                 if isinstance(cause, FileNotFoundError | ConnectionRefusedError):
                     raise self._not_running() from error
+                failure = explain(error)
+                if failure is not None and failure.exit_status is Exit.REMOTE:
+                    # What the node refuses is not a remote method's word.
+                    raise Failure(Exit.FAILED, error.message, kind=failure.kind) from error
                 raise
 
     def _not_running(self) -> Failure:

@@ -54,6 +54,16 @@ _match_name = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}').fullmatch
 _log = logging.getLogger('degu_rpc.node')
 
 
+def check_served_name(name: str) -> str:
+    """Return a name that a program can have behind a node. Raises ValueError for another."""
+    if not _match_name(name) or name in RESERVED:
+        raise ValueError(
+            f'a name is 1 to 64 letters, digits and any of ._-, and none of '
+            f'{", ".join(sorted(RESERVED))}; not {name!r}'
+        )
+    return name
+
+
 class _Served(NamedTuple):
     status: ServiceStatus
     client: Client
@@ -87,15 +97,10 @@ class Behind:
     def register(self, name: str, socket_path: str) -> Iterator[ServiceStatus]:
         """Pass on what is for a name to the program at a unix socket, to the end of the block.
 
-        Raises RpcError: `invalid_argument` for a name that cannot be, `already_exists` for one that
-        is taken, `resource_exhausted` where there are too many.
+        Raises ValueError for a name that cannot be; RpcError: `already_exists` for a taken one,
+        `resource_exhausted` where there are too many.
         """
-        if not _match_name(name) or name in RESERVED:
-            raise RpcError(
-                Code.INVALID_ARGUMENT,
-                f'a name is 1 to 64 letters, digits and any of ._-, and none of '
-                f'{", ".join(sorted(RESERVED))}; not {name!r}',
-            )
+        check_served_name(name)
         served = _Served(ServiceStatus(name, socket_path), Client(socket_path))
         with self._lock:
             if name in self._served:
@@ -116,7 +121,7 @@ class Behind:
         served = self._served.get(request['path'][0]) if request['path'] else None
         if served is None:
             return _answer(
-                request, 404, 'Not Found', 'text/plain; charset=utf-8', b'nothing here\n'
+                request, 404, 'Not Found', 'text/plain; charset=utf-8', b'nothing is here\n'
             )
         shift_path(request)
         headers = _drop(request['headers'], {CALLER})

@@ -6,6 +6,7 @@
         settings.json           what `degu config set` stored
         node.lock               locked by the running node, whose process id is in it
         node.sock               where the node takes local programs
+        served/                 sockets of programs that serve behind the node
         node.log                what a node in the background has to say
         joining/                an identity that is about to take the place of the one above
         former-<machine id>/    one that this machine gave up, kept whole
@@ -59,6 +60,7 @@ class Home:
         self.identity_directory = self.directory / IDENTITY_DIRECTORY
         self.joining_directory = self.directory / 'joining'
         self.socket_path = self.directory / 'node.sock'
+        self.served_directory = self.directory / 'served'
         self.log_path = self.directory / 'node.log'
         self.settings_path = self.directory / 'settings.json'
         self.config_path = find_config_directory(self.directory) / 'config.toml'
