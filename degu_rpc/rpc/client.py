@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from degu.client import Client, Response
+    from degu.client import Client
     from degu_rpc.peers import DialedClient
     from degu_rpc.rpc.codec import Codec, Shape
 
@@ -229,7 +229,9 @@ class RpcClient:
                 arguments[parameter] = iter(arguments[parameter])
             if result_item is not None:
                 return client._open_stream(procedure, arguments, shape)
-            return client._call(procedure, arguments, shape)
+            if streams:
+                return client._call(procedure, arguments, shape)
+            return client._call_unary(procedure, arguments, shape)
 
         return stub
 
@@ -269,6 +271,9 @@ class RpcClient:
             if hasattr(value, '__next__'):  # an iterator; isinstance() is much slower
                 with self._open_stream(procedure, args, shape) as results:
                     return _read_only(results, procedure)
+        return self._call_unary(procedure, args, shape)
+
+    def _call_unary(self, procedure: str, args: Mapping[str, Any], shape: Shape) -> Any:
         message = self._encode(args, procedure)
         deadline, headers = self._begin(self._headers, self._timeout_s)
         if self._options.compressed and len(message) >= MIN_COMPRESSED_SIZE:
@@ -276,14 +281,11 @@ class RpcClient:
             headers = {**headers, 'content-encoding': GZIP}
         if self._options.keyed:
             headers = {**headers, IDEMPOTENCY_KEY: secrets.token_hex(16)}
+        call = procedure, headers, message, deadline, shape
         try:
-            return self._attempt(procedure, headers, message, deadline, shape)
+            return self._attempt(*call)
         except RpcError as error:
-            return self._try_again(
-                lambda: self._attempt(procedure, headers, message, deadline, shape),
-                deadline,
-                error,
-            )
+            return self._try_again(lambda: self._attempt(*call), deadline, error)
 
     def _attempt(
         self,
@@ -295,13 +297,13 @@ class RpcClient:
     ) -> Any:
         """Make a call once, and return its result."""
         uri = f'{self._prefix}/{procedure}'
-        response, data = self._exchange(uri, headers, message, deadline)
-        content_type = _as_text(response.headers.get('content-type'))
+        status, answer_headers, data = self._exchange(uri, headers, message, deadline)
+        content_type = answer_headers.get('content-type')
         try:
-            if response.headers.get('content-encoding') == GZIP:
+            if 'content-encoding' in answer_headers and answer_headers['content-encoding'] == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
-            if response.status != 200:
-                raise parse_error(response.status, content_type, data, uri)
+            if status != 200:
+                raise parse_error(status, content_type, data, uri)
             if find_codec(content_type) is not self._codec:
                 raise RpcError(
                     Code.INTERNAL,
@@ -387,19 +389,19 @@ class RpcClient:
 
     def _exchange(
         self, uri: str, headers: dict[str, str], message: bytes, deadline: Deadline
-    ) -> tuple[Response, bytes]:
+    ) -> tuple[int, dict[str, Any], bytes]:
         connection = self._pool.take(deadline)
         reusable = False
         try:
             connection.set_deadline(deadline)
-            response = connection.request('POST', uri, headers, message)
-            data = read_message(response.body)
-            reusable = not closes_connection(response.headers)
+            status, _, answer_headers, body = connection.request('POST', uri, headers, message)
+            data = read_message(body)
+            reusable = 'connection' not in answer_headers or not closes_connection(answer_headers)
         except (OSError, DeguError) as error:
             raise explain_failure(error, uri) from error
         finally:
             self._pool.put(connection, reusable)
-        return response, data
+        return status, answer_headers, data
 
 
 class ServiceProxy:
@@ -450,10 +452,6 @@ def _read_only(results: ResultStream, procedure: str) -> Any:
             Code.INTERNAL, f'{procedure} answered with {"several" if found else "no"} results'
         )
     return found[0]
-
-
-def _as_text(header: object) -> str | None:
-    return header if isinstance(header, str) else None
 
 
 def _merge(

@@ -145,7 +145,11 @@ class RpcApp:
             if method.kind is not Kind.UNARY:
                 return _refuse_type(request, _STREAMS)
             context = _build_context(connection, peer, method, headers)
-            data = _read_whole(request['body'], context)
+            try:
+                data = read_message(request['body'])
+            except PeerTimeoutError:
+                context.check()  # where the call's time ran out, there is somebody to tell
+                raise
             if IDEMPOTENCY_KEY in headers and not method.idempotent:
                 return self._call_once(method, data, codec, encoding, context)
             return _call(method, data, codec, encoding, context)
@@ -334,18 +338,15 @@ def _build_context(
     return Context(peer, method.full_name, headers, deadline, connection['rgi.is_client_gone'])
 
 
-def _read_whole(body: Input | ChunkedInput | None, context: Context) -> bytes:
-    try:
-        return read_message(body)
-    except PeerTimeoutError:
-        context.check()  # where it was the call's time that ran out, there is somebody to tell
-        raise
-
-
 def _call(
     method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
 ) -> Response:
-    result = method.call(_unpack(data, encoding), codec, context)
+    if encoding.uses_gzip:
+        data = _unpack(data, encoding)
+    result = method.call(data, codec, context)
+    if context.is_answered_plainly and not encoding.takes_gzip:
+        _check_size(result)
+        return 200, 'OK', {'content-type': codec.content_type}, result
     return _answer_result(result, codec, encoding, context, _check_response_headers(context))
 
 

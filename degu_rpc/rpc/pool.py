@@ -8,7 +8,7 @@
 
 Streams do not use the pool: they may last, and would keep calls waiting.
 
-Threads: any number; `_free` (a Condition) guards the pool and is never held during I/O.
+Threads: any number; `_lock` guards the pool and is never held during I/O. `_free` waits with it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ class NotSentError(RpcError):
 class Pool:
     """Connections that calls take and put back."""
 
-    # Set once: client. Guarded by _free: _idle, _count, _closed.
+    # Set once: client. Guarded by _lock: _idle, _count, _waiting, _closed.
 
     def __init__(self, client: Client | DialedClient) -> None:
         """Connect to nothing yet; `client` says where and how."""
         self.client = client
-        self._free = threading.Condition()
+        self._lock = threading.Lock()  # to take a Condition is a call, and each call takes it twice
+        self._free = threading.Condition(self._lock)
         # Each with the time since when; the one that was used last is at the end.
         self._idle: list[tuple[Connection, float]] = []
         self._count = 0  # idle ones included
+        self._waiting = 0  # threads
         self._closed = False
 
     def close(self) -> None:
@@ -51,7 +53,7 @@ class Pool:
 
         A second time does nothing.
         """
-        with self._free:
+        with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             self._count -= len(idle)
@@ -66,9 +68,16 @@ class Pool:
         it is not who was meant, `deadline_exceeded` when the wait for a connection that is in use
         took too long; RpcError (`canceled`) when the pool is closed.
         """
+        with self._lock:
+            if self._idle and monotonic() - self._idle[-1][1] <= LOOK_AFTER_S:
+                return self._idle.pop()[0]
+        return self._find(deadline)
+
+    def _find(self, deadline: Deadline) -> Connection:
+        """Return a connection where the last one was not in use a moment ago."""
         stale = []
         try:
-            with self._free:
+            with self._lock:
                 while True:
                     if self._closed:
                         raise RpcError(Code.CANCELED, 'this client is closed')
@@ -84,7 +93,7 @@ class Pool:
                     elif self._count < MAX_CONNECTIONS:
                         self._count += 1
                         break
-                    elif not self._free.wait(deadline.remaining()):
+                    elif not self._wait(deadline.remaining()):
                         raise NotSentError(
                             Code.DEADLINE_EXCEEDED,
                             f'all {MAX_CONNECTIONS} connections were in use for '
@@ -99,19 +108,27 @@ class Pool:
             self._forget()
             raise
 
+    def _wait(self, timeout_s: float) -> bool:
+        self._waiting += 1
+        try:
+            return self._free.wait(timeout_s)
+        finally:
+            self._waiting -= 1
+
     def put(self, connection: Connection, reusable: bool) -> None:
         """Take a connection back, and close it unless it can be used again."""
-        with self._free:
+        with self._lock:
             if reusable and not self._closed:
                 self._idle.append((connection, monotonic()))
-                self._free.notify()
+                if self._waiting:
+                    self._free.notify()
                 return
         connection.close()
         self._forget()
 
     def open_own(self) -> Connection:
         """Return a connection that is the caller's to close. Raises what take() raises."""
-        with self._free:
+        with self._lock:
             if self._closed:
                 raise RpcError(Code.CANCELED, 'this client is closed')
         return self._connect()
@@ -123,7 +140,7 @@ class Pool:
             raise _explain_connect(error, self.client.address) from error
 
     def _forget(self) -> None:
-        with self._free:
+        with self._lock:
             self._count -= 1
             self._free.notify()
 

@@ -79,7 +79,6 @@ _method_name = re.compile(METHOD_NAME)
 
 _STREAMS = (collections.abc.Iterator, collections.abc.Generator)
 _ASYNC_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncGenerator)
-_NO_INTERCEPTORS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 _SWALLOWED = 'an interceptor must not suppress an exception: there is no result then'
 
 if TYPE_CHECKING:
@@ -139,9 +138,10 @@ class Method:
         """
         token = enter_context(context)
         try:
+            if not self.interceptors:
+                return self._run(data, codec, context)
             with self._intercept(context):
-                result = self.function(**self._prepare(data, codec, context))
-                return format_value(result, self.result, codec)
+                return self._run(data, codec, context)
             raise RuntimeError(_SWALLOWED)
         except RpcError:
             raise
@@ -149,6 +149,10 @@ class Method:
             raise build_internal_error(self.full_name) from None
         finally:
             leave_context(token)
+
+    def _run(self, data: bytes, codec: Codec, context: Context) -> bytes:
+        result = self.function(**self._prepare(data, codec, context))
+        return format_value(result, self.result, codec)
 
     def stream(self, messages: Iterator[bytes], codec: Codec, context: Context) -> Iterator[bytes]:
         """Call the function of a method with a stream, and yield the bytes of each result.
@@ -188,15 +192,17 @@ class Method:
             leave_context(token)
 
     def _intercept(self, context: Context) -> AbstractContextManager[Any]:
-        if not self.interceptors:
-            return _NO_INTERCEPTORS
         with contextlib.ExitStack() as stack:
             for interceptor in self.interceptors:
                 stack.enter_context(interceptor(context))
             return stack.pop_all()
 
     def _prepare(self, data: bytes, codec: Codec, context: Context) -> dict[str, Any]:
-        arguments = self._parse_arguments(data, codec)
+        try:
+            arguments = msgspec.structs.asdict(parse_value(data, self.struct, codec))
+        except CodecError as error:
+            explained = self._explain(error, data, codec)
+            raise RpcError(Code.INVALID_ARGUMENT, str(explained)) from None
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context
         return arguments
@@ -212,16 +218,13 @@ class Method:
                 ) from None
             yield item
 
-    def _parse_arguments(self, data: bytes, codec: Codec) -> dict[str, Any]:
+    def _explain(self, error: CodecError, data: bytes, codec: Codec) -> CodecError:
+        """Build the error that tells of all faults, where it is the parameters that have them."""
         try:
             plain = codec.decode(data)
-            try:
-                struct = convert_plain(plain, self.struct, codec)
-            except CodecError as error:
-                raise build_error(self._find_faults(plain, codec) or list(error.faults)) from None
-        except CodecError as error:
-            raise RpcError(Code.INVALID_ARGUMENT, str(error)) from None
-        return msgspec.structs.asdict(struct)
+        except CodecError:
+            return error
+        return build_error(self._find_faults(plain, codec) or list(error.faults))
 
     def _find_faults(self, plain: Any, codec: Codec) -> list[Fault]:
         """Look at each parameter alone, as msgspec stops at the first fault."""
@@ -410,7 +413,7 @@ def _build_method(
         idempotent=idempotent,
         parameters=shapes,
         required=frozenset(required),
-        struct=Shape(struct, any(shape.has_datetime for shape in shapes.values())),
+        struct=build_shape(struct),
         context_parameter=context_parameter,
         result=result,
         kind=find_kind(stream_item is not None, result_item is not None),
