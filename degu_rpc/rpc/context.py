@@ -146,11 +146,9 @@ class Context:
         )
 
 
-def current_context() -> Context | None:
-    """Return the call that this code runs in, None outside of any."""
-    return _current.get()
-
-
+# Methods of C, one or two for each call.
+current_context = _current.get
+"""Return the call that this code runs in, None outside of any."""
 enter_context = _current.set
 """Make a call the current one, and return the token for leave_context()."""
 leave_context = _current.reset
