@@ -93,7 +93,10 @@ _match_content_range = re.compile(
 ).fullmatch
 _match_host = re.compile(_HOST).fullmatch
 # RFC 9112 §7.1. Stricter: at most one extension, always with a value, never quoted.
-_match_chunk_line = re.compile(rb'([0-9A-Fa-f]{1,7})(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch
+_CHUNK_LINE = rb'([0-9A-Fa-f]{1,7})(?:;([!#-:<>-~]+=[!#-:<-~]+))?'
+_match_chunk_line = re.compile(_CHUNK_LINE).fullmatch
+match_chunk_start = re.compile(_CHUNK_LINE + rb'\r\n').match
+"""Match a valid line at the start of a buffer: the groups are size and extension."""
 _match_extension = re.compile(rb'[!#-:<>-~]+=[!#-:<-~]+').fullmatch
 
 
