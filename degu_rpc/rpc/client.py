@@ -458,6 +458,8 @@ def _merge(
     if len(values) > len(names):
         raise TypeError(f'{method}() takes {len(names)} arguments by position, not {len(values)}')
     named = dict(zip(names, values, strict=False))
+    if not arguments:
+        return named
     for name in named:
         if name in arguments:
             raise TypeError(f'{method}() got {name!r} twice')
