@@ -16,7 +16,7 @@ import io
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from degu import wire
-from degu.channel import MAX_PIECE
+from degu.channel import CHUNK, MAX_PIECE
 from degu.errors import (
     BodyClosedError,
     BodyTooLargeError,
@@ -205,19 +205,37 @@ class ChunkedInput:
         return data
 
     def _parse_chunk(self, max_chunk: int) -> bytes:
+        # Small chunks come by the dozen in one receive, and each that is whole is cut out at once.
+        channel = self._channel
+        buffered = channel.buffered
+        match = wire.match_chunk_start(buffered)
+        if match is not None and match.end() <= channel.limits.max_chunk_line + 2:
+            size = int(match[1], 16)
+            start = match.end()
+            end = start + size
+            if size <= max_chunk and buffered[end : end + 2] == b'\r\n':
+                self.extension = match[2]
+                channel.buffered = buffered[end + 2 :]
+                channel.give_way(CHUNK)
+                return buffered[start:end]
+        return self._receive_chunk(max_chunk)
+
+    def _receive_chunk(self, max_chunk: int) -> bytes:
         line = self._channel.read_line(self._channel.limits.max_chunk_line)
         if line is None:
             raise UnderFlowError(self._received, None)
         size, self.extension = wire.parse_chunk_line(line, max_chunk)
-        data = self._channel.read(size + 2)
-        if len(data) < size + 2:
-            expected = self._received + size if len(data) < size else None
-            raise UnderFlowError(self._received + min(len(data), size), expected)
-        if data[size:] != b'\r\n':
+        data = self._channel.read(size)
+        if len(data) < size:
+            raise UnderFlowError(self._received + len(data), self._received + size)
+        end = self._channel.read(2)  # by itself: to cut it off a large chunk would be a copy
+        if len(end) < 2:
+            raise UnderFlowError(self._received + size, None)
+        if end != b'\r\n':
             raise ProtocolError(
                 'the data of a chunk must end with CR LF, and a body with no trailer'
             )
-        return data[:size]
+        return data
 
     def read(self, max_size: int = MAX_READ) -> bytes:
         """Read the data of all chunks that are left, at most `max_size` bytes.

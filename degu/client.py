@@ -28,6 +28,7 @@ from degu.errors import (
     UnconsumedResponseError,
 )
 from degu.limits import CONNECT_TIMEOUT_S, DEFAULT_LIMITS, DEFAULT_TIMEOUT_S, check_timeout
+from degu.repeats import RequestFormatter, ResponseParser
 from degu.tls import (
     UnverifiedCertificateError,
     build_client_sslctx,
@@ -40,9 +41,7 @@ from degu.wire import (
     HeaderValue,
     closes_connection,
     format_request,
-    format_request_headers,
     parse_host,
-    parse_response,
 )
 
 if TYPE_CHECKING:
@@ -84,23 +83,25 @@ class Connection:
     by other threads.
     """
 
-    # Set once: _base_headers, _base_lines, _tls.
+    # Set once: _base_headers, _requests, _responses, _tls.
     # Changed by the thread that uses the connection: the rest.
     __slots__ = (
         '__weakref__',
         '_answered',
         '_base_headers',
-        '_base_lines',
         '_body',
         '_channel',
         '_ending',
+        '_requests',
+        '_responses',
         '_tls',
     )
 
     def __init__(self, channel: Channel, base_headers: Headers) -> None:
         self._channel: Channel | None = channel
         self._base_headers = dict(base_headers)
-        self._base_lines = format_request_headers(base_headers)
+        self._requests = RequestFormatter()
+        self._responses = ResponseParser()
         self._tls = isinstance(channel.sock, ssl.SSLSocket)
         self._body: Input | ChunkedInput | None = None
         self._answered = False
@@ -143,7 +144,7 @@ class Connection:
         """
         if self._channel is None:
             raise ClosedConnectionError('the connection is closed')
-        self._channel.set_deadline(deadline)
+        self._channel.deadline = deadline
 
     def is_server_gone(self) -> bool:
         """Look, without waiting, whether the server has ended the connection by now.
@@ -205,9 +206,8 @@ class Connection:
                 raise ClosedConnectionError(
                     'the server closed the connection after its last response'
                 )
-            lines = None
             if not headers:
-                headers, lines = self._base_headers, self._base_lines
+                headers = self._base_headers
             elif self._base_headers:
                 headers = {**self._base_headers, **headers}
             if type(body) is bytes:
@@ -216,7 +216,7 @@ class Connection:
                 if isinstance(body, io.BufferedReader):
                     body = _build_file_output(body)
                 length = body_length(body)
-            preamble = format_request(method, uri, headers, length, lines)
+            preamble = self._requests.format(method, uri, headers, length)
             # Our own server says nothing unasked; others tell idle clients that they had enough.
             if channel.buffered or (self._answered and 'host' in headers):
                 _check_silence(channel)
@@ -263,7 +263,7 @@ class Connection:
             raise channel.write_error or ClosedConnectionError(
                 'the server closed the connection without an answer'
             )
-        status, reason, headers = parse_response(preamble)
+        status, reason, headers = self._responses.parse(preamble)
         self._answered = True
         if channel.write_error is not None or (
             'connection' in headers and closes_connection(headers)

@@ -25,12 +25,12 @@ from degu.bodies import (
 )
 from degu.channel import LINGER_SIZE
 from degu.errors import BodyTooLargeError, ClosedConnectionError, ProtocolError
+from degu.repeats import RequestParser, ResponseFormatter
 from degu.wire import (
     BODILESS_STATUSES,
     METHODS,
     closes_connection,
     format_response,
-    parse_request,
 )
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def _serve_requests(
     """
     limits = channel.limits
     requests_left = limits.max_requests
+    parse_request = RequestParser(limits).parse
+    format_preamble = ResponseFormatter().format
     log_access = access_log.isEnabledFor(logging.DEBUG)
     busy, idle = Phase.BUSY, Phase.IDLE  # an Enum takes its time to look them up
     while True:
@@ -135,7 +137,7 @@ def _serve_requests(
             client.phase = busy
             if client.is_to_end:
                 return SHUTS_DOWN
-            method, path, query, headers = parse_request(preamble, limits)
+            method, path, query, headers = parse_request(preamble)
         except ProtocolError as error:
             return _refuse(channel, error, preamble or channel.buffered)
         request_body: Input | ChunkedInput | None = None
@@ -170,7 +172,7 @@ def _serve_requests(
             if has_host and length is None and method != 'HEAD':
                 # A generic client would wait for a body until the connection ends.
                 length = None if status in BODILESS_STATUSES else 0
-            preamble = format_response(status, reason, response_headers, length, method)
+            preamble = format_preamble(status, reason, response_headers, length, method)
         except (Exception, SystemExit) as error:
             if request_body is not None and request_body.error is error:
                 raise
@@ -201,7 +203,7 @@ def _serve_requests(
             raise ClosedConnectionError('the response was cut off') from error
         connection['requests'] += 1
         if channel.deadline is not None:  # that of the request that is over
-            channel.set_deadline(None)
+            channel.deadline = None
         if log_access:
             access_log.debug('%s: %s /%s: %d', client, method, '/'.join(path), status)
         if is_last or ('connection' in response_headers and closes_connection(response_headers)):

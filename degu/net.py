@@ -341,7 +341,8 @@ class Deadline:
 
     def remaining(self) -> float:
         """Return the seconds left, never below zero."""
-        return max(self._end - monotonic(), 0.0)
+        left_s = self._end - monotonic()
+        return left_s if left_s > 0.0 else 0.0
 
     def require(self) -> float:
         """Return the seconds left, above zero. Raises TimeoutError when there are none."""

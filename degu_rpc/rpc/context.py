@@ -158,6 +158,16 @@ class Context:
             self._response_headers = ResponseHeaders()
         return self._response_headers
 
+    @property
+    def is_answered_plainly(self) -> bool:
+        """Whether the response says nothing of the call but its result, as most do."""
+        return (
+            not self._response_headers
+            and self._request_id is None
+            and REQUEST_ID not in self.headers
+            and not self.is_replay
+        )
+
 
 class ResponseHeaders(MutableMapping[str, str]):
     """Headers that a method sends; one that cannot be sent is refused where it is set.
@@ -205,16 +215,10 @@ def find_request_id(headers: Mapping[str, Any]) -> str | None:
     return sent if sent is not None and _match_request_id(sent) else None
 
 
-def current_context() -> Context | None:
-    """Return the call that this code runs in, None outside of any."""
-    return _current.get()
-
-
-def enter_context(context: Context) -> contextvars.Token[Context | None]:
-    """Make a call the current one; leave_context() takes the token."""
-    return _current.set(context)
-
-
-def leave_context(token: contextvars.Token[Context | None]) -> None:
-    """Make what was current before enter_context() current again."""
-    _current.reset(token)
+# Methods of C, one or two for each call.
+current_context = _current.get
+"""Return the call that this code runs in, None outside of any."""
+enter_context = _current.set
+"""Make a call the current one, and return the token for leave_context()."""
+leave_context = _current.reset
+"""Make what was current before enter_context() current again."""

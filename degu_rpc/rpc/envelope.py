@@ -25,6 +25,7 @@ END = 0x02
 """The flag of the last envelope of a response: not a result, but how the call ended."""
 
 _HEADER = struct.Struct('>BI')
+_FLAGS = frozenset({0, COMPRESSED, END, COMPRESSED | END})
 
 
 def format_envelope(message: bytes, flags: int = 0) -> bytes:
@@ -44,14 +45,13 @@ def parse_envelopes(pieces: Iterable[bytes], max_size: int) -> Iterator[tuple[in
     pieces raise.
     """
     buffer = bytearray()
-    needed = _HEADER.size
+    needed = header_size = _HEADER.size
     for piece in pieces:
-        if not buffer and len(piece) >= _HEADER.size:
+        if not buffer and len(piece) >= header_size:
             # What we send ourselves: one envelope a piece.
             flags, size = _HEADER.unpack_from(piece)
-            if len(piece) == _HEADER.size + size and flags <= (COMPRESSED | END):
-                _check(flags, size, max_size)
-                yield flags, piece[_HEADER.size :]
+            if len(piece) == header_size + size and size <= max_size and flags in _FLAGS:
+                yield flags, piece[header_size:]
                 continue
         buffer += piece
         while len(buffer) >= needed:

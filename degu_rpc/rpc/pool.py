@@ -8,7 +8,7 @@
 
 Streams do not use the pool: they may last, and would keep calls waiting. close() ends them too.
 
-Threads: any number; `_free` (a Condition) guards the pool and is never held during I/O.
+Threads: any number; `_lock` guards the pool and is never held during I/O. `_free` waits with it.
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ _CLOSED = 'this client is closed'
 class Pool:
     """Connections that calls take and put back."""
 
-    # Set once: client. Guarded by _free: _idle, _count, _closed, _all.
+    # Set once: client. Guarded by _lock: _idle, _count, _waiting, _closed, _all.
 
     def __init__(self, client: Client | DialedClient) -> None:
         """Connect to nothing yet; `client` says where and how."""
         self.client = client
-        self._free = threading.Condition()
+        self._lock = threading.Lock()  # to take a Condition is a call, and each call takes it twice
+        self._free = threading.Condition(self._lock)
         # Each with the time since when; the one that was used last is at the end.
         self._idle: list[tuple[Connection, float]] = []
         self._count = 0  # idle ones included
+        self._waiting = 0  # threads
         self._closed = False
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()  # those of streams too
 
@@ -58,7 +60,7 @@ class Pool:
 
         A second time does nothing.
         """
-        with self._free:
+        with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             self._count -= len(idle)
@@ -76,9 +78,16 @@ class Pool:
         it is not who was meant, `deadline_exceeded` when connecting, or the wait for a connection
         that is in use, took too long; CallError (`canceled`) when the pool is closed.
         """
+        with self._lock:
+            if self._idle and monotonic() - self._idle[-1][1] <= LOOK_AFTER_S:
+                return self._idle.pop()[0]
+        return self._find(deadline)
+
+    def _find(self, deadline: Deadline) -> Connection:
+        """Return a connection where the last one was not in use a moment ago."""
         stale = []
         try:
-            with self._free:
+            with self._lock:
                 while True:
                     if self._closed:
                         raise CallError(Code.CANCELED, _CLOSED)
@@ -96,7 +105,7 @@ class Pool:
                         break
                     elif deadline.remaining():
                         # Also after a wait that was in vain: it may have been told too late.
-                        self._free.wait(deadline.remaining())
+                        self._wait(deadline.remaining())
                     else:
                         raise NotSentError(
                             Code.DEADLINE_EXCEEDED,
@@ -112,19 +121,27 @@ class Pool:
             self._forget()
             raise
 
+    def _wait(self, timeout_s: float) -> None:
+        self._waiting += 1
+        try:
+            self._free.wait(timeout_s)
+        finally:
+            self._waiting -= 1
+
     def put(self, connection: Connection, reusable: bool) -> None:
         """Take a connection back, and close it unless it can be used again."""
-        with self._free:
+        with self._lock:
             if reusable and not self._closed:
                 self._idle.append((connection, monotonic()))
-                self._free.notify()
+                if self._waiting:
+                    self._free.notify()
                 return
         connection.close()
         self._forget()
 
     def open_own(self, deadline: Deadline) -> Connection:
         """Return a connection that is the caller's to close. Raises what take() raises."""
-        with self._free:
+        with self._lock:
             if self._closed:
                 raise CallError(Code.CANCELED, _CLOSED)
         return self._connect(deadline)
@@ -134,7 +151,7 @@ class Pool:
             connection = self.client.connect(deadline)
         except (OSError, DeguError, UnknownPeerError) as error:
             raise _explain_connect(error, self.client.address, deadline) from error
-        with self._free:
+        with self._lock:
             if not self._closed:
                 self._all.add(connection)
                 return connection
@@ -148,7 +165,7 @@ class Pool:
         return _explain_failure(error, uri)
 
     def _forget(self) -> None:
-        with self._free:
+        with self._lock:
             self._count -= 1
             self._free.notify()
 

@@ -163,7 +163,9 @@ def find_codec(content_type: str | None) -> Codec | None:
 
     Media types are compared without case. Source: RFC 9110 §8.3.1.
     """
-    return None if content_type is None else _CODECS_OF_TYPES.get(content_type.lower())
+    if content_type is None:
+        return None
+    return _CODECS_OF_TYPES.get(content_type) or _CODECS_OF_TYPES.get(content_type.lower())
 
 
 def read_message(body: Input | ChunkedInput | None) -> bytes:

@@ -212,6 +212,9 @@ def _read(
     envelopes = parse_envelopes(response.body or (), MAX_MESSAGE_SIZE)
     try:
         for flags, packed in envelopes:
+            if not flags:
+                yield parse_value(packed, shape, codec)
+                continue
             message = unpack_message(packed, flags, uses_gzip)
             if not flags & END:
                 yield parse_value(message, shape, codec)

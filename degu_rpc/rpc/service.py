@@ -85,7 +85,6 @@ _method_name = re.compile(METHOD_NAME)
 
 _STREAMS = (collections.abc.Iterator, collections.abc.Generator)
 _ASYNC_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncGenerator)
-_NO_INTERCEPTORS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 _SWALLOWED = 'an interceptor must not suppress an exception: there is no result then'
 
 if TYPE_CHECKING:
@@ -145,9 +144,10 @@ class Method:
         """
         token = enter_context(context)
         try:
+            if not self.interceptors:
+                return self._run(data, codec, context)
             with self._intercept(context):
-                result = self.function(**self._prepare(data, codec, context))
-                return self._format(result, codec)
+                return self._run(data, codec, context)
             raise RuntimeError(_SWALLOWED)
         except CallError as error:
             raise self._settle_call_error(error, context) from None
@@ -157,6 +157,10 @@ class Method:
             raise build_internal_error(self.full_name) from None
         finally:
             leave_context(token)
+
+    def _run(self, data: bytes, codec: Codec, context: Context) -> bytes:
+        result = self.function(**self._prepare(data, codec, context))
+        return self._format(result, codec)
 
     def stream(self, messages: Iterator[bytes], codec: Codec, context: Context) -> Iterator[bytes]:
         """Call the function of a method with a stream, and yield the bytes of each result.
@@ -198,8 +202,6 @@ class Method:
             leave_context(token)
 
     def _intercept(self, context: Context) -> AbstractContextManager[Any]:
-        if not self.interceptors:
-            return _NO_INTERCEPTORS
         with contextlib.ExitStack() as stack:
             for interceptor in self.interceptors:
                 stack.enter_context(interceptor(context))
@@ -223,7 +225,11 @@ class Method:
     def _prepare(self, data: bytes, codec: Codec, context: Context) -> dict[str, Any]:
         if context.remaining() == 0:
             context.check()  # nobody waits for what the function would do
-        arguments = self._parse_arguments(data, codec)
+        try:
+            arguments = msgspec.structs.asdict(parse_value(data, self.struct, codec))
+        except CodecError as error:
+            explained = self._explain(error, data, codec)
+            raise RpcError(Code.INVALID_ARGUMENT, str(explained)) from None
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context
         return arguments
@@ -248,18 +254,15 @@ class Method:
                 ) from None
             yield item
 
-    def _parse_arguments(self, data: bytes, codec: Codec) -> dict[str, Any]:
+    def _explain(self, error: CodecError, data: bytes, codec: Codec) -> CodecError:
+        """Build the error that tells of all faults, where it is the parameters that have them."""
         if not data:
-            raise RpcError(Code.INVALID_ARGUMENT, 'the body is empty; for no parameters send {}')
+            return CodecError(Fault('$', 'the body is empty; for no parameters send {}'))
         try:
             plain = codec.decode(data)
-            try:
-                struct = convert_plain(plain, self.struct, codec)
-            except CodecError as error:
-                raise build_error(self._find_faults(plain, codec) or list(error.faults)) from None
-        except CodecError as error:
-            raise RpcError(Code.INVALID_ARGUMENT, str(error)) from None
-        return msgspec.structs.asdict(struct)
+        except CodecError:
+            return error
+        return build_error(self._find_faults(plain, codec) or list(error.faults))
 
     def _find_faults(self, plain: Any, codec: Codec) -> list[Fault]:
         """Look at each parameter alone, as msgspec stops at the first fault."""

@@ -328,10 +328,16 @@ def _takes(kind: str, default: object) -> bool:
     return name in names and name in _SCALARS
 
 
+def _escape(match: re.Match[str]) -> str:
+    escaped = json.dumps(match[0])[1:-1]
+    # A class cannot have a docstring with half a character in it: there it stands as it is written.
+    return f'\\{escaped}' if '\ud800' <= match[0] <= '\udfff' else escaped
+
+
 def _write_doc(text: str, indent: int) -> str:
     if not text:
         return ''
-    safe = _CONTROLS.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    safe = _CONTROLS.sub(_escape, text)
     margin = ' ' * indent
     lines = [f'{margin}{line}'.rstrip() for line in safe.split('\n')]
     end = f'\n{margin}"""\n' if len(lines) > 1 else '"""\n'

@@ -4,7 +4,8 @@
 
 1. The processor time of a round trip, as the kernel counts it: on our side and in the peer's
    process, in Python ("user") and in the kernel ("system"), for degu and for the bare ping-pong.
-2. The steps of degu that are pure, each by itself.
+2. The steps of degu that are pure, each by itself: for a preamble that is new, and for one that
+   comes again.
 
 Run by hand; nothing here is a test.
 """
@@ -21,18 +22,34 @@ from bare import bare_peer, degu_peer, echo_app, serve_ping_pong
 from common import BODY, CORES, build_parser, describe_machine, pinned, write_json
 
 from degu.misc import TempPKI
+from degu.repeats import RequestFormatter, RequestParser, ResponseFormatter, ResponseParser
 from degu.wire import format_request, format_response, parse_request, parse_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REQUEST = format_request('POST', '/', {}, len(BODY))[:-4]
-RESPONSE = format_response(200, 'OK', {}, len(BODY), 'POST')[:-4]
-STEPS: dict[str, Callable[[], object]] = {
-    'client: format_request': partial(format_request, 'POST', '/', {}, len(BODY)),
-    'server: parse_request': partial(parse_request, REQUEST),
-    'server: format_response': partial(format_response, 200, 'OK', {}, len(BODY), 'POST'),
-    'client: parse_response': partial(parse_response, RESPONSE),
+HEADERS = {'content-type': 'application/json'}
+SENT = ('POST', '/', HEADERS, len(BODY))
+ANSWERED = (200, 'OK', HEADERS, len(BODY), 'POST')
+REQUEST = format_request(*SENT)[:-4]
+RESPONSE = format_response(*ANSWERED)[:-4]
+STEPS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    'client: format a request': (
+        partial(format_request, *SENT),
+        partial(RequestFormatter().format, *SENT),
+    ),
+    'server: parse a request': (
+        partial(parse_request, REQUEST),
+        partial(RequestParser().parse, REQUEST),
+    ),
+    'server: format a response': (
+        partial(format_response, *ANSWERED),
+        partial(ResponseFormatter().format, *ANSWERED),
+    ),
+    'client: parse a response': (
+        partial(parse_response, RESPONSE),
+        partial(ResponseParser().parse, RESPONSE),
+    ),
 }
 COUNT = 50_000
 
@@ -83,14 +100,16 @@ def main() -> None:
 
             degu, bare = measure(ask, degu_pid), measure(ping, bare_pid)
         steps = {
-            name: min(repeat(step, number=COUNT)) / COUNT * 1e6 for name, step in STEPS.items()
+            name: [min(repeat(step, number=COUNT)) / COUNT * 1e6 for step in both]
+            for name, both in STEPS.items()
         }
     print(f'{"microseconds a round trip":32}{"degu":>8}{"bare":>8}')
     for name in degu:
         print(f'{name:32}{degu[name]:8.2f}{bare[name]:8.2f}')
     print(f'{"all":32}{sum(degu.values()):8.2f}{sum(bare.values()):8.2f}\n')
-    for name, step in steps.items():
-        print(f'{name:32}{step:8.2f}')
+    print(f'{"with one header":32}{"new":>8}{"again":>8}')
+    for name, (new, again) in steps.items():
+        print(f'{name:32}{new:8.2f}{again:8.2f}')
     write_json(arguments.json, {**describe_machine(), 'degu': degu, 'bare': bare, 'steps': steps})
 
 

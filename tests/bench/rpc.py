@@ -9,6 +9,9 @@
    what it sends and what it gets against annotations.
 3. What a call of ours costs above a bare request to the same kind of server, in processor time of
    both sides.
+4. Streams of many messages of 100 characters, either way. Pyro5 has none, but iterators, each step
+   of which is a call. And streams of blocks of 1 MiB, beside a chunked body of the same blocks from
+   a server without calls.
 
 Needs the `bench` extra and taskset. Run by hand; nothing here is a test.
 """
@@ -19,12 +22,14 @@ import asyncio
 import contextlib
 import importlib.metadata
 import ipaddress
+import itertools
 import os
 import statistics
 import sys
 import tempfile
 import textwrap
 import xmlrpc.client
+from collections.abc import Iterator  # what Streams says is resolved
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -53,7 +58,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 from google.protobuf.wrappers_pb2 import StringValue
-from rpc_servers import GRPC_METHOD, HOST, SERVICE, Files
+from rpc_servers import BLOCK, HOST, SERVICE, Files
 
 from degu import pki
 from degu.client import Client, SSLClient
@@ -62,10 +67,11 @@ from degu_rpc import RpcClient
 from degu_rpc.rpc.codec import JSON, MSGPACK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
     Take = Callable[[int], float]
+    TakeStreams = dict[str, Take]
     OpenClient = Callable[[int, Files], AbstractContextManager[Take]]
 
 TEXT = 'x' * 100
@@ -131,7 +137,7 @@ def open_grpcio(port: int, files: Files) -> Iterator[Take]:
         channel = grpc.insecure_channel(address)
     with channel:
         echo = channel.unary_unary(
-            GRPC_METHOD,
+            f'/{SERVICE}/echo',
             request_serializer=StringValue.SerializeToString,
             response_deserializer=StringValue.FromString,
         )
@@ -212,6 +218,101 @@ CLIENTS: dict[str, tuple[str, OpenClient]] = {
 """The server and the client of each."""
 
 
+# --- clients of streams --------------------------------------------------------------------------
+# Each yields functions by what streams, as above.
+
+
+def take_repeated(repeat: Callable[[int], Iterable[object]], expected: object, count: int) -> float:
+    started = perf_counter()
+    found = 0
+    for item in repeat(count):
+        if item != expected:
+            raise RuntimeError('a wrong answer')
+        found += 1
+    return check_count(found, count) / (perf_counter() - started)
+
+
+def take_count(count_all: Callable[[Iterator[str]], int], count: int) -> float:
+    started = perf_counter()
+    found = count_all(itertools.repeat(TEXT, count))
+    return check_count(found, count) / (perf_counter() - started)
+
+
+def check_count(found: int, count: int) -> int:
+    if found != count:
+        raise RuntimeError(f'{found} of {count} messages')
+    return count
+
+
+class Streams:
+    """What the streams of ours are called through."""
+
+    def repeat(self, text: str, times: int) -> Iterator[str]: ...
+
+    def repeat_block(self, times: int) -> Iterator[bytes]: ...
+
+    def count(self, texts: Iterator[str]) -> int: ...
+
+
+@contextlib.contextmanager
+def stream_degu(codec: Any, port: int) -> Iterator[TakeStreams]:
+    with RpcClient(Client((HOST, port)), '', codec) as client:
+        bound = client.bind(Streams, SERVICE)
+        takes = {
+            'results': partial(take_repeated, partial(bound.repeat, TEXT), TEXT),
+            'items': partial(take_count, bound.count),
+        }
+        if codec is MSGPACK:  # JSON has no bytes
+            takes['blocks'] = partial(take_repeated, bound.repeat_block, BLOCK)
+        yield takes
+
+
+@contextlib.contextmanager
+def stream_grpcio(port: int) -> Iterator[TakeStreams]:
+    codecs = (StringValue.SerializeToString, StringValue.FromString)
+    with grpc.insecure_channel(f'{HOST}:{port}') as channel:
+        repeat = channel.unary_stream(f'/{SERVICE}/repeat', *codecs)
+        count = channel.stream_unary(f'/{SERVICE}/count', *codecs)
+
+        def repeat_text(times: int) -> Iterator[str]:
+            return (item.value for item in repeat(StringValue(value=f'{times} {TEXT}')))
+
+        def count_all(texts: Iterator[str]) -> int:
+            return int(count(StringValue(value=text) for text in texts).value)
+
+        yield {
+            'results': partial(take_repeated, repeat_text, TEXT),
+            'items': partial(take_count, count_all),
+        }
+
+
+@contextlib.contextmanager
+def stream_pyro5(port: int) -> Iterator[TakeStreams]:
+    Pyro5.config.SSL = False
+    with Pyro5.api.Proxy(f'PYRO:echo@{HOST}:{port}') as proxy:
+        yield {'results': partial(take_repeated, partial(proxy.repeat, TEXT), TEXT)}
+
+
+@contextlib.contextmanager
+def stream_bare(port: int) -> Iterator[TakeStreams]:
+    def repeat_block(times: int) -> Iterator[bytes]:
+        with Client((HOST, port)).connect() as connection:  # as each stream of ours has its own
+            body = connection.post('/blocks', {}, str(times).encode()).body
+            assert body is not None
+            yield from filter(None, body)  # the last chunk is empty
+
+    yield {'blocks': partial(take_repeated, repeat_block, BLOCK)}
+
+
+STREAM_CLIENTS: dict[str, tuple[str, Callable[[int], AbstractContextManager[TakeStreams]]]] = {
+    'degu, JSON': ('degu', partial(stream_degu, JSON)),
+    'degu, msgpack': ('degu', partial(stream_degu, MSGPACK)),
+    'Pyro5': ('Pyro5', stream_pyro5),
+    'grpcio': ('grpcio', stream_grpcio),
+    'a bare body': ('bare', stream_bare),
+}
+
+
 # --- servers -------------------------------------------------------------------------------------
 
 
@@ -261,11 +362,13 @@ def write_chains(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 @contextlib.contextmanager
-def start_all(cores: list[int], files: Files) -> Iterator[dict[str, tuple[int, int]]]:
-    """Run all servers until the end of the block; yield pid and port of each by name."""
+def start_all(
+    names: Iterable[str], cores: list[int], files: Files
+) -> Iterator[dict[str, tuple[int, int]]]:
+    """Run servers until the end of the block; yield pid and port of each by name."""
     with contextlib.ExitStack() as stack:
         servers = {}
-        for name in dict.fromkeys(server for server, _ in CLIENTS.values()):
+        for name in dict.fromkeys(names):
             port = find_port()
             command = [sys.executable, 'rpc_servers.py', name, str(port)]
             command += [repr(files)] if files else []
@@ -280,7 +383,8 @@ def measure_unary(cores: list[int], files: tuple[Files, Files], quick: bool) -> 
     """Return the rates of each in each round, and the CPU time of ours and of a bare request."""
     rounds, count = (3, 200) if quick else (11, 1000)
     with contextlib.ExitStack() as stack:
-        servers = stack.enter_context(start_all(cores, files[0]))
+        names = (server for server, _ in CLIENTS.values())
+        servers = stack.enter_context(start_all(names, cores, files[0]))
         stack.enter_context(pinned(CORES[:1]))
         takes = {
             name: stack.enter_context(open_it(servers[server][1], files[1]))
@@ -294,6 +398,26 @@ def measure_unary(cores: list[int], files: tuple[Files, Files], quick: bool) -> 
             for name in ('degu, JSON', 'degu, msgpack', 'a bare request')
         }
         return {'rates': rates, 'cpu_us': alternate(costs, 3)}
+
+
+def measure_streams(cores: list[int], quick: bool) -> dict[str, dict[str, list[float]]]:
+    """Return the rates of each in each round, by what streams."""
+    rounds = 2 if quick else 7
+    counts = {'results': 10_000, 'items': 10_000, 'blocks': 400}
+    with contextlib.ExitStack() as stack:
+        names = (server for server, _ in STREAM_CLIENTS.values())
+        servers = stack.enter_context(start_all(names, cores, None))
+        stack.enter_context(pinned(CORES[:1]))
+        takes = {
+            name: stack.enter_context(open_it(servers[server][1]))
+            for name, (server, open_it) in STREAM_CLIENTS.items()
+        }
+        rates = {}
+        for what, count in counts.items():
+            streams = {name: each[what] for name, each in takes.items() if what in each}
+            actions = {name: partial(take, count) for name, take in streams.items()}
+            rates[what] = alternate(actions, rounds)
+        return rates
 
 
 def measure_cpu(take_some: Take, server: int, count: int) -> float:
@@ -336,6 +460,20 @@ def print_table(head: str, table: list[dict[str, Any]]) -> None:
         print(f'{name:18}{medians[name]:10,.0f}/s{"".join(rates)}{ratio:9.2f} x', flush=True)
 
 
+def run_streams(quick: bool) -> list[dict[str, Any]]:
+    """Measure streams over TCP and print a table for each place."""
+    rows: list[dict[str, Any]] = []
+    for place, cores in PLACES.items():
+        for what, found in measure_streams(cores, quick).items():
+            print(f'\nstream of {what}, TCP, {place}')
+            print(f'{"":18}{"median":>12}{"slowest":>11}{"fastest":>11}')
+            for name, rates in found.items():
+                numbers = (statistics.median(rates), min(rates), max(rates))
+                print(f'{name:18}' + ''.join(f'{rate:9,.0f}/s' for rate in numbers), flush=True)
+                rows.append({'what': what, 'place': place, 'name': name, 'rates': sorted(rates)})
+    return rows
+
+
 def print_cpu(cpu: dict[str, float]) -> None:
     bare = cpu['a bare request']
     for name, cost in cpu.items():
@@ -350,7 +488,8 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in ('degu-rpc', *PACKAGES)}
     print(f'CPython {machine["python"]}, {machine["openssl"]}, {machine["cores"]} cores')
     print(textwrap.fill(', '.join(f'{name} {v}' for name, v in versions.items()), 100))
-    write_json(arguments.json, {**machine, 'versions': versions, 'unary': run(arguments.quick)})
+    report = {**machine, 'versions': versions, 'unary': run(arguments.quick)}
+    write_json(arguments.json, {**report, 'streams': run_streams(arguments.quick)})
 
 
 if __name__ == '__main__':

@@ -1,5 +1,8 @@
 """The servers of the comparison of calls: each has one function, that returns the text it is given.
 
+Those that know streams have two more: `repeat` gives a text so many times, and `count` says how
+many it was given.
+
     python rpc_servers.py NAME PORT [FILES]
 
 FILES is a dict with `cert_file`, `key_file` and `ca_file`, for TLS with certificates on both sides.
@@ -12,6 +15,7 @@ import ast
 import socketserver
 import ssl
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,8 @@ Files = dict[str, str] | None
 
 HOST = '127.0.0.1'
 SERVICE = 'bench.v1.Echo'
-GRPC_METHOD = f'/{SERVICE}/echo'
+BLOCK = bytes(1024 * 1024)
+"""What large streams are made of."""
 
 
 def build_sslctx(files: dict[str, str]) -> ssl.SSLContext:
@@ -48,6 +53,20 @@ def serve_degu(port: int, files: Files) -> None:
     def echo(text: str) -> str:
         return text
 
+    @service.method(allow='caller')
+    def repeat(text: str, times: int) -> Iterator[str]:
+        for _ in range(times):
+            yield text
+
+    @service.method(allow='caller')
+    def repeat_block(times: int) -> Iterator[bytes]:
+        for _ in range(times):
+            yield BLOCK
+
+    @service.method(allow='caller')
+    def count(texts: Iterator[str]) -> int:
+        return sum(1 for _ in texts)
+
     class KnownCaller:
         """Says who calls, which TCP alone cannot, and a certificate that was not paired neither."""
 
@@ -69,7 +88,11 @@ def serve_bare(port: int, files: Files) -> None:
     """Serve degu's without calls, for what a request costs by itself."""
 
     def app(connection: dict[str, Any], request: dict[str, Any]) -> Any:
-        return 200, 'OK', {'content-type': 'application/json'}, request['body'].read()
+        data = request['body'].read()
+        if request['path'] == ['blocks']:
+            chunks = (BLOCK if n else b'' for n in range(int(data), -1, -1))
+            return 200, 'OK', {}, connection['rgi.ChunkedOutput'](chunks)
+        return 200, 'OK', {'content-type': 'application/json'}, data
 
     serve_degu_app(port, files, app)
 
@@ -81,15 +104,25 @@ def serve_grpcio(port: int, files: Files) -> None:
     def echo(request: Any, context: Any) -> Any:
         return StringValue(value=request.value)
 
-    handler = grpc.unary_unary_rpc_method_handler(
-        echo,
-        request_deserializer=StringValue.FromString,
-        response_serializer=StringValue.SerializeToString,
-    )
+    def repeat(request: Any, context: Any) -> Any:
+        times, _, text = request.value.partition(' ')
+        for _ in range(int(times)):
+            yield StringValue(value=text)
+
+    def count(requests: Any, context: Any) -> Any:
+        return StringValue(value=str(sum(1 for _ in requests)))
+
+    codecs = {
+        'request_deserializer': StringValue.FromString,
+        'response_serializer': StringValue.SerializeToString,
+    }
+    handlers = {
+        'echo': grpc.unary_unary_rpc_method_handler(echo, **codecs),
+        'repeat': grpc.unary_stream_rpc_method_handler(repeat, **codecs),
+        'count': grpc.stream_unary_rpc_method_handler(count, **codecs),
+    }
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler(SERVICE, {'echo': handler})]
-    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
     if files:
         key, cert, ca = (Path(files[f'{x}_file']).read_bytes() for x in ('key', 'cert', 'ca'))
         credentials = grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
@@ -107,6 +140,10 @@ def serve_pyro5(port: int, files: Files) -> None:
     class Echo:
         def echo(self, text: str) -> str:
             return text
+
+        def repeat(self, text: str, times: int) -> Any:
+            for _ in range(times):
+                yield text
 
     if files:
         config = Pyro5.config

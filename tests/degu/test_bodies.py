@@ -401,6 +401,13 @@ def test_a_chunk_line_over_its_limit_is_refused(make_chunked, dribble, dribbled)
         body.readchunk()
 
 
+def test_a_chunk_line_over_its_limit_that_came_with_another_chunk_is_refused(make_chunked):
+    body = make_chunked(b'1\r\nx\r\n' + b'1;a=' + b'b' * 509 + b'\r\nx\r\n0\r\n\r\n')
+    assert body.readchunk() == b'x'
+    with pytest.raises(ProtocolError, match='a chunk line is at most 512 bytes'):
+        body.readchunk()
+
+
 def test_a_chunk_line_without_an_end_is_refused_at_its_limit(make_chunked):
     with pytest.raises(ProtocolError, match='a chunk line is at most 512 bytes'):
         make_chunked(b'5' * 600).readchunk()

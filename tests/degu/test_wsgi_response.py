@@ -99,17 +99,17 @@ FIVE = b'content-length: 5\r\n\r\n'
         ),
         pytest.param(
             respond([b'hello'], ('Vary', 'Cookie'), ('X-A', '1'), ('vary', 'Accept')),
-            b'content-length: 5\r\nvary: Cookie, Accept\r\nx-a: 1\r\n\r\nhello',
+            b'vary: Cookie, Accept\r\nx-a: 1\r\ncontent-length: 5\r\n\r\nhello',
             id='a list header twice',
         ),
         pytest.param(
             respond([b'hello'], ('X-A', ' b \t')),
-            b'content-length: 5\r\nx-a: b\r\n\r\nhello',
+            b'x-a: b\r\ncontent-length: 5\r\n\r\nhello',
             id='space around a value',
         ),
         pytest.param(
             respond([b'hello'], ('Set-Cookie', 'a=1; Expires=Thu, 01 Jan 2026')),
-            b'content-length: 5\r\nset-cookie: a=1; Expires=Thu, 01 Jan 2026\r\n\r\nhello',
+            b'set-cookie: a=1; Expires=Thu, 01 Jan 2026\r\ncontent-length: 5\r\n\r\nhello',
             id='one cookie',
         ),
     ],
@@ -260,7 +260,7 @@ def test_what_breaks_the_contract_is_a_500_and_the_log_says_why(
     peer = dial(serve_wsgi(app))
     peer.send(b'GET / HTTP/1.1\r\n\r\n')
     assert peer.read_to_end() == (
-        b'HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n'
+        b'HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\ncontent-length: 0\r\n\r\n'
     )
     assert reason in caplog.text
 
@@ -451,6 +451,9 @@ def test_a_file_is_sent_from_its_position_to_its_length_and_closed(
 
 def test_what_is_written_to_wsgi_errors_is_in_the_log(serve_wsgi, caplog):
     def app(environ, start_response):
+        start_response('200 OK', [('Content-Type', 'text/plain')])
+        if environ['PATH_INFO'] == '/next':
+            return [b'']
         errors = environ['wsgi.errors']
         print('the lamp', 'is out', file=errors)
         errors.write('Traceback:\n  two lines\n')
@@ -458,11 +461,11 @@ def test_what_is_written_to_wsgi_errors_is_in_the_log(serve_wsgi, caplog):
         errors.flush()
         errors.flush()
         errors.write('at the end')
-        start_response('200 OK', [('Content-Type', 'text/plain')])
         return [b'']
 
     with Client(serve_wsgi(validator(app))).connect() as conn:
         conn.get('/').body.read()
+        conn.get('/next').body.read()  # which begins when the first one is over on the server, too
     records = [r for r in caplog.records if r.name == 'degu.wsgi']
     assert [r.args[1] for r in records] == [
         'the lamp is out',
