@@ -215,9 +215,12 @@ def find_request_id(headers: Mapping[str, Any]) -> str | None:
     return sent if sent is not None and _match_request_id(sent) else None
 
 
+def current_context() -> Context | None:
+    """Return the call that this code runs in, None outside of any."""
+    return _current.get()
+
+
 # Methods of C, one or two for each call.
-current_context = _current.get
-"""Return the call that this code runs in, None outside of any."""
 enter_context = _current.set
 """Make a call the current one, and return the token for leave_context()."""
 leave_context = _current.reset
