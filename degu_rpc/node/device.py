@@ -130,9 +130,6 @@ class Node:
                 self.trust, self.config, [p.address for p in self.addresses]
             )
             stack.callback(self.neighbours.close)
-            for server in servers:
-                stack.enter_context(server)
-            self.neighbours.start()
             self._upkeep = Upkeep(
                 {
                     'discovery': self.neighbours.upkeep,
@@ -141,6 +138,10 @@ class Node:
                 UPKEEP_PERIOD_S,
             )
             stack.callback(self._upkeep.close)
+            # From here on it is called: at once, by whoever waits at a socket that was given.
+            for server in servers:
+                stack.enter_context(server)
+            self.neighbours.start()
             stack.callback(self.stopping.set)
             self._stack = stack.pop_all()
         return self
