@@ -18,3 +18,5 @@ MAX_MACHINE_NAME_LENGTH = 64
 """Characters of what this machine calls itself."""
 MAX_CONFIG_SIZE = 64 * 1024
 """Bytes of a configuration file."""
+SYSTEMCTL_S = 60.0
+"""How long systemd has to do what it is told, the start of a node included."""

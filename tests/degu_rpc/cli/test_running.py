@@ -14,7 +14,7 @@ import pytest
 
 COMMANDS = [
     *('up', 'down', 'status', 'id', 'peers', 'pair', 'unpair'),
-    *('config', 'stubs', 'demo'),
+    *('service', 'config', 'stubs', 'demo'),
 ]
 
 
