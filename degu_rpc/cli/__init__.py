@@ -31,6 +31,7 @@ _COMMANDS = {
     'peers': 'pairing',
     'pair': 'pairing',
     'unpair': 'pairing',
+    'doctor': 'doctor',
     'service': 'service',
     'config': 'config',
     'stubs': 'calls',

@@ -33,6 +33,7 @@ from degu.server import Server, SSLServer
 from degu.stop import Stop
 from degu_rpc.errors import DeguRpcError, RenewalError
 from degu_rpc.files.share import FileShare
+from degu_rpc.node.api import EXAMINE
 from degu_rpc.node.behind import Behind
 from degu_rpc.node.config import Config
 from degu_rpc.node.control import build_control
@@ -226,7 +227,7 @@ class Node:
         """Return what does not work, and what to do about each."""
         found = [(problem, 'see the log of the node') for problem in self._upkeep.problems.values()]
         if self.neighbours.problem is not None:
-            found.append((self.neighbours.problem, 'run degu doctor'))
+            found.append((self.neighbours.problem, EXAMINE))
         return found
 
     def _renew(self) -> None:

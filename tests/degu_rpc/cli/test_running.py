@@ -14,7 +14,7 @@ import pytest
 
 COMMANDS = [
     *('up', 'down', 'status', 'id', 'peers', 'pair', 'unpair'),
-    *('service', 'config', 'stubs', 'demo'),
+    *('doctor', 'service', 'config', 'stubs', 'demo'),
 ]
 
 
