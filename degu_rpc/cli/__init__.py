@@ -34,6 +34,7 @@ _COMMANDS = {
     'doctor': 'doctor',
     'service': 'service',
     'config': 'config',
+    'completion': 'completion',
     'stubs': 'calls',
     'demo': 'demo',
 }

@@ -141,7 +141,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command with what the flags say."""
-        session = build_session(given := _collect_shared(ctx))
+        session = build_session(given := collect_shared(ctx))
         ctx.color = False if given.get('no_color') else ctx.color
         if self.callback is not None:
             return ctx.invoke(self.callback, session, **ctx.params)
@@ -156,8 +156,8 @@ class Group(click.Group):
         self.params += build_shared_options()
 
 
-def _collect_shared(ctx: click.Context) -> dict[str, Any]:
-    """Take the shared flags out of a command's context; what stands further behind counts."""
+def collect_shared(ctx: click.Context) -> dict[str, Any]:
+    """Take the shared flags out of a command's context and those above it; the last one counts."""
     given: dict[str, Any] = {}
     contexts = [ctx]
     while (parent := contexts[0].parent) is not None:

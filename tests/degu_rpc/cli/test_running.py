@@ -14,7 +14,7 @@ import pytest
 
 COMMANDS = [
     *('up', 'down', 'status', 'id', 'peers', 'pair', 'unpair'),
-    *('doctor', 'service', 'config', 'stubs', 'demo'),
+    *('doctor', 'service', 'config', 'completion', 'stubs', 'demo'),
 ]
 
 
