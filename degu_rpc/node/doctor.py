@@ -24,10 +24,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from degu import __version__, pki
-from degu.errors import DeguError
+from degu.errors import DeguError, PeerRejectedError
 from degu_rpc.errors import ConfigError, IdentityError, RpcError, UnreachableError
 from degu_rpc.node.api import EXAMINE, NODE, NodeApi
 from degu_rpc.node.config import build_config, read_settings
+from degu_rpc.node.home import MACHINE_FILE
 from degu_rpc.node.limits import CLOCK_SLACK_S, DEFAULT_PORT, EXPIRES_SOON_S, MIN_FREE_SIZE
 from degu_rpc.node.places import Place
 from degu_rpc.peers import Dialer, Identity, StaticAddresses, TrustStore, parse_url
@@ -199,7 +200,7 @@ def check_certificate(known: Known) -> Iterator[Finding]:
 
 def check_clock(known: Known) -> Iterator[Finding]:
     """Look whether our clock is behind what was written here before."""
-    paths = (known.home.identity_directory / 'machine.pem', known.home.settings_path)
+    paths = (known.home.identity_directory / MACHINE_FILE, known.home.settings_path)
     times = [path.stat().st_mtime for path in paths if path.exists()]
     ahead_s = max(times, default=0.0) - known.now.timestamp()
     if ahead_s > CLOCK_SLACK_S:
@@ -422,7 +423,7 @@ def _check_machine(
     except UnreachableError as error:
         tried = '; '.join(str(attempt) for attempt in error.attempts)
         errors = [attempt.error for attempt in error.attempts]
-        if any(isinstance(each, pki.CertificateError) for each in errors):
+        if any(isinstance(each, pki.CertificateError | PeerRejectedError) for each in errors):
             remedy = 'compare the clocks of both, and pair again: degu pair'
             return Finding(check, Level.FAULT, tried, remedy)
         remedy = 'see that it runs, and that its firewall lets TCP in: degu doctor, there'

@@ -285,6 +285,18 @@ def test_another_machine_at_its_address_is_a_fault(home, friend, tmp_path):
     assert 'refused' in words
 
 
+def test_a_machine_that_says_nothing_is_waited_for_only_so_long(home, friend):
+    laptop_id = Identity.open(friend.identity_directory).machine_id
+    with socket.create_server(('127.0.0.1', 0)) as mute:
+        url = f'degu://{laptop_id}@127.0.0.1:{mute.getsockname()[1]}'
+        home.config_path.write_text(f'discovery = false\nmachines = ["{url}"]\n')
+        started = time.monotonic()
+        (found,) = [f for f in examine(home, 0.5) if f.check == 'machine laptop']
+        assert time.monotonic() - started < 3
+    assert found.level is WARNING
+    assert 'timed out' in found.words
+
+
 def test_trust_that_others_can_read_is_a_fault(home, friend):
     (home.identity_directory / 'peers').chmod(0o755)
     (found,) = [f for f in examine(home, 1.0) if f.check == 'trust']
