@@ -29,7 +29,13 @@ from degu_rpc.errors import ConfigError, IdentityError, RpcError, UnreachableErr
 from degu_rpc.node.api import EXAMINE, NODE, NodeApi
 from degu_rpc.node.config import build_config, read_settings
 from degu_rpc.node.home import MACHINE_FILE
-from degu_rpc.node.limits import CLOCK_SLACK_S, DEFAULT_PORT, EXPIRES_SOON_S, MIN_FREE_SIZE
+from degu_rpc.node.limits import (
+    CLOCK_SLACK_S,
+    DEFAULT_PORT,
+    EXAMINE_THREADS,
+    EXPIRES_SOON_S,
+    MIN_FREE_SIZE,
+)
 from degu_rpc.node.places import Place
 from degu_rpc.peers import Dialer, Identity, StaticAddresses, TrustStore, parse_url
 from degu_rpc.peers.discovery.diagnosis import Reason, collect_facts, explain_nothing_found
@@ -80,7 +86,7 @@ class Known:
 
 
 def examine(home: Home, timeout_s: float) -> list[Finding]:
-    """Run all checks; nothing is waited for longer than `timeout_s`."""
+    """Run all checks; the node and each machine are waited for no longer than `timeout_s`."""
     known = Known(home, timeout_s)
     found = []
     for check in (
@@ -94,7 +100,7 @@ def examine(home: Home, timeout_s: float) -> list[Finding]:
         check_node,
     ):
         found += _run(check, known)
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(EXAMINE_THREADS) as threads:
         jobs = [
             threads.submit(_run, check, known)
             for check in (check_port, check_network, *_list_machine_checks(known, found))

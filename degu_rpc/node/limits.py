@@ -22,6 +22,8 @@ SYSTEMCTL_S = 60.0
 """How long systemd has to do what it is told, the start of a node included."""
 EXAMINE_S = 5.0
 """How long `degu doctor` waits for the node and for each other machine, unless told otherwise."""
+EXAMINE_THREADS = 32
+"""How many machines it looks at beside each other."""
 CLOCK_SLACK_S = 300.0
 """How far in the future a file of the home may be before the clock is said to be wrong."""
 MIN_FREE_SIZE = 64 * 1024 * 1024
