@@ -9,6 +9,7 @@ DeguRpcError
 ├── IdentityError               my own identity cannot be used           .path .remedy
 ├── ConfigError                 a setting that cannot be                 .key .source .remedy
 ├── NodeRunningError            a node has this home already             .home .pid
+├── SystemdError                systemd did not do what it was to do     .remedy
 ├── TrustError                  the trust store cannot do that           .user_id .remedy
 │   ├── UnknownUserError        a user who is not trusted here
 │   └── RemovedUserError        a user who was removed here              .name .removed_at
@@ -302,6 +303,14 @@ class NodeRunningError(DeguRpcError):
         super().__init__(f'a node runs with {home} already{process}; degu status shows it')
         self.home = home
         self.pid = pid
+
+
+class SystemdError(DeguRpcError):
+    """The user's systemd did not do what it was told; `remedy` says what to do instead."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f'{problem}; {remedy}')
+        self.remedy = remedy
 
 
 class UnknownPeerError(DeguRpcError):

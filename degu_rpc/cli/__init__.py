@@ -24,20 +24,24 @@ if TYPE_CHECKING:
     from degu_rpc.cli.failures import Failure
 
 _COMMANDS = {
+    'demo': 'demo',
     'up': 'running',
     'down': 'running',
     'status': 'running',
-    'id': 'pairing',
-    'peers': 'pairing',
     'pair': 'pairing',
     'unpair': 'pairing',
+    'peers': 'pairing',
+    'id': 'pairing',
     'ls': 'files',
     'get': 'files',
     'serve': 'serve',
     'methods': 'calls',
     'call': 'calls',
     'stubs': 'calls',
-    'demo': 'demo',
+    'doctor': 'doctor',
+    'service': 'service',
+    'config': 'config',
+    'completion': 'completion',
 }
 """The module of each command, in the order of the help; the function has the command's name."""
 

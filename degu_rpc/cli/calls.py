@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from degu_rpc.cli.completers import complete_targets
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
@@ -45,7 +46,7 @@ _prefix_option = click.option(
 
 
 @click.command(cls=Command, epilog=f'{_TARGET_HELP}\n\n{_EXITS}')
-@click.argument('target')
+@click.argument('target', shell_complete=complete_targets)
 @click.argument('method', required=False)
 @_prefix_option
 def methods(session: Session, target: str, method: str | None, prefix: str) -> None:
@@ -174,7 +175,7 @@ def _split_method(text: str) -> tuple[str, str]:
     '  degu call unix:/run/notes.sock notes.v1.Notes/put title=today -d @note.json\n'
     f'  seq 3 | degu call . sums.v1.Sums/total -d @-\n\n{_EXITS}',
 )
-@click.argument('target')
+@click.argument('target', shell_complete=complete_targets)
 @click.argument('method')
 @click.argument('arguments', nargs=-1, metavar='[NAME=TEXT] [NAME:=JSON]...')
 @click.option(
@@ -282,7 +283,7 @@ def _print_result(session: Session, result: Any, kind: str) -> None:
 
 
 @click.command(cls=Command, epilog=f'{_TARGET_HELP}\n\n{_EXITS}')
-@click.argument('target')
+@click.argument('target', shell_complete=complete_targets)
 @click.argument('services', nargs=-1, metavar='[SERVICE]...')
 @_prefix_option
 def stubs(session: Session, target: str, services: tuple[str, ...], prefix: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from degu_rpc.cli.completers import complete_peers
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
@@ -128,7 +129,7 @@ def _pair_with(
 @click.command(
     cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND, Exit.NOT_RUNNING)
 )
-@click.argument('peer')
+@click.argument('peer', shell_complete=complete_peers)
 @click.option('--yes', 'is_sure', is_flag=True, help='Do not ask.')
 def unpair(session: Session, peer: str, is_sure: bool) -> None:
     """Trust PEER no more: a user, or one machine, by name or id.

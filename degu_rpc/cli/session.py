@@ -143,17 +143,33 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command with what the flags say."""
-        given = dict(ctx.find_root().params)
-        for option in build_shared_options():
-            assert option.name is not None
-            value = ctx.params.pop(option.name, None)
-            if value:
-                given[option.name] = value
-        session = build_session(given)
+        session = build_session(given := collect_shared(ctx))
         ctx.color = False if given.get('no_color') else ctx.color
         if self.callback is not None:
             return ctx.invoke(self.callback, session, **ctx.params)
         return None
+
+
+class Group(click.Group):
+    """A command that has commands of its own; it takes the shared flags, too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += build_shared_options()
+
+
+def collect_shared(ctx: click.Context) -> dict[str, Any]:
+    """Take the shared flags out of a command's context and those above it; the last one counts."""
+    given: dict[str, Any] = {}
+    contexts = [ctx]
+    while (parent := contexts[0].parent) is not None:
+        contexts.insert(0, parent)
+    for each in contexts:
+        for option in build_shared_options():
+            assert option.name is not None
+            if value := each.params.pop(option.name, None):
+                given[option.name] = value
+    return given
 
 
 def build_shared_options() -> list[click.Option]:

@@ -21,6 +21,10 @@ IntentName = Literal['peer', 'join']
 """Two users pair as `peer`; with `join` a machine becomes one more of a user's own."""
 
 
+EXAMINE = 'run degu doctor'
+"""The remedy of a problem whose cause is to be looked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something that does not work: what and why, and what to do."""

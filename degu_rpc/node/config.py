@@ -13,11 +13,11 @@
 
 1. A setting is looked for in the flags of the command, the environment (`DEGU_PORT`), what `degu
    config set` stored, and `config.toml`, in this order; else it has its default.
-2. `config.toml` is a person's: it is read and never written. `set_value` writes `settings.json`
-   in the home.
+2. `config.toml` is a person's: it is read and never written. `set_value` and `unset_value` write
+   `settings.json` in the home, one process after the other.
 3. Wherever a value is from, it is checked in the same way, and an error says where that was.
 
-There are no threads and no locks.
+There are no threads.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ from degu_rpc.errors import ConfigError
 from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE
 from degu_rpc.peers import parse_url
 from degu_rpc.peers.names import check_name
+from degu_rpc.peers.private import locked, make_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from degu_rpc.node.home import Home
 
+_Addresses = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 _Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 _ShareName = Annotated[str, msgspec.Meta(pattern=r'\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z')]
 
@@ -64,7 +66,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     name: str = msgspec.field(default_factory=lambda: _find_host_name())
     port: _Port = DEFAULT_PORT
-    listen: tuple[str, ...] = ('0.0.0.0', '::')  # noqa: S104  # other machines are who it is for
+    listen: _Addresses = ('0.0.0.0', '::')  # noqa: S104  # other machines are who it is for
     interfaces: tuple[str, ...] | None = None
     discovery: bool = True
     machines: tuple[str, ...] = ()
@@ -113,23 +115,49 @@ def build_config(settings: Mapping[str, Setting]) -> Config:
 
 
 def set_value(home: Home, key: str, text: str) -> Setting:
-    """Store a setting, given as text; return it. The empty text removes what is stored.
+    """Store a setting, given as text; return it. A running node takes it when it starts anew.
 
-    Raises ConfigError for a setting or a value that cannot be, OSError.
+    Raises ConfigError for a setting or a value that cannot be, IdentityError for a home that is not
+    ours alone, OSError.
     """
+    _check_settable(key)
+    value = _parse_text(key, text, 'the command')
+    checked = _check(key, value, 'the command')
+    _store(home, key, value)
+    return checked._replace(source=str(home.settings_path))
+
+
+def unset_value(home: Home, key: str) -> Setting:
+    """Remove what is stored of a setting; return what counts by now, the flags aside.
+
+    Raises what `set_value` and `read_settings` raise.
+    """
+    _check_settable(key)
+    _store(home, key, None)
+    return read_settings(home, {})[key]
+
+
+def name_variable(key: str) -> str:
+    """Return the name of the environment variable of a setting."""
+    return f'DEGU_{key.upper()}'
+
+
+def _check_settable(key: str) -> None:
     if key not in SETTABLE:
         remedy = 'write it into config.toml' if key in KEYS else f'there are {", ".join(KEYS)}'
         raise ConfigError(key, 'the command', 'it cannot be set', remedy)
-    source = str(home.settings_path)
-    stored = _read_json(home.settings_path)
-    if text:
-        stored[key] = _parse_text(key, text, 'the command')
-        _check(key, stored[key], 'the command')
-    else:
+
+
+def _store(home: Home, key: str, value: Any) -> None:
+    """Store a value, or with None remove it."""
+    make_directory(home.directory)
+    with locked(home.directory):
+        stored = _read_json(home.settings_path)
         stored.pop(key, None)
-    content = {'v': 1, **stored}
-    durable.replace(home.settings_path, json.dumps(content, indent=2).encode() + b'\n')
-    return Setting(key, stored.get(key), source)
+        if value is not None:
+            stored[key] = value
+        content = json.dumps({'v': 1, **stored}, indent=2)
+        durable.replace(home.settings_path, content.encode() + b'\n')
 
 
 def _check(key: str, value: Any, source: str) -> Setting:
@@ -151,14 +179,14 @@ def _check(key: str, value: Any, source: str) -> Setting:
 
 
 def _name_source(source: str, key: str) -> str:
-    return f'DEGU_{key.upper()}' if source == 'the environment' else f'--{key}'
+    return name_variable(key) if source == 'the environment' else f'--{key}'
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return {
         key: _parse_text(key, environment[variable], variable)
         for key in SETTABLE
-        if (variable := f'DEGU_{key.upper()}') in environment
+        if (variable := name_variable(key)) in environment
     }
 
 

@@ -33,6 +33,7 @@ from degu.server import Server, SSLServer
 from degu.stop import Stop
 from degu_rpc.errors import DeguRpcError, RenewalError
 from degu_rpc.files.share import FileShare
+from degu_rpc.node.api import EXAMINE
 from degu_rpc.node.behind import Behind
 from degu_rpc.node.config import Config
 from degu_rpc.node.control import build_control
@@ -132,9 +133,6 @@ class Node:
                 self.trust, self.config, [p.address for p in self.addresses]
             )
             stack.callback(self.neighbours.close)
-            for server in servers:
-                stack.enter_context(server)
-            self.neighbours.start()
             self._upkeep = Upkeep(
                 {
                     'discovery': self.neighbours.upkeep,
@@ -143,6 +141,10 @@ class Node:
                 UPKEEP_PERIOD_S,
             )
             stack.callback(self._upkeep.close)
+            # From here on it is called: at once, by whoever waits at a socket that was given.
+            for server in servers:
+                stack.enter_context(server)
+            self.neighbours.start()
             stack.callback(self.stopping.set)
             self._stack = stack.pop_all()
         return self
@@ -228,7 +230,7 @@ class Node:
         """Return what does not work, and what to do about each."""
         found = [(problem, 'see the log of the node') for problem in self._upkeep.problems.values()]
         if self.neighbours.problem is not None:
-            found.append((self.neighbours.problem, 'run degu doctor'))
+            found.append((self.neighbours.problem, EXAMINE))
         return found
 
     def _renew(self) -> None:

@@ -133,6 +133,21 @@ class Home:
         finally:
             os.close(fd)
 
+    def is_held(self) -> bool:
+        """Say whether a node holds this home. Raises OSError."""
+        try:
+            fd = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            # Shared: of several who look, none sees another one.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def find_holder(self) -> int | None:
         """Return the process id of the node that holds this home, None for one not known.
 

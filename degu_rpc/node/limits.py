@@ -18,3 +18,15 @@ MAX_MACHINE_NAME_LENGTH = 64
 """Characters of what this machine calls itself."""
 MAX_CONFIG_SIZE = 64 * 1024
 """Bytes of a configuration file."""
+SYSTEMCTL_S = 60.0
+"""How long systemd has to do what it is told, the start of a node included."""
+EXAMINE_S = 5.0
+"""How long `degu doctor` waits for the node and for each other machine, unless told otherwise."""
+EXAMINE_THREADS = 32
+"""How many machines it looks at beside each other."""
+CLOCK_SLACK_S = 300.0
+"""How far in the future a file of the home may be before the clock is said to be wrong."""
+MIN_FREE_SIZE = 64 * 1024 * 1024
+"""Bytes that should be free where the home is."""
+EXPIRES_SOON_S = 30 * 86400.0
+"""How long before the end of its certificate a machine is warned."""

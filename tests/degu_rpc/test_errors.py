@@ -81,6 +81,7 @@ ERRORS: list[DeguRpcError] = [
     errors.IdentityError(Path('/home'), 'is empty', 'fill it'),
     errors.ConfigError('port', 'here', 'it is odd', 'give another'),
     errors.NodeRunningError(Path('/home'), 7),
+    errors.SystemdError('it did not start', 'look'),
     errors.UnknownPeerError('who?', 'USER', 'MACHINE'),
     errors.UnknownMachineError('attic', ['studio']),
     errors.AmbiguousNameError('studio', {'MACHINE': 'what it is'}),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import time
 
 TIMEOUT_S = 60.0
 
@@ -57,6 +60,12 @@ def test_ctrl_c_closes_the_window(node, other):
         opened = json.loads(window.stdout.readline())
         window.send_signal(2)
         assert window.wait(TIMEOUT_S) == 130
+    host, _, port = opened['addresses'][0].rpartition(':')
+    deadline = time.monotonic() + TIMEOUT_S
+    with contextlib.suppress(ConnectionRefusedError):
+        while time.monotonic() < deadline:  # the node looks for its caller every CALLER_PERIOD_S
+            socket.create_connection((host, int(port)), TIMEOUT_S).close()
+            time.sleep(0.05)
     done = other.run('pair', opened['code'], '--at', opened['addresses'][0])
     assert done.returncode == 5
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ['up', 'down', 'status', 'id', 'peers', 'pair', 'unpair', 'stubs', 'demo']
+COMMANDS = [
+    *('up', 'down', 'status', 'id', 'peers', 'pair', 'unpair'),
+    *('doctor', 'service', 'config', 'completion', 'stubs', 'demo'),
+]
 
 
 @pytest.mark.parametrize('command', COMMANDS)

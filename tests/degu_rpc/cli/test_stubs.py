@@ -58,12 +58,6 @@ def test_all_services_are_written_but_meta(socket: str) -> None:
     assert classes_of(done.stdout) == {'Clock': ['now'], 'Other': ['ping']}
 
 
-def test_socket_may_be_written_as_for_connect(socket: str) -> None:
-    done = run('--prefix', '/api', f'unix:{socket}', 'other.v1.Other')
-    assert (done.returncode, done.stderr) == (0, '')
-    assert classes_of(done.stdout) == {'Other': ['ping']}
-
-
 def test_services_can_be_named(socket: str) -> None:
     done = run('--prefix', '/api', socket, 'other.v1.Other')
     assert classes_of(done.stdout) == {'Other': ['ping']}

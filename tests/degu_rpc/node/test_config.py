@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
-from degu_rpc.errors import ConfigError
-from degu_rpc.node.config import SETTABLE, build_config, read_settings, set_value
+from degu_rpc.errors import ConfigError, IdentityError
+from degu_rpc.node.config import SETTABLE, build_config, read_settings, set_value, unset_value
 from degu_rpc.node.home import Home
 from degu_rpc.node.limits import MAX_CONFIG_SIZE
 
@@ -34,7 +35,7 @@ def test_flags_come_before_the_environment_before_what_is_stored_before_the_file
     assert look(None, {'DEGU_PORT': '3'}) == (3, 'DEGU_PORT')
     assert look({'port': 4}, {'DEGU_PORT': '3'}) == (4, '--port')
     assert look({'port': None}, {'DEGU_PORT': '3'}) == (3, 'DEGU_PORT')
-    set_value(home, 'port', '')
+    assert unset_value(home, 'port') == ('port', 1, str(home.config_path))
     assert look() == (1, str(home.config_path))
 
 
@@ -74,6 +75,7 @@ def test_everything_in_the_file_is_understood(home):
         ('name = ""', 'name', '1 to 64'),
         ('name = "a\\u001b"', 'name', 'control'),
         ('listen = ["here"]', 'listen', 'here'),
+        ('listen = []', 'listen', 'length'),
         ('machines = ["degu://x@y:1"]', 'machines', 'id'),
         ('[shares."../x"]\npath = "/"', 'shares', 'regex'),
         ('[shares.x]\npaths = "/"', 'shares', 'paths'),
@@ -111,10 +113,29 @@ def test_what_was_stored_by_another_version_is_refused(home):
 def test_what_cannot_be_stored_says_what_can(home, key):
     with pytest.raises(ConfigError, match='cannot be set'):
         set_value(home, key, 'x')
+    with pytest.raises(ConfigError, match='cannot be set'):
+        unset_value(home, key)
     assert 'port' in SETTABLE
 
 
 def test_a_value_that_cannot_be_is_not_stored(home):
     with pytest.raises(ConfigError):
         set_value(home, 'port', '70000')
+    assert not home.settings_path.exists()
+
+
+def test_programs_that_store_at_once_lose_nothing(home):
+    texts = {'name': 'studio', 'port': '7', 'discovery': 'false', 'machines': f'degu://{ID}@a:1'}
+    threads = [threading.Thread(target=set_value, args=(home, *item)) for item in texts.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(json.loads(home.settings_path.read_text())) == {'v', *texts}
+
+
+def test_a_home_that_others_can_read_keeps_no_settings(home):
+    home.directory.chmod(0o755)
+    with pytest.raises(IdentityError, match='chmod 700'):
+        set_value(home, 'port', '7')
     assert not home.settings_path.exists()

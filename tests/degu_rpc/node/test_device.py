@@ -6,12 +6,15 @@ import contextlib
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from degu import pki
 from degu.client import Client
+from degu.net import Inherited
 from degu_rpc import (
     Context,
     Identity,
@@ -181,3 +184,17 @@ def test_the_certificate_is_renewed_at_half_life(tmp_path, monkeypatch):
         after = Identity.open(node.home.identity_directory)
     assert not after.needs_renewal()
     assert after.machine_id == before.machine_id
+
+
+def test_a_call_that_waits_at_a_socket_that_was_given_is_answered(tmp_path):
+    path = tmp_path / 'given.sock'
+    with socket.socket(socket.AF_UNIX) as given, ThreadPoolExecutor(1) as callers:
+        given.bind(str(path))
+        given.listen()
+        with connect(f'unix:{path}') as client:
+            status = callers.submit(client.bind(NodeApi, NODE).status)
+            # To look for others takes a moment, in which the call is there already.
+            config = msgspec.structs.replace(CONFIG, discovery=True, interfaces=('nosuch',))
+            control = Inherited(os.dup(given.fileno()), False)
+            with Node(tmp_path / 'home', config=config, control=control):
+                assert status.result().name == 'studio'
