@@ -39,7 +39,7 @@ from degu_rpc.node.control import build_control
 from degu_rpc.node.home import Home
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
-from degu_rpc.node.places import Place, find_places
+from degu_rpc.node.places import Place, find_places, find_reachable
 from degu_rpc.node.shares import FILES, build_shares
 from degu_rpc.node.upkeep import Upkeep
 from degu_rpc.peers import Authenticated, Certifier, Identity, TrustStore, renew_over
@@ -224,10 +224,12 @@ class Node:
         self._upkeep.run_once()
 
     def find_problems(self) -> list[tuple[str, str]]:
-        """Return what does not work, and what to do about each."""
+        """Return what does not work, and what to do about each. Raises OSError."""
         found = [(problem, 'see the log of the node') for problem in self._upkeep.problems.values()]
         if self.neighbours.problem is not None:
             found.append((self.neighbours.problem, 'run degu doctor'))
+        if not any(map(find_reachable, self.addresses)):
+            found.append(('this machine is on no local network', 'join one; this node notices'))
         return found
 
     def _renew(self) -> None:

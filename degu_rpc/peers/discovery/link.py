@@ -1,7 +1,7 @@
 """The mDNS sockets of this machine, and the thread that owns them.
 
 1. A `Link` opens the sockets on the local interfaces, and follows the interfaces as they come and
-   go (rtnetlink).
+   go (rtnetlink). What was seen in a network that is gone is not seen any more.
 2. `register` announces a `Registration`, and tells it anew when the interfaces change.
 3. `start` has a `Listener` see the records of each packet, and asks its question, at growing
    intervals and again when the interfaces change.
@@ -193,6 +193,8 @@ class Link:
         try:
             async with self._announcing:
                 self.interfaces = choose_interfaces(read_interfaces(), self.interface_names)
+                for listener in self._listeners:
+                    listener.sightings.keep_on_link(self.interfaces)
                 for registration in self._registrations:
                     await self._update(registration)
             # Here zeroconf itself lets one in after the other, and then announces beside the next.
