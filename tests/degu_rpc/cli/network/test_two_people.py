@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 if TYPE_CHECKING:
     Terminal = Any  # of conftest.py
     Terminals = tuple[Terminal, Terminal]
 
+TUTORIAL = Path(__file__).parents[4] / 'docs' / 'tutorial' / 'two-machines.md'
+"""The first test types what this page says."""
 PAIRED_WITHIN_S = 10.0
 """From the first `degu pair` to "paired" on both screens; the code is typed at once."""
 NOTICED_WITHIN_S = 10.0
 """How soon a network that comes or goes is known."""
 CHECK = 'health.v1.Health/check'
 SERVING = ['{', '  "status": "serving",', '  "failing": []', '}']
+
+
+_BLURS = (
+    (re.compile(r'\b[0-9A-Z]{4}-[0-9A-Z]{4}\b'), 'CODE'),
+    (re.compile(r'\b\d+-[a-z]+-[a-z]+\b'), 'WORDS'),
+    (re.compile(r'\b[a-z2-7]{48}\b|\b[a-z2-7]{12}(?=\.\.\.)'), 'ID'),
+    (re.compile(r'(?<= )/\S+(?=/\.local/)'), 'HOME'),
+    (re.compile(r'\d+(\.\d+)*'), 'NUMBER'),
+)
+
+
+def blur(line: str) -> str:
+    """Return a line without what differs from one time to the next."""
+    for pattern, word in _BLURS:
+        line = pattern.sub(word, line)
+    return line
+
+
+def find_shown_lines() -> list[str]:
+    """Return what the tutorial shows of the two terminals."""
+    tokens = MarkdownIt('commonmark').parse(TUTORIAL.read_text())
+    return [
+        line for token in tokens if token.type == 'fence' for line in token.content.splitlines()
+    ]
 
 
 def pair(shows: Terminal, types: Terminal) -> float:
@@ -47,7 +76,7 @@ def test_two_machines_find_each_other_pair_and_call_each_other(
 ) -> None:
     studio, laptop = terminals
     studio.run('mkdir -p notes ~/.config/degu && echo "buy milk" > notes/today.txt')
-    studio.run(r"printf '[shares.notes]\npath = \"~/notes\"\n' > ~/.config/degu/config.toml")
+    studio.run(r"""printf '[shares.notes]\npath = "~/notes"\n' > ~/.config/degu/config.toml""")
     for one in terminals:
         assert one.run('degu up --bg')[0].startswith(f'ready: {one.name}, process ')
     took_s = pair(studio, laptop)
@@ -70,6 +99,9 @@ def test_two_machines_find_each_other_pair_and_call_each_other(
     for one in terminals:
         assert one.run('degu down') == ['stopped']
         assert 'start one: degu up --bg' in one.run('degu status', 10)[-1]
+    printed = {blur(line) for one in terminals for line in one.read()}
+    for line in find_shown_lines():
+        assert blur(line) in printed, f'{TUTORIAL.name} shows what was not printed: {line}'
     with capsys.disabled():
         print(f'\n{took_s:.1f} s from the first "degu pair" to "paired" on both screens')
 
