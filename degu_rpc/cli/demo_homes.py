@@ -1,6 +1,7 @@
 """What the processes of `degu demo` do, each with an identity of its own.
 
-- `serve_home()` runs a node: the service below, and a share of the standard library.
+- `serve_home()` runs a node: it makes its identity, and serves the service below and the standard
+  library as a share. Nobody is trusted yet.
 - `fetch_library()` is the process that gets killed: it brings the library over from another home.
 
 Both are started as fresh interpreters and end when the pipe to the demo does.
@@ -10,27 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc import Context, RpcClient, Service, fetch
+from degu_rpc.cli.demo_library import find_library, list_library
 from degu_rpc.node.config import Config, Share
 from degu_rpc.node.device import Node
 from degu_rpc.peers import Identity, MachineClient, TrustStore
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from pathlib import Path
 
     from degu_rpc import Progress
 
 SERVICE = 'demo.v1.Home'
 LOOPBACK = '127.0.0.1'
 SHARE = 'library'
-LEFT_OUT = frozenset({'site-packages', 'dist-packages', '__pycache__'})
-"""Of the top of the library: what was installed beside it, which may be of any size."""
 
 
 class Home(NamedTuple):
@@ -72,16 +71,6 @@ class HomeApi:
     def library(self) -> list[str]: ...  # type: ignore[empty-body]
     def ask(self, machine_id: str, port: int) -> Seen: ...  # type: ignore[empty-body]
     def measure(self, machine_id: str, port: int, calls: int) -> float: ...  # type: ignore[empty-body]
-
-
-def find_library() -> Path:
-    """Return the standard-library directory of the running Python."""
-    return Path(sysconfig.get_path('stdlib')).resolve()
-
-
-def list_library() -> list[str]:
-    """List what at the top of the library is to be fetched."""
-    return sorted(path.name for path in find_library().iterdir() if path.name not in LEFT_OUT)
 
 
 def _build_service(home: Home) -> Service:

@@ -83,7 +83,9 @@ def explain(error: Exception) -> Failure | None:
         return Failure(Exit.USAGE, str(error), kind=kind)
     if isinstance(error, PairingError):
         return Failure(_find_pairing_exit(error.fault), str(error), kind=kind)
-    if isinstance(error, UnreachableError | UnknownMachineError | AmbiguousNameError):
+    if isinstance(error, UnreachableError):
+        return _explain_unreachable(error)
+    if isinstance(error, UnknownMachineError | AmbiguousNameError):
         meaning = _OF_KINDS[kind]
         return Failure(meaning.exit_status, str(error), meaning.remedy, kind)
     if isinstance(error, IntegrityError):
@@ -114,8 +116,23 @@ def _explain_call(error: RpcError) -> Failure:
         return Failure(_find_pairing_exit(fault), error.message, kind=kind)
     if isinstance(kind, str) and isinstance(remedy, str):
         return Failure(Exit.FAILED, error.message, remedy, kind)
+    if error.code is Code.UNAVAILABLE and isinstance(error.__cause__, UnreachableError):
+        return _explain_unreachable(error.__cause__)
     meaning = _OF_CODES.get(error.code, _Meaning(Exit.REMOTE, ''))
     return Failure(meaning.exit_status, str(error), meaning.remedy, error.code.value)
+
+
+def _explain_unreachable(error: UnreachableError) -> Failure:
+    from degu_rpc.node.places import find_places
+
+    tried = '; '.join(
+        f'{", ".join(map(str, find_places([attempt.address])))}: {attempt.reason}'
+        for attempt in error.attempts
+        if attempt.address is not None
+    )
+    meaning = _OF_KINDS['UnreachableError']
+    message = f'it could not be reached: {tried}' if tried else str(error)
+    return Failure(meaning.exit_status, message, meaning.remedy, 'UnreachableError')
 
 
 def _find_pairing_exit(fault: PairingFault) -> Exit:

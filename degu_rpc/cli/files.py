@@ -176,8 +176,9 @@ def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
     if fetched.files_replaced:
         session.say(f'{fetched.files_replaced} were replaced; the former ones are in .degu/trash')
     rate = fetched.bytes_fetched / fetched.elapsed_s if fetched.elapsed_s else 0.0
+    files = 'file' if fetched.files_fetched == 1 else 'files'
     session.say(
-        f'{fetched.files_fetched:,} files, {format_size(fetched.bytes_fetched)}, '
+        f'{fetched.files_fetched:,} {files}, {format_size(fetched.bytes_fetched)}, '
         f'{format_size(rate)}/s, {fetched.files_present:,} were here; ',
         Styled('verified', 'green'),
         f' from {asked.peer} in {fetched.elapsed_s:.1f} s',

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,8 +22,6 @@ from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.errors import NodeRunningError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from degu_rpc.node.api import PeerStatus, Status
     from degu_rpc.node.device import Node
 
@@ -74,7 +71,7 @@ def _run(session: Session, flags: dict[str, Any]) -> None:
     while True:
         with (
             Node(session.home, config=config, control=_share(given)) as node,
-            _on_signals(node),
+            node.on_signals(),
         ):
             _say_ready(session, node)
             notify('READY=1', f'STATUS={config.name}, machine {node.trust.identity.machine_id}')
@@ -108,18 +105,6 @@ def _share(given: Inherited | None) -> Inherited | None:
     if given is None:
         return None
     return Inherited(os.dup(given.descriptor), given.removes_file)
-
-
-@contextlib.contextmanager
-def _on_signals(node: Node) -> Iterator[None]:
-    """Stop the node on SIGTERM, SIGINT and when the terminal is closed, to the end of the block."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = [signal.signal(number, lambda *_: node.stop()) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 # --- in the background ---------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The one place that wires everything into a running device.
 
     with Node(services=[clock]) as node:
-        node.wait()
+        node.wait()  # until Ctrl-C, SIGTERM or `degu down`
 
 1. A node holds its home, so that there is one of it, and opens the identity there or makes one.
 2. It listens on TLS, for other machines, by IPv4 and IPv6 at one port, and on a unix socket for
@@ -24,6 +24,7 @@ import contextlib
 import errno
 import logging
 import select
+import signal
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
@@ -35,16 +36,24 @@ from degu_rpc.errors import DeguRpcError, RenewalError
 from degu_rpc.files.share import FileShare
 from degu_rpc.node.api import EXAMINE
 from degu_rpc.node.behind import Behind
-from degu_rpc.node.config import Config
+from degu_rpc.node.config import Config, build_config, read_settings
 from degu_rpc.node.control import build_control
 from degu_rpc.node.home import Home
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
-from degu_rpc.node.places import Place, find_places
+from degu_rpc.node.places import Place, find_places, find_reachable
 from degu_rpc.node.shares import FILES, build_shares
 from degu_rpc.node.upkeep import Upkeep
-from degu_rpc.peers import Authenticated, Certifier, Identity, TrustStore, renew_over
+from degu_rpc.peers import (
+    Authenticated,
+    Certifier,
+    Identity,
+    TrustStore,
+    find_machine,
+    renew_over,
+)
 from degu_rpc.router import Router
+from degu_rpc.rpc.client import RpcClient
 from degu_rpc.rpc.connect import RpcApp
 from degu_rpc.rpc.health import build_health
 from degu_rpc.rpc.jsonrpc import JsonRpcApp
@@ -53,14 +62,17 @@ from degu_rpc.unix import listen_unix
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     from degu.net import Inherited
     from degu_rpc.rpc.service import Service
 
+SERVICES = '/rpc'
+"""Where the services are."""
 CERTIFICATES = '/certificates'
 """Where machines of my own user get new certificates."""
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 _log = logging.getLogger('degu_rpc.node')
@@ -90,11 +102,14 @@ class Node:
     ) -> None:
         """Prepare a node with the home of this user, or another. Nothing is touched before `with`.
 
-        `services` are served beside the node's own. `control` is a unix socket that was opened for
-        it, in place of the one in the home.
+        `services` are served beside the node's own. `config` are its settings; unless they are
+        given, those of the environment and of the home. `control` is a unix socket that was opened
+        for it, in place of the one in the home.
+
+        Raises ConfigError for a setting that cannot be, OSError.
         """
         self.home = home if isinstance(home, Home) else Home(home)
-        self.config = config or Config()
+        self.config = config or build_config(read_settings(self.home, {}))
         self.stopping = threading.Event()
         """Set once the node stops: what would last for ever must end."""
         self._services = list(services)
@@ -163,8 +178,8 @@ class Node:
         built_in = [health, build_shares(self.config.shares)]
         everything = [*services, *built_in, build_meta([*services, *built_in])]
         router = Router()
-        router.mount('/rpc', RpcApp(everything))
-        router.mount('/rpc/jsonrpc', JsonRpcApp(everything))
+        router.mount(SERVICES, RpcApp(everything))
+        router.mount(f'{SERVICES}/jsonrpc', JsonRpcApp(everything))
         for name, share in shares.items():
             router.mount(f'{FILES}/{name}', share)
         if self.trust.identity.can_certify:
@@ -206,31 +221,60 @@ class Node:
     # --- while it runs ---------------------------------------------------------------------------
 
     def wait(self) -> bool:
-        """Wait until it is to stop; return whether it is to start anew.
+        """Wait until it is to stop, by `stop` or a signal; return whether it is to start anew.
 
-        In the main thread a signal handler may call `stop`.
+        See `on_signals`.
         """
         poller = select.poll()
         self._stop.register(poller)
-        with self._stop.on_signals():
+        with self.on_signals(), self._stop.on_signals():
             while not self._stop.requested:
                 self._stop.note(poller.poll())
         return self._restarts
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Have SIGTERM, SIGINT and the end of the terminal stop it, to the end of the block.
+
+        In another thread than the main one, which alone gets signals, nothing is changed.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = [signal.signal(number, lambda *_: self.stop()) for number in _STOPPING]
+        try:
+            yield
+        finally:
+            for number, handler in zip(_STOPPING, before, strict=True):
+                signal.signal(number, handler)
 
     def stop(self, *, restart: bool = False) -> None:
         """Have `wait` return, in whichever thread that is."""
         self._restarts = restart
         self._stop.request(SHUTDOWN_S)
 
+    def connect(self, peer: str, prefix: str = SERVICES) -> RpcClient:
+        """Return a client of a paired machine, by its name or id; it connects at the first call.
+
+        It finds the machine anew for each of its connections, wherever that is by then. `prefix` is
+        where its services are mounted.
+
+        Raises UnknownMachineError and AmbiguousNameError, ValueError for another form of prefix.
+        """
+        machine_id = find_machine(self.trust.users().values(), peer)
+        return RpcClient(self.neighbours.build_client(machine_id), prefix)
+
     def upkeep(self) -> None:
         """Do now what a node does by itself now and then: see degu_rpc.node.upkeep."""
         self._upkeep.run_once()
 
     def find_problems(self) -> list[tuple[str, str]]:
-        """Return what does not work, and what to do about each."""
+        """Return what does not work, and what to do about each. Raises OSError."""
         found = [(problem, 'see the log of the node') for problem in self._upkeep.problems.values()]
         if self.neighbours.problem is not None:
             found.append((self.neighbours.problem, EXAMINE))
+        if not any(map(find_reachable, self.addresses)):
+            found.append(('this machine is on no local network', 'join one; this node notices'))
         return found
 
     def _renew(self) -> None:

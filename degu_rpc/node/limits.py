@@ -8,7 +8,7 @@ UPKEEP_PERIOD_S = 60.0
 """How often a node looks after its certificate and after what did not work before."""
 STATUS_PERIOD_S = 0.5
 """How often a watched status is compared with the one before."""
-CALLER_PERIOD_S = 0.5
+CALLER_PERIOD_S = 0.1
 """How often a call that waits for a person looks whether its caller is still there."""
 NEARBY_S = 3.0
 """How long the network is given to say who is there, unless told otherwise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -30,8 +31,11 @@ def test_the_demo_shows_everything_and_leaves_nothing_behind(tmp_path):
         env={**os.environ, 'TMPDIR': str(tmp_path)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'laptop -> studio' in done.stdout
-    assert 'studio -> laptop' in done.stdout
+    code = re.search(r'studio shows: (\w{4}-\w{4})   or: (\d+-\w+-\w+)\n', done.stdout)
+    assert code is not None
+    assert 'laptop paired with studio, studio with laptop, in ' in done.stdout
+    assert 'laptop -> studio: "hello laptop, this is studio"' in done.stdout
+    assert 'studio -> laptop: "hello studio, this is laptop"' in done.stdout
     assert f'sees uid {os.getuid()}, role owner' in done.stdout
     assert len(re.findall(r'calls on one connection: [\d,]+ calls/s', done.stdout)) == 2
     total = re.search(r': ([\d,]+) files, ', done.stdout)
@@ -42,13 +46,14 @@ def test_the_demo_shows_everything_and_leaves_nothing_behind(tmp_path):
     assert f'verified: {total[1]} files are the same' in done.stdout
     assert 'no certificate: refused' in done.stdout
     assert "a stranger's certificate: refused" in done.stdout
+    assert 'laptop -> studio: refused, at the next call' in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_the_demo_that_is_interrupted_leaves_nothing_behind(tmp_path):
     process = subprocess.Popen(
-        DEMO,
+        [*DEMO, '--json'],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -57,8 +62,12 @@ def test_the_demo_that_is_interrupted_leaves_nothing_behind(tmp_path):
     )
     with process:
         assert process.stdout is not None
-        while 'fetches the standard library' not in process.stdout.readline():
-            assert process.poll() is None
+        text = ''
+        while 'fetches the standard library' not in text:
+            document = json.loads(process.stdout.readline())
+            assert document['v'] == 1
+            assert document['type'] in ('step', 'detail')
+            text = document['text']
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
         process.stdout.read()
     assert process.returncode == 130

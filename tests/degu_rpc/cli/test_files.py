@@ -75,6 +75,7 @@ def test_get_brings_it_over_and_not_twice(other, there, shared, tmp_path):
         p.name for p in shared.rglob('*')
     )
     assert other.check('get', f'{there}/things', target).stdout.startswith('0 files')
+    assert other.check('get', f'{there}/things/a.txt', tmp_path).stdout.startswith('1 file, 6 B')
     one = other.check('get', f'{there}/things/a.txt', f'{there}/things/deep', target, '--json')
     assert [d['files_fetched'] for d in one.documents] == [1, 2]
     assert (target / 'a.txt').read_text() == 'hello\n'

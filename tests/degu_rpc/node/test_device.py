@@ -26,7 +26,7 @@ from degu_rpc import (
     TrustStore,
     connect,
 )
-from degu_rpc.errors import IdentityError, NodeRunningError
+from degu_rpc.errors import IdentityError, NodeRunningError, UnknownMachineError
 from degu_rpc.node.api import NODE, NodeApi
 from degu_rpc.node.config import Config, Share
 
@@ -118,6 +118,35 @@ def test_a_share_is_read_by_those_who_may(tmp_path, service):
         assert connection.get('/files/things/file/a.txt').body.read() == b'hello'
         with control(node) as api:
             assert api.status().shares[0].path == str(shared)
+
+
+def test_a_node_calls_a_paired_machine_by_its_name(tmp_path, node):
+    home = tmp_path / 'laptop'
+    identity = Identity.create(home / 'identity')
+    machine_id = node.trust.identity.machine_id
+    node.trust.add(identity.user_cert, 'friend', machines={identity.machine_id: 'laptop'})
+    trust = TrustStore(identity)
+    trust.add(node.trust.identity.user_cert, 'ada', machines={machine_id: 'studio'})
+    config = Config(
+        port=0,
+        listen=('127.0.0.1',),
+        discovery=False,
+        machines=(node.addresses[0].format_url(machine_id),),
+    )
+    with Node(home, config=config) as laptop:
+        with laptop.connect('studio') as client:
+            assert client['who.v1.Who'].tell() == f'machine {identity.machine_id} None'
+        with pytest.raises(UnknownMachineError):
+            laptop.connect('nobody')
+
+
+def test_a_node_that_is_given_no_settings_has_those_of_its_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('DEGU_PORT', '0')
+    (tmp_path / 'config.toml').write_text(
+        'name = "attic"\nport = 8\nlisten = ["127.0.0.1"]\ndiscovery = false'
+    )
+    with Node(tmp_path) as node:
+        assert (node.config.name, node.config.port) == ('attic', 0)
 
 
 def test_a_second_node_with_one_home_is_refused_and_the_first_goes_on(node):

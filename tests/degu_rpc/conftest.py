@@ -20,7 +20,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PROJECT = Path(__file__).parents[5]
+PROJECT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
 UNSHARE = ['unshare', '--net', '--mount']
 AVAHI_CONFIG = """
