@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from degu_rpc import Node, RpcError, Service
-from degu_rpc.errors import escape_controls
+from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from degu_rpc import RpcClient

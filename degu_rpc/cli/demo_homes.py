@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc import Context, RpcClient, Service, fetch
+from degu_rpc import Context, RpcClient, RpcError, Service, fetch
 from degu_rpc.cli.demo_library import find_library, list_library
+from degu_rpc.errors import CallError
 from degu_rpc.node.config import Config, Share
 from degu_rpc.node.device import Node
 from degu_rpc.peers import Identity, MachineClient, TrustStore
@@ -96,8 +97,11 @@ def _build_service(home: Home) -> Service:
     @service.method(allow='owner')
     def ask(machine_id: str, port: int) -> Seen:
         """Have this home call another one over TLS, and return how it is seen there."""
-        with RpcClient(home.build_client(machine_id, port)) as client:
-            return client.bind(HomeApi, SERVICE).greet(home.name)
+        try:
+            with RpcClient(home.build_client(machine_id, port)) as client:
+                return client.bind(HomeApi, SERVICE).greet(home.name)
+        except CallError as error:  # what the other one says is what was asked for
+            raise RpcError(error.code, error.message) from error
 
     @service.method(allow='owner')
     def measure(machine_id: str, port: int, calls: int) -> float:
