@@ -463,8 +463,9 @@ def test_what_is_written_to_wsgi_errors_is_in_the_log(serve_wsgi, caplog):
 
     with Client(serve_wsgi(validator(app))).connect() as conn:
         conn.get('/').body.read()
+        conn.get('/').body.read()  # the first request has come to its end before this one begins
     records = [r for r in caplog.records if r.name == 'degu.wsgi']
-    assert [r.args[1] for r in records] == [
+    assert [r.args[1] for r in records[:4]] == [
         'the lamp is out',
         'Traceback:\n  two lines',
         'one two',
