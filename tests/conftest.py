@@ -94,10 +94,10 @@ def find_leaks(before: Resources) -> list[str]:
     """Describe what is there and was not `before`, once it had the time to go away."""
     deadline = time.monotonic() + GRACE_S
     while leaks := before.leaks(Resources.of_this_process()):
-        # Only now, because it is slow: what nobody refers to may be waiting for its collection.
-        gc.collect()
         if time.monotonic() > deadline:
             return leaks
+        # Only now, because it is slow: what nobody refers to may be waiting for its collection.
+        gc.collect()
         time.sleep(0.005)
     return []
 
