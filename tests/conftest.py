@@ -5,6 +5,7 @@
    that directory. What is new at the end has two seconds to go away, then the test fails.
 3. `_session` does the same for the whole run, so that the wider fixtures are held to it too.
 4. No property fails because a machine is slow: hypothesis measures no time here.
+5. Tests run in a worker process per core; all of the above holds for each of them.
 
 Helpers are fixtures, because tests are no package that could be imported.
 """
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from degu.net import Address
     from degu.rgi import App
 
+MAX_WORKERS = 4
+"""More do not run tests unless they are asked for: a container may show cores that it lacks."""
 GRACE_S = 2.0
 """How long a thread, a child or a descriptor may outlive its test."""
 _FAILED = pytest.StashKey[bool]()
@@ -44,6 +47,29 @@ hypothesis.settings.register_profile(
     'any machine', deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile('any machine')
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run on all cores, unless the command line says `-n` or names nothing but files and tests.
+
+    With addopts nobody could say `-p no:xdist`, and a single test would wait for processes.
+    """
+    if not config.pluginmanager.hasplugin('xdist') or hasattr(config, 'workerinput'):
+        return
+    if config.option.numprocesses is None and not all(map(_is_file, config.args)):
+        config.option.numprocesses = 'logical'
+        config.option.maxprocesses = config.option.maxprocesses or MAX_WORKERS
+    if config.option.numprocesses and config.option.dist == 'no':
+        config.option.dist = 'worksteal'
+
+
+def _is_file(name: str) -> bool:
+    """Tell whether an argument of the command line names a file, or a test in one."""
+    return os.path.isfile(name.partition('::')[0])
 
 
 # --- leaks ---------------------------------------------------------------------------------------
@@ -94,10 +120,10 @@ def find_leaks(before: Resources) -> list[str]:
     """Describe what is there and was not `before`, once it had the time to go away."""
     deadline = time.monotonic() + GRACE_S
     while leaks := before.leaks(Resources.of_this_process()):
-        # Only now, because it is slow: what nobody refers to may be waiting for its collection.
-        gc.collect()
         if time.monotonic() > deadline:
             return leaks
+        # Only now, because it is slow: what nobody refers to may be waiting for its collection.
+        gc.collect()
         time.sleep(0.005)
     return []
 

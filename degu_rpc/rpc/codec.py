@@ -38,6 +38,8 @@ from __future__ import annotations
 
 import json
 import re
+import types
+import typing
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -181,11 +183,13 @@ def build_shape(annotation: Any) -> Shape:
     Raises TypeError that says which type cannot.
     """
     try:
-        types = list(_walk_types(msgspec.inspect.type_info(annotation)))
+        for item in _walk_annotations(annotation):
+            _refuse_what_crashes(item)
+        found = list(_walk_types(msgspec.inspect.type_info(annotation)))
     except NameError as error:
         raise TypeError(f'{annotation!r} has an annotation that is not defined: {error}') from None
     has_datetime = has_decimal = False
-    for info in types:
+    for info in found:
         if isinstance(info, msgspec.inspect.CustomType):
             raise TypeError(f'{info.cls!r} cannot travel; use plain types, dataclasses or structs')
         if isinstance(info, _ONE_CODEC_TYPES):
@@ -236,6 +240,40 @@ def _build_flat(annotation: Any) -> FlatDecoder | None:
         msgspec.json.Decoder(annotation).decode,
         msgspec.msgpack.Decoder(annotation).decode,
     )
+
+
+def _walk_annotations(top: Any) -> Iterator[Any]:
+    """Give an annotation and all that it is made of. Raises NameError."""
+    seen: set[type] = set()  # a type can be part of itself
+    rest = [top]
+    while rest:
+        item = rest.pop()
+        yield item
+        rest.extend(typing.get_args(item))
+        if isinstance(item, type) and item not in seen:
+            seen.add(item)
+            rest.extend(typing.get_type_hints(item, include_extras=True).values())
+
+
+def _refuse_what_crashes(annotation: Any) -> None:
+    """Raise TypeError for a union that msgspec (0.18 to 0.22) writes outside of its memory for.
+
+    That is one of a tuple of a fixed length, and of something with a constraint.
+    """
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return
+    members = typing.get_args(annotation)
+    if any(map(_is_row, members)) and any(hasattr(it, '__metadata__') for it in members):
+        raise TypeError(
+            f'{annotation!r} cannot travel: in a union with a tuple of a fixed length nothing can '
+            'have a constraint; use a NamedTuple or a dataclass in place of the tuple'
+        )
+
+
+def _is_row(annotation: Any) -> bool:
+    if hasattr(annotation, '__metadata__'):
+        annotation = typing.get_args(annotation)[0]
+    return typing.get_origin(annotation) is tuple and Ellipsis not in typing.get_args(annotation)
 
 
 def _alternatives(info: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:

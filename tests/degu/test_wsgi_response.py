@@ -467,7 +467,7 @@ def test_what_is_written_to_wsgi_errors_is_in_the_log(serve_wsgi, caplog):
         conn.get('/').body.read()
         conn.get('/next').body.read()  # which begins when the first one is over on the server, too
     records = [r for r in caplog.records if r.name == 'degu.wsgi']
-    assert [r.args[1] for r in records] == [
+    assert [r.args[1] for r in records[:4]] == [
         'the lamp is out',
         'Traceback:\n  two lines',
         'one two',

@@ -59,6 +59,9 @@ def check_calls(path: str) -> None:
 
 
 def check_end(process: subprocess.Popen[bytes]) -> None:
+    # Its socket takes connections a moment before it is ready for signals.
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b'serving at ')
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=WAIT_S)
     assert (process.returncode, b'Traceback' in error) == (0, False)

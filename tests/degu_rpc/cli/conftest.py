@@ -108,9 +108,9 @@ class Device:
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Device:
-    """Give a home in which nothing runs yet."""
-    return Device(tmp_path / 'studio')
+def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """Give a home in which nothing runs yet; its path is short, as sockets are made below it."""
+    return Device(tmp_path_factory.mktemp('home') / 'studio')
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def node(device: Device) -> Iterator[Device]:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[Device]:
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     """Give a second home whose node runs."""
-    found = Device(tmp_path / 'laptop')
+    found = Device(tmp_path_factory.mktemp('home') / 'laptop')
     with found.up():
         yield found
 

@@ -762,3 +762,40 @@ def test_error_is_cut_to_a_size_that_can_be_sent() -> None:
     assert len(caught.value.faults[0].reason) == MAX_FAULT_LENGTH
     error = build_error([*caught.value.faults, *caught.value.faults] * 50)
     assert len(error.faults) == MAX_FAULTS
+
+
+class _Row(NamedTuple):
+    x: int
+
+
+@dataclasses.dataclass
+class _Crashing:
+    either: tuple[int, int] | Annotated[str, msgspec.Meta(min_length=1)]
+
+
+@pytest.mark.parametrize(
+    'annotation',
+    [
+        tuple[int, int] | Annotated[str, msgspec.Meta(min_length=1)],
+        tuple[()] | Annotated[dict[str, int], msgspec.Meta(max_length=2)] | None,
+        Annotated[tuple[int], msgspec.Meta(description='a row')] | int,
+        list[_Crashing],
+    ],
+    ids=['text', 'map', 'described', 'inside'],
+)
+def test_union_that_msgspec_writes_outside_of_its_memory_for_is_refused(annotation: Any) -> None:
+    with pytest.raises(TypeError, match='in a union with a tuple of a fixed length'):
+        build_shape(annotation)
+
+
+@pytest.mark.parametrize(
+    'annotation',
+    [
+        tuple[int, ...] | Annotated[str, msgspec.Meta(min_length=1)],
+        _Row | Annotated[str, msgspec.Meta(min_length=1)],
+        tuple[Annotated[int, msgspec.Meta(ge=0)], int] | str,
+    ],
+    ids=['any length', 'named', 'inside'],
+)
+def test_unions_beside_that_one_can_travel(annotation: Any) -> None:
+    assert build_shape(annotation).annotation == annotation

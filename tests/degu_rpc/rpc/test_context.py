@@ -332,7 +332,9 @@ def test_gzip_bomb_is_resource_exhausted(conn: Connection) -> None:
     assert (status, error['code']) == (429, 'resource_exhausted')
 
 
-@pytest.mark.parametrize('body', [b'x', gzip.compress(b'{}')[:-1], b'{}'])
+@pytest.mark.parametrize(
+    'body', [b'x', gzip.compress(b'{}')[:-1], b'{}'], ids=['a letter', 'cut off', 'plain']
+)
 def test_what_is_no_gzip_is_an_invalid_argument(conn: Connection, body: bytes) -> None:
     status, error, _ = post(conn, 'echo', body, content_encoding='gzip')
     assert (status, error['code']) == (400, 'invalid_argument')
