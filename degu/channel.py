@@ -104,7 +104,7 @@ class Channel:
     # Set once: sock, limits, _closes_after_failed_body, _recv, _recv_into, _send, _is_plain,
     # _piece, _max_receive, _wait_all, _idle_s, _closing.
     # Changed by the one thread that uses the channel: buffered, write_error, stops_when_answered,
-    # deadline, _wait_s, _has_waited, _pace, _taken.
+    # deadline, chunk_gap_s, _wait_s, _has_waited, _pace, _taken.
     __slots__ = (
         '_closes_after_failed_body',
         '_closing',
@@ -121,6 +121,7 @@ class Channel:
         '_wait_all',
         '_wait_s',
         'buffered',
+        'chunk_gap_s',
         'deadline',
         'limits',
         'sock',
@@ -143,6 +144,8 @@ class Channel:
         self._max_receive = MAX_PIECE + _AROUND if self._is_plain else RECEIVE_SIZE
         self._wait_all = int(socket.MSG_WAITALL) if self._is_plain else 0
         self._idle_s = limits.idle_timeout_s
+        self.chunk_gap_s = limits.chunk_gap_timeout_s
+        """How long a chunk may take to begin; None judges it like any other wait in a body."""
         self.write_error: OSError | None = None
         """What a write, or a look for an answer ahead of one, failed with, to tell it from what the
         source of a body failed with."""
@@ -330,7 +333,7 @@ class Channel:
             sleep(0)
 
     def _await_chunk(self) -> bytes:
-        gap_s = self.limits.chunk_gap_timeout_s
+        gap_s = self.chunk_gap_s
         if gap_s is None:
             return b''
         self._set_wait(gap_s)

@@ -11,6 +11,7 @@ The client never follows a redirect, never decompresses, never retries by itself
 from __future__ import annotations
 
 import io
+import socket
 import ssl
 from datetime import UTC, datetime
 from time import monotonic
@@ -45,7 +46,6 @@ from degu.wire import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
@@ -145,6 +145,21 @@ class Connection:
         if self._channel is None:
             raise ClosedConnectionError('the connection is closed')
         self._channel.deadline = deadline
+
+    def set_chunk_timeout(self, timeout_s: float) -> None:
+        """Let the server take `timeout_s` for a chunk to begin, in place of the client's own time.
+
+        It is for a stream that may be silent for long: that the server is gone without a word is
+        found out by the kernel then, in minutes. A deadline counts beside it.
+
+        Raises TypeError or ValueError for a time that cannot be waited, ClosedConnectionError.
+        """
+        check_timeout('timeout_s', timeout_s)
+        if self._channel is None:
+            raise ClosedConnectionError('the connection is closed')
+        self._channel.chunk_gap_s = timeout_s
+        if self._channel.sock.family != socket.AF_UNIX:
+            net.keep_alive(self._channel.sock)
 
     def is_server_gone(self) -> bool:
         """Look, without waiting, whether the server has ended the connection by now.

@@ -32,6 +32,10 @@ _FORMS = (
     'or an abstract AF_UNIX name as bytes'
 )
 _MAX_UNIX_PATH = 107  # struct sockaddr_un has 108 bytes, the last of a path is NUL: unix(7)
+KEEP_ALIVE_S = 60
+"""How long a peer is silent before the kernel asks whether it is still there."""
+_KEEP_ALIVE_PERIOD_S = 15
+_KEEP_ALIVE_QUESTIONS = 4
 _LISTEN_BACKLOG = 128
 FIRST_INHERITED = 3  # SD_LISTEN_FDS_START: sd_listen_fds(3)
 HANDED_OVER = 'degu-handed-over'
@@ -290,6 +294,17 @@ def _connect_unix(sock: socket.socket, address: Address, deadline: Deadline) -> 
 def disable_delay(sock: socket.socket) -> None:
     """Send small messages at once: a request and its response are one packet each."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel find out whether a silent peer is still there; its end is an error then.
+
+    Source: tcp(7). It takes KEEP_ALIVE_S, and some more for each question without an answer.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEP_ALIVE_PERIOD_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEP_ALIVE_QUESTIONS)
 
 
 def set_timeout(sock: socket.socket, timeout_s: float) -> None:

@@ -445,6 +445,7 @@ class Server:
             connection['credentials'] = client.credentials = net.read_credentials(client.sock)
         else:
             net.disable_delay(client.sock)
+            net.keep_alive(client.sock)
 
 
 class SSLServer(Server):

@@ -414,6 +414,7 @@ class RpcClient:
         except RpcError as error:
             connection = self._try_again(lambda: self._pool.open_own(deadline), deadline, error)
         try:
+            connection.set_chunk_timeout(MAX_TIMEOUT_S)  # a result may take as long as the call
             if not _is_endless(deadline):
                 connection.set_deadline(deadline)
                 headers = _update_timeout(headers, deadline)

@@ -1122,6 +1122,19 @@ def test_small_chunks_may_come_for_as_long_as_the_server_likes(script):
         assert conn.get('/').body.read() == b'x' * 15
 
 
+def test_a_chunk_may_take_longer_than_all_else_where_the_caller_says_so(script):
+    def handle(raw):
+        raw.read_preamble()
+        raw.send(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n')
+        time.sleep(SHORT_S * 2)
+        raw.send(b'1\r\nx\r\n0\r\n\r\n')
+        raw.sock.recv(1)
+
+    with Client(script(handle).address, timeout_s=SHORT_S).connect() as conn:
+        conn.set_chunk_timeout(20)
+        assert conn.get('/').body.read() == b'x'
+
+
 @pytest.mark.parametrize('has_tls', [False, True])
 def test_a_server_that_does_not_read_has_its_time(script, temp_pki, has_tls):
     end = threading.Event()

@@ -16,12 +16,14 @@ import pytest
 
 from degu import IPv4_ANY, IPv4_LOOPBACK, IPv6_ANY, IPv6_LOOPBACK
 from degu.net import (
+    KEEP_ALIVE_S,
     WAIT_ENDED,
     Deadline,
     SocketFile,
     check_ip,
     connect,
     disable_delay,
+    keep_alive,
     listen,
     parse_address,
     read_credentials,
@@ -512,3 +514,14 @@ def test_a_deadline_counts_down_to_zero_and_stays_there():
     assert deadline.remaining() <= first
     assert Deadline(0).remaining() == 0.0
     assert Deadline(-5).remaining() == 0.0
+
+
+def test_the_kernel_asks_whether_a_silent_peer_is_still_there():
+    with (
+        socket.create_server(('127.0.0.1', 0)) as listener,
+        socket.create_connection(listener.getsockname()) as sock,
+    ):
+        assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        keep_alive(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEP_ALIVE_S

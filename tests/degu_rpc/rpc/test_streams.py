@@ -795,3 +795,22 @@ def test_chunk_is_one_envelope(served: Client) -> None:
         format_envelope(b'{"metadata":{"x-cost":["3"]}}', END),
         b'',
     ]
+
+
+def test_results_may_be_further_apart_than_the_client_waits_for_anything_else(
+    serve: Callable[..., Any],
+) -> None:
+    service = Service('a.B')
+
+    @service.method(allow='peer')
+    def ticks() -> Iterator[int]:
+        yield 1
+        time.sleep(0.6)
+        yield 2
+
+    client, _ = serve(RpcApp([service]))
+    with RpcClient(Client(client.address, timeout_s=0.2), '') as rpc:
+        assert list(rpc.streams('a.B').ticks()) == [1, 2]
+        with pytest.raises(RpcError) as caught:
+            list(rpc.using(timeout_s=0.3).streams('a.B').ticks())
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
