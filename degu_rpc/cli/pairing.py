@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from degu_rpc.cli.completers import complete_peers
+from degu_rpc.cli.documents import Ids, Opened
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
+from degu_rpc.node.api import PairedWith
 
 if TYPE_CHECKING:
     from degu_rpc.node.api import IntentName, NodeApi, PairingEvent, PeerStatus
@@ -83,14 +85,19 @@ def _ask_for_code(session: Session, node: NodeApi, address: str | None) -> str |
 
 def _show_window(session: Session, node: NodeApi, intent: IntentName, shows_qr: bool) -> None:
     for event in node.open_pairing(intent):
-        session.emit(event.kind, event)
         if event.kind == 'opened':
             _say_code(session, event, intent, shows_qr)
         else:
+            paired = PairedWith(event.user_id, event.machine_id, event.name)
+            session.emit('paired', paired)
             session.say('paired with ', Styled(event.name, is_bold=True))
 
 
 def _say_code(session: Session, event: PairingEvent, intent: IntentName, shows_qr: bool) -> None:
+    session.emit(
+        'opened',
+        Opened(event.code, event.words, event.addresses, event.invitation, event.expires_in_s),
+    )
     session.say('Code: ', Styled(event.code, is_bold=True), f'   or: {event.words}')
     mine = ' --mine' if intent == 'join' else ''
     session.say(f'On the other machine, within {event.expires_in_s:.0f} s: degu pair{mine}')
@@ -154,14 +161,7 @@ def id_(session: Session, shows_qr: bool) -> None:
         identity = Identity.open(session.home.identity_directory)
     except FileNotFoundError as error:
         raise Failure(Exit.NOT_FOUND, str(error), 'degu up makes one') from None
-    session.emit(
-        'id',
-        {
-            'user_id': identity.user_id,
-            'machine_id': identity.machine_id,
-            'can_certify': identity.can_certify,
-        },
-    )
+    session.emit('id', Ids(identity.user_id, identity.machine_id, identity.can_certify))
     session.say(f'user     {identity.user_id}')
     session.say(f'machine  {identity.machine_id}')
     if shows_qr and not session.is_json:
