@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 
@@ -36,7 +35,7 @@ def test_a_window_says_its_code_in_both_spellings_and_where_it_is(node):
 
 def test_a_wrong_code_stores_nothing_and_closes_the_window(node, other):
     with node.start('pair', '--json', '--show') as window:
-        opened = json.loads(window.stdout.readline())
+        opened = node.read(window)
         wrong = '0000-0000' if opened['code'] != '0000-0000' else '1111-1111'
         done = other.run('pair', wrong, '--at', opened['addresses'][0])
         assert done.returncode == 6
@@ -48,7 +47,7 @@ def test_a_wrong_code_stores_nothing_and_closes_the_window(node, other):
 
 def test_a_slip_in_the_code_is_usage_and_burns_nothing(node, other, pair_devices):
     with node.start('pair', '--json', '--show') as window:
-        opened = json.loads(window.stdout.readline())
+        opened = node.read(window)
         at = opened['addresses'][0]
         assert other.run('pair', opened['code'][:-1], '--at', at).returncode == 2
         other.check('pair', '--at', at, DEGU_PAIR_CODE=opened['code'])
@@ -57,7 +56,7 @@ def test_a_slip_in_the_code_is_usage_and_burns_nothing(node, other, pair_devices
 
 def test_ctrl_c_closes_the_window(node, other):
     with node.start('pair', '--json', '--show') as window:
-        opened = json.loads(window.stdout.readline())
+        opened = node.read(window)
         window.send_signal(2)
         assert window.wait(TIMEOUT_S) == 130
     host, _, port = opened['addresses'][0].rpartition(':')
@@ -87,7 +86,7 @@ def test_a_machine_joins_and_gives_up_what_it_was(node, other, pair_devices):
 
 def test_giving_up_an_identity_is_asked(node, other):
     with node.start('pair', '--json', '--show', '--mine') as window:
-        opened = json.loads(window.stdout.readline())
+        opened = node.read(window)
         done = other.run('pair', opened['code'], '--mine', '--at', opened['addresses'][0])
         assert done.returncode == 2
         assert '--yes' in done.stderr
@@ -96,7 +95,8 @@ def test_giving_up_an_identity_is_asked(node, other):
 def test_unpair_takes_trust_back(node, other, pair_devices):
     pair_devices(node, other)
     assert node.run('unpair', 'laptop').returncode == 2  # nobody can be asked
-    node.check('unpair', 'laptop', '--yes')
+    (gone,) = node.check('unpair', 'laptop', '--yes', '--json').documents
+    assert (gone['type'], gone['name']) == ('unpaired', 'laptop')
     assert _peers(node) == {}
     done = node.run('unpair', 'laptop', '--yes', '--json')
     assert done.returncode == 4

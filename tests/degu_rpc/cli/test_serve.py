@@ -59,7 +59,7 @@ def module(device, tmp_path):
 def served(node, module, monkeypatch):
     monkeypatch.chdir(module)
     with node.start('serve', 'clock:service', '--json') as process:
-        assert json.loads(process.stdout.readline())['name'] == 'clock'
+        assert node.read(process)['name'] == 'clock'
         yield process
 
 
