@@ -16,7 +16,7 @@ from degu_rpc.cli.documents import Arrived, Entry, SkippedPath
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
-from degu_rpc.cli.targets import build_client, locate
+from degu_rpc.cli.targets import build_client, locate, respell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ def _parse_source(text: str) -> _Source:
             Exit.USAGE, f'what another machine shares is like studio:photos, not {text!r}'
         )
     share, _, path = rest.strip('/').partition('/')
-    return _Source(peer, share, path)
+    return _Source(respell(peer), share, path)
 
 
 @click.command(cls=Command, epilog=format_exits(*_EXITS[:-2], Exit.NOT_RUNNING))

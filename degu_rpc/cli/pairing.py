@@ -13,6 +13,7 @@ from degu_rpc.cli.documents import Ids, Opened
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
+from degu_rpc.cli.targets import respell
 from degu_rpc.node.api import PairedWith
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def unpair(session: Session, peer: str, is_sure: bool) -> None:
     if not is_sure:
         session.confirm(f'Trust {peer} no more?', '--yes')
     with session.node() as node:
-        gone = node.unpair(peer)
+        gone = node.unpair(respell(peer))
     session.emit('unpaired', gone)
     session.say(f'{gone.name} is not trusted any more')
 
@@ -154,16 +155,21 @@ def unpair(session: Session, peer: str, is_sure: bool) -> None:
 @click.command('id', cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND))
 @click.option('--qr', 'shows_qr', is_flag=True, help='Show the id of the machine as a QR code.')
 def id_(session: Session, shows_qr: bool) -> None:
-    """Show who this machine is: the ids of its user and of itself. No node need run."""
-    from degu_rpc.peers import Identity
+    """Show who this machine is: the ids of its user and of itself. No node need run.
+
+    They are spelled to be read aloud: the last four characters follow from the others, so a mistake
+    is found. Commands take an id so, too, with or without its dashes. With --json and in the QR
+    code an id is 48 characters, as machines write it.
+    """
+    from degu_rpc.peers import Identity, format_id
 
     try:
         identity = Identity.open(session.home.identity_directory)
     except FileNotFoundError as error:
         raise Failure(Exit.NOT_FOUND, str(error), 'degu up makes one') from None
     session.emit('id', Ids(identity.user_id, identity.machine_id, identity.can_certify))
-    session.say(f'user     {identity.user_id}')
-    session.say(f'machine  {identity.machine_id}')
+    session.say(f'user     {format_id(identity.user_id)}')
+    session.say(f'machine  {format_id(identity.machine_id)}')
     if shows_qr and not session.is_json:
         from degu_rpc.peers.pairing.invitation import draw_qr
 

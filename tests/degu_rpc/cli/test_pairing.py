@@ -6,6 +6,8 @@ import contextlib
 import socket
 import time
 
+from degu_rpc.peers import format_id
+
 TIMEOUT_S = 60.0
 
 
@@ -103,6 +105,24 @@ def test_unpair_takes_trust_back(node, other, pair_devices):
     assert done.error['kind'] == 'UnknownMachineError'
 
 
+def test_an_id_is_taken_as_it_is_shown_and_a_mistake_in_it_is_usage(node, other, pair_devices):
+    pair_devices(node, other)
+    spelled = format_id(other.check('id', '--json').documents[0]['machine_id'])
+    wrong = spelled[1] + spelled[0] + spelled[2:]
+    if wrong == spelled:
+        wrong = ('a' if spelled[0] == 'b' else 'b') + spelled[1:]
+    for command in (['unpair', wrong, '--yes'], ['methods', wrong], ['ls', f'{wrong}:']):
+        done = node.run(*command)
+        assert done.returncode == 2
+        assert 'compare it again' in done.stderr
+    port = other.check('status', '--json').documents[0]['urls'][0].rpartition(':')[2]
+    url = f'degu://{spelled}@127.0.0.1:{port}'
+    assert 'health.v1.Health/check' in node.check('methods', url).stdout
+    node.check('ls', f'{url}/')
+    node.check('unpair', spelled.replace('-', ' ').upper(), '--yes')
+    assert _peers(node) == {}
+
+
 def test_no_window_in_sight_is_unreachable_and_says_why(node):
     done = node.run('pair', '0000-0000')
     assert done.returncode == 5
@@ -121,5 +141,6 @@ def test_id_needs_no_node_but_an_identity(device):
         pass
     said = device.check('id', '--qr').stdout
     document = device.check('id', '--json').documents[0]
-    assert document['machine_id'] in said
+    assert document['machine_id'] in said.replace('-', '')
+    assert format_id(document['machine_id']) in said
     assert '█' in said
