@@ -44,6 +44,7 @@ from degu.pki import CertificateFault
 from degu.wire import METHODS
 from degu_rpc.errors import PairingFault
 from degu_rpc.files import limits as files_limits
+from degu_rpc.node import limits as node_limits
 from degu_rpc.peers import limits as peers_limits
 from degu_rpc.rpc import limits as rpc_limits
 
@@ -322,7 +323,7 @@ def format_limit(name: str, value: float | None) -> str:
     if value is None:
         return 'none'
     if name.lower().endswith('_s'):
-        return f'{value:g} s'
+        return f'{value:.10g} s'
     for unit, size in (('MiB', 1024 * 1024), ('KiB', 1024)):
         if name not in {'max_connections', 'max_headers'} and value >= size and value % size == 0:
             return f'{value // size} {unit}'
@@ -339,7 +340,9 @@ def test_the_table_of_limits_is_the_table_in_the_code() -> None:
 
 
 @pytest.mark.parametrize(
-    'table', [rpc_limits, files_limits, peers_limits], ids=['calls', 'files', 'peers']
+    'table',
+    [rpc_limits, files_limits, peers_limits, node_limits],
+    ids=['calls', 'files', 'peers', 'node'],
 )
 def test_the_limits_of_a_wing_are_those_in_the_code(table: types.ModuleType) -> None:
     found = {name: value for name, value, *_ in table_of(LIMITS) if hasattr(table, name)}
