@@ -35,7 +35,7 @@ _EXITS = format_exits(
 )
 _TARGET_HELP = (
     'TARGET is a paired machine (studio), what is served behind it (studio/clock), '
-    'degu://ID@host:port, unix:/path, tcp:host:port, or . for the node that runs here.'
+    'degu://ID@host:port, unix:/path, tcp:host:port, or . for the node that runs here (./clock).'
 )
 _MODULES = re.compile(r'\b_(?:typing|abc|builtins|datetime|decimal|uuid)\.')
 _prefix_option = click.option(

@@ -1,6 +1,6 @@
 """From what a person writes for where a service is to a client of it.
 
-    .                            the node of this home
+    ., ./clock                   the node of this home, and what is served behind it
     studio, studio/clock         a machine by name or id, and what is served behind it; an id may be
                                  spelled as `degu id` shows it
     degu://<machine id>@host:port
@@ -68,8 +68,9 @@ def open_target(session: Session, target: str, prefix: str = PREFIX) -> Iterator
     target = respell(target)
     with contextlib.ExitStack() as stack:
         try:
-            if target == '.':
-                client = connect(f'unix:{session.home.socket_path}', prefix)
+            name, slash, path = target.partition('/')
+            if name == '.':
+                client = connect(f'unix:{session.home.socket_path}', slash + path + prefix)
             elif target.startswith(_DIRECT):
                 client = connect(target, prefix)
             elif located := _ask_node(session, target):
