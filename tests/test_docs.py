@@ -63,7 +63,7 @@ PROGRAMS = {'curl'}  # what a machine may lack
 OPTIONS = doctest.ELLIPSIS
 RAN = 'every block did what the page says'
 
-# Not part of the API: how the others are built, and the command.
+# Not part of the API: how the others are built, what a node is made of, and the command.
 INTERNAL = {
     'degu.channel',
     'degu.exchange',
@@ -72,6 +72,17 @@ INTERNAL = {
     'degu.stop',
     'degu.workers',
     'degu_rpc.cli',
+    'degu_rpc.node.behind',
+    'degu_rpc.node.control',
+    'degu_rpc.node.doctor',
+    'degu_rpc.node.neighbours',
+    'degu_rpc.node.notify',
+    'degu_rpc.node.peers',
+    'degu_rpc.node.shares',
+    'degu_rpc.node.status',
+    'degu_rpc.node.systemd',
+    'degu_rpc.node.upkeep',
+    'degu_rpc.node.windows',
     'degu_rpc.text',
 }
 
