@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from degu_rpc.cli.completers import complete_targets
+from degu_rpc.cli.documents import Method, Signature, Source, Value
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
@@ -34,7 +35,7 @@ _EXITS = format_exits(
 )
 _TARGET_HELP = (
     'TARGET is a paired machine (studio), what is served behind it (studio/clock), '
-    'degu://ID@host:port, unix:/path, tcp:host:port, or . for the node that runs here.'
+    'degu://ID@host:port, unix:/path, tcp:host:port, or . for the node that runs here (./clock).'
 )
 _MODULES = re.compile(r'\b_(?:typing|abc|builtins|datetime|decimal|uuid)\.')
 _prefix_option = click.option(
@@ -61,33 +62,27 @@ def methods(session: Session, target: str, method: str | None, prefix: str) -> N
             return
     for description in descriptions:
         for one in description.methods:
-            session.emit(
-                'method',
-                {
-                    'name': f'{description.name}/{one.name}',
-                    'kind': one.kind.value,
-                    'safe': one.safe,
-                },
-            )
+            found = Method(f'{description.name}/{one.name}', one.kind.value, one.safe)
+            session.emit('method', found)
             summary = one.description.partition('\n')[0]
             session.say(Styled(f'{description.name}/{one.name}', is_bold=True), f'  {summary}')
 
 
 def _show_method(session: Session, service: ServiceDescription, method: MethodDescription) -> None:
     session.emit(
-        'method',
-        {
-            'name': f'{service.name}/{method.name}',
-            'description': method.description,
-            'kind': method.kind.value,
-            'safe': method.safe,
-            'idempotent': method.idempotent,
-            'parameters': method.parameters,
-            'stream_parameter': method.stream_parameter,
-            'item': method.item,
-            'result': method.result,
-            '$defs': service.definitions,
-        },
+        'signature',
+        Signature(
+            f'{service.name}/{method.name}',
+            method.description,
+            method.kind.value,
+            method.safe,
+            method.idempotent,
+            method.parameters,
+            method.stream_parameter,
+            method.item,
+            method.result,
+            service.definitions,
+        ),
     )
     session.say(Styled(_format_signature(service, method), is_bold=True))
     for line in method.description.splitlines():
@@ -276,7 +271,7 @@ def _read_items(data: str | None) -> Iterator[Any]:
 
 
 def _print_result(session: Session, result: Any, kind: str) -> None:
-    session.emit(kind, {'value': result})
+    session.emit(kind, Value(result))
     if not session.is_json:
         indent = 2 if kind == 'result' and sys.stdout.isatty() else None
         click.echo(json.dumps(result, indent=indent, ensure_ascii=not sys.stdout.isatty()))
@@ -297,6 +292,6 @@ def stubs(session: Session, target: str, services: tuple[str, ...], prefix: str)
     with open_target(session, target, prefix) as client:
         names = services or [name for name in _list_services(client) if name != META]
         source = write_stubs([_describe(client, name) for name in names])
-    session.emit('stubs', {'source': source})
+    session.emit('stubs', Source(source))
     if not session.is_json:
         click.echo(source, nl=False)

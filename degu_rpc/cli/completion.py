@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from degu_rpc.cli.documents import Script
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.session import Command, Session
 
@@ -27,6 +28,6 @@ def completion(session: Session, shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     script = found(commands, {}, 'degu', _VARIABLE).source()
-    session.emit('completion', {'shell': shell, 'script': script})
+    session.emit('completion', Script(shell, script))
     if not session.is_json:
         click.echo(script)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from degu_rpc.cli.documents import Paths, StoredSetting
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.session import Command, Group, Session
 from degu_rpc.node.config import KEYS, name_variable, read_settings, set_value, unset_value
@@ -31,7 +32,7 @@ def config(**_shared: object) -> None:
 def path(session: Session) -> None:
     """Show where the files with settings are: the one you write, and the one `set` writes."""
     home = session.home
-    session.emit('paths', {'config': str(home.config_path), 'settings': str(home.settings_path)})
+    session.emit('paths', Paths(str(home.config_path), str(home.settings_path)))
     session.say(f'{home.config_path}  yours, never written by degu')
     session.say(f'{home.settings_path}  what degu config set stored')
 
@@ -68,7 +69,7 @@ def _show(session: Session, setting: Setting) -> None:
     import msgspec
 
     value = msgspec.to_builtins(setting.value)
-    session.emit('setting', {'key': setting.key, 'value': value, 'source': setting.source})
+    session.emit('setting', StoredSetting(setting.key, value, setting.source))
     session.say(f'{setting.key:10} {_format(value)}  ({setting.source})')
 
 

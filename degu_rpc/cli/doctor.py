@@ -22,12 +22,8 @@ def doctor(session: Session) -> None:
     from degu_rpc.node.doctor import Level, examine
 
     findings = examine(session.home, session.timeout_s or EXAMINE_S)
-    documents = [
-        {'check': f.check, 'level': f.level.value, 'words': f.words, 'remedy': f.remedy}
-        for f in findings
-    ]
-    session.emit('findings', {'findings': documents})
     for finding in findings:
+        session.emit('finding', finding)
         level = finding.level.value
         session.say(Styled(f'{level:8}', _COLOURS[level]), f'{finding.check}: {finding.words}')
         if finding.remedy:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import msgspec
+
 from degu.errors import DeguError
+from degu_rpc.cli.documents import Failed
 from degu_rpc.cli.exits import Exit
 from degu_rpc.errors import (
     AmbiguousNameError,
@@ -39,14 +42,8 @@ class Failure(Exception):  # noqa: N818  # it is how a command ends, not what we
 
     def build_document(self) -> dict[str, Any]:
         """Return what `--json` writes to stderr."""
-        return {
-            'v': 1,
-            'type': 'error',
-            'status': self.exit_status.value,
-            'kind': self.kind,
-            'message': self.message,
-            'remedy': self.remedy,
-        }
+        said = Failed(self.exit_status.value, self.kind, self.message, self.remedy)
+        return {'v': 1, 'type': 'error', **msgspec.to_builtins(said)}
 
 
 class _Meaning(NamedTuple):

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from degu_rpc.cli.documents import Arrived, Entry, SkippedPath
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
-from degu_rpc.cli.targets import build_client, locate
+from degu_rpc.cli.targets import build_client, locate, respell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def _parse_source(text: str) -> _Source:
             Exit.USAGE, f'what another machine shares is like studio:photos, not {text!r}'
         )
     share, _, path = rest.strip('/').partition('/')
-    return _Source(peer, share, path)
+    return _Source(respell(peer), share, path)
 
 
 @click.command(cls=Command, epilog=format_exits(*_EXITS[:-2], Exit.NOT_RUNNING))
@@ -95,13 +96,13 @@ def _list_directory(session: Session, client: DialedClient, asked: _Source, is_l
         when = datetime.fromtimestamp(one.mtime_ns // 10**9, UTC)
         session.emit(
             'entry',
-            {
-                'name': one.name,
-                'kind': one.kind.value,
-                'size': one.size,
-                'modified': when.isoformat(),
-                'problem': one.problem and one.problem.value,
-            },
+            Entry(
+                one.name,
+                one.kind.value,
+                one.size,
+                when.isoformat(),
+                one.problem and one.problem.value,
+            ),
         )
         name = f'{one.name}/' if one.kind is Kind.DIRECTORY else one.name
         problem = '' if one.problem is None else f'  ({one.problem.value})'
@@ -162,14 +163,14 @@ def _get(
 def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
     session.emit(
         'fetched',
-        {
-            'files_fetched': fetched.files_fetched,
-            'files_present': fetched.files_present,
-            'files_replaced': fetched.files_replaced,
-            'bytes_fetched': fetched.bytes_fetched,
-            'elapsed_s': round(fetched.elapsed_s, 3),
-            'skipped': [{'path': s.path, 'problem': s.problem.value} for s in fetched.skipped],
-        },
+        Arrived(
+            fetched.files_fetched,
+            fetched.files_present,
+            fetched.files_replaced,
+            fetched.bytes_fetched,
+            round(fetched.elapsed_s, 3),
+            [SkippedPath(skipped.path, skipped.problem.value) for skipped in fetched.skipped],
+        ),
     )
     for skipped in fetched.skipped:
         session.say(f'not brought: {skipped.path}: {skipped.problem.value}', err=True)

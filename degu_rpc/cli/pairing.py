@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from degu_rpc.cli.completers import complete_peers
+from degu_rpc.cli.documents import Ids, Opened
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
+from degu_rpc.cli.targets import respell
+from degu_rpc.node.api import PairedWith
+from degu_rpc.node.limits import NEARBY_S
 
 if TYPE_CHECKING:
     from degu_rpc.node.api import IntentName, NodeApi, PairingEvent, PeerStatus
@@ -19,8 +23,6 @@ if TYPE_CHECKING:
 CODE_VARIABLE = 'DEGU_PAIR_CODE'
 GLANCE_S = 1.0
 """How long the network has to say that a window is open nearby, before one is opened here."""
-NEARBY_S = 3.0
-"""How long it has to say who is there, unless told otherwise."""
 PAIRING_S = 180.0
 """How long a pairing may take: the time of a window, and what the last steps may need."""
 _SHORT = 12
@@ -83,14 +85,19 @@ def _ask_for_code(session: Session, node: NodeApi, address: str | None) -> str |
 
 def _show_window(session: Session, node: NodeApi, intent: IntentName, shows_qr: bool) -> None:
     for event in node.open_pairing(intent):
-        session.emit(event.kind, event)
         if event.kind == 'opened':
             _say_code(session, event, intent, shows_qr)
         else:
+            paired = PairedWith(event.user_id, event.machine_id, event.name)
+            session.emit('paired', paired)
             session.say('paired with ', Styled(event.name, is_bold=True))
 
 
 def _say_code(session: Session, event: PairingEvent, intent: IntentName, shows_qr: bool) -> None:
+    session.emit(
+        'opened',
+        Opened(event.code, event.words, event.addresses, event.invitation, event.expires_in_s),
+    )
     session.say('Code: ', Styled(event.code, is_bold=True), f'   or: {event.words}')
     mine = ' --mine' if intent == 'join' else ''
     session.say(f'On the other machine, within {event.expires_in_s:.0f} s: degu pair{mine}')
@@ -139,7 +146,7 @@ def unpair(session: Session, peer: str, is_sure: bool) -> None:
     if not is_sure:
         session.confirm(f'Trust {peer} no more?', '--yes')
     with session.node() as node:
-        gone = node.unpair(peer)
+        gone = node.unpair(respell(peer))
     session.emit('unpaired', gone)
     session.say(f'{gone.name} is not trusted any more')
 
@@ -147,23 +154,21 @@ def unpair(session: Session, peer: str, is_sure: bool) -> None:
 @click.command('id', cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND))
 @click.option('--qr', 'shows_qr', is_flag=True, help='Show the id of the machine as a QR code.')
 def id_(session: Session, shows_qr: bool) -> None:
-    """Show who this machine is: the ids of its user and of itself. No node need run."""
-    from degu_rpc.peers import Identity
+    """Show who this machine is: the ids of its user and of itself. No node need run.
+
+    They are spelled to be read aloud: the last four characters follow from the others, so a mistake
+    is found. Commands take an id so, too, with or without its dashes. With --json and in the QR
+    code an id is 48 characters, as machines write it.
+    """
+    from degu_rpc.peers import Identity, format_id
 
     try:
         identity = Identity.open(session.home.identity_directory)
     except FileNotFoundError as error:
         raise Failure(Exit.NOT_FOUND, str(error), 'degu up makes one') from None
-    session.emit(
-        'id',
-        {
-            'user_id': identity.user_id,
-            'machine_id': identity.machine_id,
-            'can_certify': identity.can_certify,
-        },
-    )
-    session.say(f'user     {identity.user_id}')
-    session.say(f'machine  {identity.machine_id}')
+    session.emit('id', Ids(identity.user_id, identity.machine_id, identity.can_certify))
+    session.say(f'user     {format_id(identity.user_id)}')
+    session.say(f'machine  {format_id(identity.machine_id)}')
     if shows_qr and not session.is_json:
         from degu_rpc.peers.pairing.invitation import draw_qr
 

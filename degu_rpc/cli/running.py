@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from degu.net import Inherited, inherited
+from degu_rpc.cli.documents import Stopped
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
@@ -206,7 +207,7 @@ def down(session: Session) -> None:
                     f'see {session.home.log_path}, or end it: kill {error.pid}',
                 ) from None
             time.sleep(_POLL_S)
-    session.emit('stopped', {})
+    session.emit('stopped', Stopped())
     session.say('stopped')
 
 

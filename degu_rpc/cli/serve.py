@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from degu_rpc.cli.documents import Serving
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
@@ -57,7 +58,8 @@ def serve(
     if is_alone:
         assert socket_path is not None
         with _listening(services, socket_path, is_private=False):
-            session.emit('serving', {'name': None, 'socket': str(socket_path)})
+            names = [service.name for service in services]
+            session.emit('serving', Serving(None, names, str(socket_path)))
             session.say(Styled('serving', 'green'), f' at unix:{socket_path}')
             sys.stdout.flush()
             threading.Event().wait()
@@ -94,7 +96,8 @@ def _say_serving(
     session: Session, status: ServiceStatus, services: list[Service], socket_path: Path | None
 ) -> None:
     names = [service.name for service in services]
-    session.emit('serving', {'name': status.name, 'services': names})
+    own_path = None if socket_path is None else str(socket_path)
+    session.emit('serving', Serving(status.name, names, own_path))
     session.say(Styled('serving', 'green'), f' {", ".join(names)} as ./{status.name}')
     if socket_path is not None:
         session.say(f'  and at unix:{socket_path}')

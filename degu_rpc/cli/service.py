@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from degu_rpc.cli.documents import Removed, Units
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Group, Session, Styled
@@ -35,7 +36,7 @@ def install(session: Session, is_sure: bool) -> None:
             session.confirm(f'{names}: degu did not write it. Replace it?', '--yes')
     units.install(session.home)
     state = units.read_state()
-    session.emit('installed', {'directory': str(units.directory), **state._asdict()})
+    session.emit('installed', Units(str(units.directory), *state))
     session.say(Styled(state.active, 'green'), f': {SERVICE}, process {state.pid}')
     session.say(f'units: {units.directory}; log: journalctl --user -u {SERVICE}')
     session.say('it runs while you are logged in; always, with: loginctl enable-linger')
@@ -46,7 +47,7 @@ def remove(session: Session) -> None:
     """Stop the node and remove the units; the home stays."""
     units = UserUnits()
     removed = units.remove()
-    session.emit('removed', {'files': list(map(str, removed))})
+    session.emit('removed', Removed(list(map(str, removed))))
     session.say(*(['removed ', ', '.join(map(str, removed))] if removed else ['nothing is there']))
     if foreign := units.find_foreign():
         names = ', '.join(map(str, foreign))
@@ -66,7 +67,7 @@ def status(session: Session) -> None:
             'make them: degu service install',
         )
     state = units.read_state()
-    session.emit('service', {'directory': str(units.directory), **state._asdict()})
+    session.emit('service', Units(str(units.directory), *state))
     starts = 'starts at each login' if state.is_enabled else 'is not started at login'
     session.say(f'installed in {units.directory}; {starts}')
     if state.pid is None:

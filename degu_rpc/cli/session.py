@@ -13,8 +13,7 @@ import contextlib
 import json
 import logging
 import sys
-from dataclasses import asdict, dataclass, is_dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,10 +59,12 @@ class Session:
         click.echo(''.join(map(_render, parts)), err=err)
 
     def emit(self, kind: str, value: Any) -> None:
-        """Print a document, with `--json` only: a dataclass, or a dict."""
+        """Print a document, with `--json` only: what has fields, with what JSON makes of them."""
         if self.is_json:
-            content = asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]  # an instance
-            click.echo(json.dumps({'v': 1, 'type': kind, **content}, default=_format_other))
+            import msgspec
+
+            content = msgspec.to_builtins(value)
+            click.echo(json.dumps({'v': 1, 'type': kind, **content}))
 
     def confirm(self, question: str, flag: str) -> None:
         """Ask before something that cannot be undone.
@@ -120,12 +121,6 @@ def _render(part: str | Styled) -> str:
     if isinstance(part, str):
         return escape_controls(part)
     return click.style(escape_controls(part.text), fg=part.colour, bold=part.is_bold or None)
-
-
-def _format_other(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f'{value!r} has no form in JSON')
 
 
 # --- the shared flags ----------------------------------------------------------------------------
@@ -185,7 +180,10 @@ def build_shared_options() -> list[click.Option]:
         ),
         click.Option(['--no-color'], is_flag=True, help='No colours.  [env var: NO_COLOR]'),
         click.Option(
-            ['--timeout'], type=click.FloatRange(min=0, min_open=True), help='Seconds to wait.'
+            ['--timeout'],
+            type=click.FloatRange(min=0, min_open=True),
+            metavar='SECONDS',
+            help='How long to wait.',
         ),
     ]
 

@@ -1,7 +1,8 @@
 """From what a person writes for where a service is to a client of it.
 
-    .                            the node of this home
-    studio, studio/clock         a machine by name or id, and what is served behind it
+    ., ./clock                   the node of this home, and what is served behind it
+    studio, studio/clock         a machine by name or id, and what is served behind it; an id may be
+                                 spelled as `degu id` shows it
     degu://<machine id>@host:port
     unix:/path, tcp:host:port, http://host:port
 
@@ -12,6 +13,7 @@ are looked for now. Who is there is proved in either case, by this command itsel
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING
 
 from degu_rpc.cli.exits import Exit
@@ -31,6 +33,28 @@ PREFIX = '/rpc'
 _DIRECT = ('unix:', 'tcp:', 'http://')
 
 
+def respell(text: str) -> str:
+    """Return a target or a peer with its id as machines write it, if it begins with a spelled one.
+
+    Raises Failure for one with a mistake in it.
+    """
+    from degu_rpc.peers import is_spelled, parse_id
+
+    scheme, name, rest = _split(text)
+    if not is_spelled(name):
+        return text
+    try:
+        return scheme + parse_id(name) + rest
+    except ValueError as error:
+        raise Failure(Exit.USAGE, str(error)) from None
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    match = re.fullmatch('(degu://|)([^/@]*)(.*)', text, re.DOTALL)
+    assert match is not None
+    return match[1], match[2], match[3]
+
+
 @contextlib.contextmanager
 def open_target(session: Session, target: str, prefix: str = PREFIX) -> Iterator[RpcClient]:
     """Yield a client of the services at a target, which connects at the first call.
@@ -41,10 +65,12 @@ def open_target(session: Session, target: str, prefix: str = PREFIX) -> Iterator
     from degu_rpc.rpc.client import RpcClient
     from degu_rpc.rpc.target import connect
 
+    target = respell(target)
     with contextlib.ExitStack() as stack:
         try:
-            if target == '.':
-                client = connect(f'unix:{session.home.socket_path}', prefix)
+            name, slash, path = target.partition('/')
+            if name == '.':
+                client = connect(f'unix:{session.home.socket_path}', slash + path + prefix)
             elif target.startswith(_DIRECT):
                 client = connect(target, prefix)
             elif located := _ask_node(session, target):

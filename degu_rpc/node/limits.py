@@ -14,8 +14,6 @@ NEARBY_S = 3.0
 """How long the network is given to say who is there, unless told otherwise."""
 MAX_SERVED = 64
 """Programs that serve something behind the node at once."""
-MAX_MACHINE_NAME_LENGTH = 64
-"""Characters of what this machine calls itself."""
 MAX_CONFIG_SIZE = 64 * 1024
 """Bytes of a configuration file."""
 SYSTEMCTL_S = 60.0

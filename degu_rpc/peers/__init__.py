@@ -55,6 +55,7 @@ from degu_rpc.peers.home import find_home, open_home
 from degu_rpc.peers.identity import Identity
 from degu_rpc.peers.names import find_machine
 from degu_rpc.peers.renewal import Certifier, renew_over, rotate_over
+from degu_rpc.peers.spelling import format_id, is_spelled, parse_id
 from degu_rpc.peers.trust import Former, TrustStore
 
 if TYPE_CHECKING:
@@ -122,13 +123,16 @@ __all__ = [
     'find_caller',
     'find_home',
     'find_machine',
+    'format_id',
     'format_invitation',
     'format_qr',
     'format_url',
+    'is_spelled',
     'join',
     'open_home',
     'pair',
     'parse_code',
+    'parse_id',
     'parse_invitation',
     'parse_url',
     'renew_over',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -13,12 +14,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+SCHEMA = Path(__file__).parents[3] / 'docs' / 'reference' / 'cli.schema.json'
 TIMEOUT_S = 60.0
 DEGU = [sys.executable, '-W', 'error', '-m', 'degu_rpc.cli']
+
+
+def read_document(line: str) -> dict[str, Any]:
+    """Return a document of `--json`, which must have the fields of its type, and no others."""
+    document: dict[str, Any] = json.loads(line)
+    validator = Draft202012Validator(
+        {**_read_closed_schema(), 'oneOf': [{'$ref': f'#/$defs/{document["type"]}.document'}]}
+    )
+    validator.validate(document)
+    return document
+
+
+@functools.cache
+def _read_closed_schema() -> dict[str, Any]:
+    """Return the schema of the reference, closed: programs take more fields, tests do not."""
+    schema: dict[str, Any] = json.loads(SCHEMA.read_text())
+    for definition in schema['$defs'].values():
+        if 'properties' in definition:
+            definition['additionalProperties'] = False
+    return schema
 
 
 class Done(subprocess.CompletedProcess[str]):
@@ -26,16 +49,13 @@ class Done(subprocess.CompletedProcess[str]):
 
     @property
     def documents(self) -> list[dict[str, Any]]:
-        """What it printed with `--json`, checked for what every document has."""
-        found = [json.loads(line) for line in self.stdout.splitlines()]
-        assert all(document['v'] == 1 and document['type'] for document in found)
-        return found
+        """What it printed with `--json`; each is a document of the reference."""
+        return [read_document(line) for line in self.stdout.splitlines()]
 
     @property
     def error(self) -> dict[str, Any]:
         """What it said with `--json` when it failed."""
-        found: dict[str, Any] = json.loads(self.stderr)
-        assert found['v'] == 1
+        found = read_document(self.stderr)
         assert found['type'] == 'error'
         assert found['status'] == self.returncode
         return found
@@ -95,6 +115,11 @@ class Device:
                     process.kill()
                     raise
 
+    def read(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        """Return the next document of a command that runs with `--json`."""
+        assert process.stdout is not None
+        return read_document(process.stdout.readline())
+
     @contextlib.contextmanager
     def up(self, *flags: str) -> Iterator[subprocess.Popen[str]]:
         """Run a node, which is ready inside of the block."""
@@ -134,12 +159,13 @@ def pair_devices() -> Callable[..., None]:
 
     def pair(showing: Device, typing: Device, *flags: str) -> None:
         with showing.start('pair', '--json', '--show', *flags) as window:
-            assert window.stdout is not None
-            opened = json.loads(window.stdout.readline())
+            opened = showing.read(window)
             assert opened['type'] == 'opened'
             at = opened['addresses'][0]
-            typing.check('pair', '--at', at, *flags, DEGU_PAIR_CODE=opened['code'])
-            assert json.loads(window.stdout.readline())['type'] == 'paired'
+            code = opened['code']
+            typed = typing.check('pair', '--json', '--at', at, *flags, DEGU_PAIR_CODE=code)
+            assert [document['type'] for document in typed.documents] == ['paired']
+            assert showing.read(window)['type'] == 'paired'
             assert window.wait(TIMEOUT_S) == 0
 
     return pair

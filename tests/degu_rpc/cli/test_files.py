@@ -45,6 +45,8 @@ def there(node, other, pair_devices):
 
 def test_ls_shows_what_may_be_read(other, there, shared):
     assert other.check('ls', there).stdout == 'things/\n'
+    (share,) = other.check('ls', there, '--json').documents
+    assert (share['type'], share['name']) == ('share', 'things')
     assert set(other.check('ls', f'{there}/things').stdout.splitlines()) == {
         'a.txt',
         'deep/',

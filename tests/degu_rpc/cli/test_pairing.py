@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
+
+from degu_rpc.peers import format_id
 
 TIMEOUT_S = 60.0
 
@@ -36,7 +37,7 @@ def test_a_window_says_its_code_in_both_spellings_and_where_it_is(node):
 
 def test_a_wrong_code_stores_nothing_and_closes_the_window(node, other):
     with node.start('pair', '--json', '--show') as window:
-        opened = json.loads(window.stdout.readline())
+        opened = node.read(window)
         wrong = '0000-0000' if opened['code'] != '0000-0000' else '1111-1111'
         done = other.run('pair', wrong, '--at', opened['addresses'][0])
         assert done.returncode == 6
@@ -48,7 +49,7 @@ def test_a_wrong_code_stores_nothing_and_closes_the_window(node, other):
 
 def test_a_slip_in_the_code_is_usage_and_burns_nothing(node, other, pair_devices):
     with node.start('pair', '--json', '--show') as window:
-        opened = json.loads(window.stdout.readline())
+        opened = node.read(window)
         at = opened['addresses'][0]
         assert other.run('pair', opened['code'][:-1], '--at', at).returncode == 2
         other.check('pair', '--at', at, DEGU_PAIR_CODE=opened['code'])
@@ -57,7 +58,7 @@ def test_a_slip_in_the_code_is_usage_and_burns_nothing(node, other, pair_devices
 
 def test_ctrl_c_closes_the_window(node, other):
     with node.start('pair', '--json', '--show') as window:
-        opened = json.loads(window.stdout.readline())
+        opened = node.read(window)
         window.send_signal(2)
         assert window.wait(TIMEOUT_S) == 130
     host, _, port = opened['addresses'][0].rpartition(':')
@@ -87,7 +88,7 @@ def test_a_machine_joins_and_gives_up_what_it_was(node, other, pair_devices):
 
 def test_giving_up_an_identity_is_asked(node, other):
     with node.start('pair', '--json', '--show', '--mine') as window:
-        opened = json.loads(window.stdout.readline())
+        opened = node.read(window)
         done = other.run('pair', opened['code'], '--mine', '--at', opened['addresses'][0])
         assert done.returncode == 2
         assert '--yes' in done.stderr
@@ -96,11 +97,30 @@ def test_giving_up_an_identity_is_asked(node, other):
 def test_unpair_takes_trust_back(node, other, pair_devices):
     pair_devices(node, other)
     assert node.run('unpair', 'laptop').returncode == 2  # nobody can be asked
-    node.check('unpair', 'laptop', '--yes')
+    (gone,) = node.check('unpair', 'laptop', '--yes', '--json').documents
+    assert (gone['type'], gone['name']) == ('unpaired', 'laptop')
     assert _peers(node) == {}
     done = node.run('unpair', 'laptop', '--yes', '--json')
     assert done.returncode == 4
     assert done.error['kind'] == 'UnknownMachineError'
+
+
+def test_an_id_is_taken_as_it_is_shown_and_a_mistake_in_it_is_usage(node, other, pair_devices):
+    pair_devices(node, other)
+    spelled = format_id(other.check('id', '--json').documents[0]['machine_id'])
+    wrong = spelled[1] + spelled[0] + spelled[2:]
+    if wrong == spelled:
+        wrong = ('a' if spelled[0] == 'b' else 'b') + spelled[1:]
+    for command in (['unpair', wrong, '--yes'], ['methods', wrong], ['ls', f'{wrong}:']):
+        done = node.run(*command)
+        assert done.returncode == 2
+        assert 'compare it again' in done.stderr
+    port = other.check('status', '--json').documents[0]['urls'][0].rpartition(':')[2]
+    url = f'degu://{spelled}@127.0.0.1:{port}'
+    assert 'health.v1.Health/check' in node.check('methods', url).stdout
+    node.check('ls', f'{url}/')
+    node.check('unpair', spelled.replace('-', ' ').upper(), '--yes')
+    assert _peers(node) == {}
 
 
 def test_no_window_in_sight_is_unreachable_and_says_why(node):
@@ -121,5 +141,6 @@ def test_id_needs_no_node_but_an_identity(device):
         pass
     said = device.check('id', '--qr').stdout
     document = device.check('id', '--json').documents[0]
-    assert document['machine_id'] in said
+    assert document['machine_id'] in said.replace('-', '')
+    assert format_id(document['machine_id']) in said
     assert '█' in said

@@ -195,6 +195,13 @@ def test_a_watched_status_shows_a_change_and_ends_with_the_node(node, other, pai
         assert watching.wait(20) == 5
 
 
+def test_a_node_says_in_json_that_it_is_ready_and_that_it_is_gone(device):
+    with device.start('up', '--port=0', '--no-discovery', '--json') as up:
+        assert device.read(up)['type'] == 'ready'
+        (gone,) = device.check('down', '--json').documents
+        assert gone == {'v': 1, 'type': 'stopped'}
+
+
 def test_down_waits_until_the_home_is_free(device):
     with device.up():
         device.check('down')

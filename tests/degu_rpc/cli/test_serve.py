@@ -59,7 +59,7 @@ def module(device, tmp_path):
 def served(node, module, monkeypatch):
     monkeypatch.chdir(module)
     with node.start('serve', 'clock:service', '--json') as process:
-        assert json.loads(process.stdout.readline())['name'] == 'clock'
+        assert node.read(process)['name'] == 'clock'
         yield process
 
 
@@ -82,6 +82,7 @@ def test_a_local_program_calls_it_at_the_nodes_socket(served, node):
     said = node.check('call', target, 'clock.v1.Clock/who', '--prefix', prefix).stdout
     assert json.loads(said)['kind'] == 'local'
     node.check('call', target, 'clock.v1.Clock/reset', '--prefix', prefix)
+    assert json.loads(node.check('call', './clock', 'clock.v1.Clock/who').stdout)['kind'] == 'local'
     done = node.run('call', target, 'clock.v1.Clock/count', 'to:=3', '--prefix', prefix)
     assert done.stdout == '0\n1\n2\n'
     done = node.run('call', target, 'clock.v1.Clock/total', '-d', '1\n2', '--prefix', prefix)
