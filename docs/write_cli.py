@@ -69,6 +69,9 @@ DOCUMENTS = {
         documents.StoredSetting,
         '`degu config get`, one for each; `degu config set`, `degu config unset`',
     ),
+    'step': Document(documents.Told, '`degu demo`, before each part of it'),
+    'detail': Document(documents.Told, '`degu demo`, for each thing that has happened'),
+    'done': Document(documents.Shown, '`degu demo`, at its end'),
     'completion': Document(documents.Script, '`degu completion`'),
     'error': Document(documents.Failed, 'each command that fails; on stderr'),
 }

@@ -21,6 +21,7 @@ import click
 from degu.client import SSLClient, build_client_sslctx
 from degu.errors import PeerRejectedError
 from degu_rpc import Code, RpcError, connect
+from degu_rpc.cli import documents
 from degu_rpc.cli.demo_homes import (
     LOOPBACK,
     SERVICE,
@@ -66,13 +67,13 @@ class _Stage(NamedTuple):
 
     def begin(self, title: str) -> None:
         """Say what is next."""
-        self.session.emit('step', {'text': title})
+        self.session.emit('step', documents.Told(title))
         self.session.say()
         self.session.say(Styled(title, is_bold=True))
 
     def tell(self, text: str) -> None:
         """Say what has happened."""
-        self.session.emit('detail', {'text': text})
+        self.session.emit('detail', documents.Told(text))
         self.session.say(f'  {text}')
 
 
@@ -100,7 +101,7 @@ def demo(session: Session) -> None:
         _show_strangers(stage, studio, directory / 'stranger')
         _show_unpairing(stage, studio, laptop)
     elapsed_s = perf_counter() - started
-    session.emit('done', {'elapsed_s': round(elapsed_s, 3)})
+    session.emit('done', documents.Shown(round(elapsed_s, 3)))
     session.say()
     session.say(Styled(f'All of it happened, in {elapsed_s:.1f} s.', 'green'))
 

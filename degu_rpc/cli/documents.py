@@ -175,3 +175,15 @@ class Script(msgspec.Struct, frozen=True):
 
     shell: str
     script: str
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What the demo does or has done, in words."""
+
+    text: str
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """The demo has shown it all."""
+
+    elapsed_s: float
