@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from degu.net import Inherited, inherited
+from degu.net import inherited
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.errors import NodeRunningError
 
 if TYPE_CHECKING:
+    from degu.net import Inherited
     from degu_rpc.node.api import PeerStatus, Status
     from degu_rpc.node.device import Node
 
@@ -62,23 +63,46 @@ def up(session: Session, in_background: bool, **flags: Any) -> None:
 
 
 def _run(session: Session, flags: dict[str, Any]) -> None:
-    from degu_rpc.node.config import build_config, read_settings
-    from degu_rpc.node.device import Node
     from degu_rpc.node.notify import notify
+    from degu_rpc.node.signals import on_signals
 
-    config = build_config(read_settings(session.home, flags))
-    given = _find_inherited()
-    while True:
-        with (
-            Node(session.home, config=config, control=_share(given)) as node,
-            node.on_signals(),
-        ):
-            _say_ready(session, node)
-            notify('READY=1', f'STATUS={config.name}, machine {node.trust.identity.machine_id}')
-            restarts = node.wait()
-            notify('STOPPING=1')
-        if not restarts:
-            return
+    run = _Run()
+    with on_signals(run.end):
+        from degu_rpc.node.config import build_config, read_settings
+        from degu_rpc.node.device import Node
+
+        config = build_config(read_settings(session.home, flags))
+        run.node = node = Node(session.home, config=config, control=_find_inherited())
+        while not run.is_over():
+            with node:
+                if not run.is_over():
+                    _say_ready(session, node)
+                    machine_id = node.trust.identity.machine_id
+                    notify('READY=1', f'STATUS={config.name}, machine {machine_id}')
+                    if not node.wait():
+                        run.end()
+                # Not where it starts anew: systemd would take nothing back, and kill it.
+                if run.is_over():
+                    notify('STOPPING=1')
+
+
+class _Run:
+    """One run of `degu up`, which a signal ends: at its start, while it stops, or between."""
+
+    # Written by end(), which signal handlers call: _is_over. Set once: node.
+
+    node: Node | None = None
+
+    def __init__(self) -> None:
+        self._is_over = False
+
+    def is_over(self) -> bool:
+        return self._is_over
+
+    def end(self) -> None:
+        self._is_over = True
+        if self.node is not None:
+            self.node.stop()
 
 
 def _say_ready(session: Session, node: Node) -> None:
@@ -98,13 +122,6 @@ def _find_inherited() -> Inherited | None:
     if os.environ.get('LISTEN_PID') != str(os.getpid()):
         return None
     return inherited()
-
-
-def _share(given: Inherited | None) -> Inherited | None:
-    """Return a socket to give away, so that a node that starts anew gets it once more."""
-    if given is None:
-        return None
-    return Inherited(os.dup(given.descriptor), given.removes_file)
 
 
 # --- in the background ---------------------------------------------------------------------------

@@ -49,6 +49,55 @@ def test_a_signal_ends_it_cleanly(device, number):
         assert up.stderr.read() == ''
 
 
+@pytest.fixture
+def notified(tmp_path):
+    """Give the socket of a supervisor that is told how the node is; it waits 20 s for a word."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / 'notify'))
+        sock.settimeout(20)
+        yield sock
+
+
+def _start_notifying(device, notified):
+    return device.start(
+        'up', '--port=0', '--no-discovery', NOTIFY_SOCKET=str(notified.getsockname())
+    )
+
+
+def test_a_node_that_starts_anew_does_not_say_that_it_stops(device, other, notified, pair_devices):
+    with _start_notifying(device, notified) as up:
+        assert notified.recv(4096).startswith(b'READY=1')
+        pair_devices(other, device, '--mine', '--yes')
+        assert notified.recv(4096).startswith(b'READY=1')
+        up.terminate()
+        assert up.wait(20) == 0
+        assert notified.recv(4096) == b'STOPPING=1'
+
+
+def test_a_second_signal_while_it_stops_changes_nothing(device, notified):
+    with _start_notifying(device, notified) as up, socket.socket(socket.AF_UNIX) as half:
+        assert notified.recv(4096).startswith(b'READY=1')
+        half.connect(str(device.home / 'node.sock'))
+        half.sendall(b'GET /')  # what keeps it for a moment
+        up.terminate()
+        while (device.home / 'node.sock').exists():
+            time.sleep(0.001)
+        up.terminate()
+        assert up.wait(20) == 0
+        assert up.stderr.read() == ''
+
+
+def test_a_signal_while_it_starts_ends_it_cleanly(device):
+    device.home.mkdir(mode=0o700)
+    os.mkfifo(device.home / 'config.toml')
+    with device.start('up', '--port=0', '--no-discovery') as up:
+        with (device.home / 'config.toml').open('w') as settings:  # it reads them by now
+            up.terminate()
+            settings.write('name = "studio"')
+        assert up.wait(20) == 0
+        assert up.communicate() == ('', '')
+
+
 def test_up_in_the_background_returns_once_it_can_be_called(device):
     said = device.check('up', '--bg', '--port=0', '--no-discovery')
     try:

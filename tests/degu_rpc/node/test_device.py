@@ -224,6 +224,44 @@ def test_a_call_that_waits_at_a_socket_that_was_given_is_answered(tmp_path):
             status = callers.submit(client.bind(NodeApi, NODE).status)
             # To look for others takes a moment, in which the call is there already.
             config = msgspec.structs.replace(CONFIG, discovery=True, interfaces=('nosuch',))
-            control = Inherited(os.dup(given.fileno()), False)
+            control = Inherited(given.fileno(), False)
             with Node(tmp_path / 'home', config=config, control=control):
                 assert status.result().name == 'studio'
+
+
+def test_a_node_that_was_never_started_has_nothing_to_let_go_of(tmp_path):
+    node = Node(tmp_path / 'home', config=CONFIG)
+    node.stop()
+    assert not node.home.directory.exists()
+
+
+def test_one_node_starts_again_and_again_at_the_socket_that_it_was_given(tmp_path):
+    path = tmp_path / 'given.sock'
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind(str(path))
+        given.listen()
+        node = Node(tmp_path / 'home', config=CONFIG, control=Inherited(given.fileno(), False))
+        for restarts in (True, False):
+            with node, connect(f'unix:{path}') as client:
+                assert client.bind(NodeApi, NODE).status().name == 'studio'
+                assert not node.stopping.is_set()
+                node.stop(restart=restarts)
+                assert node.wait() is restarts
+            assert node.stopping.is_set()
+
+
+def test_who_wants_it_to_stop_counts_more_than_who_wants_it_to_start_anew(node):
+    node.stop()
+    node.stop(restart=True)
+    assert node.wait() is False
+
+
+def test_a_start_that_fails_late_lets_go_of_each_socket(tmp_path):
+    with Node(tmp_path / 'home', config=CONFIG) as node:
+        port = node.addresses[0].port
+    node.home.socket_path.write_text('in the way')
+    config = msgspec.structs.replace(CONFIG, port=port)
+    with pytest.raises(OSError, match='no socket'), Node(node.home, config=config):
+        pass
+    with socket.create_server(('127.0.0.1', port)):
+        pass
