@@ -20,6 +20,7 @@ from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.errors import NodeRunningError
+from degu_rpc.node.limits import STOP_S
 
 if TYPE_CHECKING:
     from degu.net import Inherited
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 START_S = 30.0
 """How long a node in the background has to be ready; keys are made in that time."""
-STOP_S = 15.0
-"""How long a node has to stop; what it still does has SHUTDOWN_S of that."""
 MAX_LOG_SIZE = 1024 * 1024
 """From what size on the log of a node in the background is begun anew; one former is kept."""
 _POLL_S = 0.02

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -254,6 +255,40 @@ def test_who_wants_it_to_stop_counts_more_than_who_wants_it_to_start_anew(node):
     node.stop()
     node.stop(restart=True)
     assert node.wait() is False
+
+
+def test_requests_on_all_its_sockets_have_one_time_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr('degu_rpc.node.device.SHUTDOWN_S', 0.6)
+    service = Service('slow.v1.Slow')
+    begun = threading.Semaphore(0)
+    ended = threading.Event()
+
+    @service.method(allow='peer')
+    def wait() -> None:
+        begun.release()
+        ended.wait(20)
+
+    friend = Identity.create(tmp_path / 'friend')
+    node = Node(tmp_path / 'home', services=[service], config=CONFIG)
+    with ThreadPoolExecutor(2) as callers:
+        with node:
+            node.trust.add(friend.user_cert, 'friend', machines={friend.machine_id: 'laptop'})
+            trust = TrustStore(friend)
+            trust.add(node.trust.identity.user_cert, 'studio')
+            far = RpcClient(build_client(node, trust))
+            near = connect(f'unix:{node.home.socket_path}')
+            calls = [callers.submit(each['slow.v1.Slow'].wait) for each in (far, near)]
+            for _ in calls:
+                assert begun.acquire(timeout=20)
+            started = time.monotonic()
+        # 0.6 s, and then one second more until what hangs is given up: side by side.
+        took_s = time.monotonic() - started
+        ended.set()
+        for call in calls:
+            assert isinstance(call.exception(20), RpcError)
+        far.close()
+        near.close()
+    assert 0.6 < took_s < 2.5
 
 
 def test_a_start_that_fails_late_lets_go_of_each_socket(tmp_path):
