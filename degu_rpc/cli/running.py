@@ -19,7 +19,6 @@ from degu.net import inherited
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
-from degu_rpc.errors import NodeRunningError
 from degu_rpc.node.limits import STOP_S
 
 if TYPE_CHECKING:
@@ -210,18 +209,15 @@ def down(session: Session) -> None:
     with session.node() as node:
         node.stop()
     deadline = time.monotonic() + (session.timeout_s or STOP_S)
-    while True:
-        try:
-            with session.home.hold():
-                break
-        except NodeRunningError as error:
-            if time.monotonic() > deadline:
-                raise Failure(
-                    Exit.UNREACHABLE,
-                    f'process {error.pid} was told to stop and still runs',
-                    f'see {session.home.log_path}, or end it: kill {error.pid}',
-                ) from None
-            time.sleep(_POLL_S)
+    while session.home.is_held():
+        if time.monotonic() > deadline:
+            pid = session.home.find_holder()
+            raise Failure(
+                Exit.UNREACHABLE,
+                f'process {pid} was told to stop and still runs',
+                f'see {session.home.log_path}, or end it: kill {pid}',
+            )
+        time.sleep(_POLL_S)
     session.emit('stopped', {})
     session.say('stopped')
 

@@ -211,10 +211,21 @@ def test_a_port_that_was_asked_for_and_is_taken_is_an_error(device):
     assert 'Address already in use' in done.stderr
 
 
-def test_a_path_too_long_for_a_socket_is_said(tmp_path, device):
-    done = device.run('up', '--home', tmp_path / ('x' * 100))
+@pytest.mark.parametrize('command', ['up', 'status', 'down'])
+def test_a_path_too_long_for_a_socket_is_said(tmp_path, device, command):
+    home = tmp_path / ('x' * 100)
+    done = device.run(command, '--home', home)
     assert done.returncode == 1
-    assert 'x' * 100 in done.stderr
+    assert done.stderr.startswith(f'degu: {home} cannot be a home: a socket path is at most')
+    assert 'Traceback' not in done.stderr
+    assert not home.exists()
+
+
+def test_a_home_may_be_named_from_here(device, monkeypatch, tmp_path):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    with device.up():
+        assert device.check('status', '--home', f'../{device.home.name}').stdout
 
 
 def test_status_without_a_node_is_json_too(device):
@@ -249,6 +260,16 @@ def test_down_waits_until_the_home_is_free(device):
         device.check('down')
         with device.up():
             pass
+
+
+def test_down_that_cannot_wait_longer_says_which_process_runs(device):
+    with device.up() as up, socket.socket(socket.AF_UNIX) as half:
+        half.connect(str(device.home / 'node.sock'))
+        half.sendall(b'GET /')  # what keeps it for a moment
+        done = device.run('down', '--timeout=0.1')
+        assert done.returncode == 5
+        assert f'kill {up.pid}' in done.stderr
+        assert up.wait(20) == 0
 
 
 def test_wrong_usage_is_status_2(device):
