@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
+import subprocess
+import sys
 
 import pytest
 
@@ -31,23 +32,24 @@ def test_one_at_a_time_holds_a_home_and_who_looks_sees_who(home):
 def test_who_looks_keeps_no_node_from_its_home(home):
     with home.hold():
         pass
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.is_set():
-            home.is_held()
-
-    lookers = [threading.Thread(target=look) for _ in range(2)]
-    for each in lookers:
-        each.start()
-    try:
-        for _ in range(300):
-            with home.hold():
-                pass
-    finally:
-        ended.set()
-        for each in lookers:
-            each.join()
+    script = (
+        'import sys\n'
+        'from degu_rpc.node.home import Home\n'
+        'home = Home(sys.argv[1])\n'
+        'print(flush=True)\n'
+        'while True:\n'
+        '    home.is_held()\n'
+    )
+    command = [sys.executable, '-c', script, str(home.directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as looker:
+        try:
+            assert looker.stdout is not None
+            assert looker.stdout.readline() == b'\n'
+            for _ in range(1000):
+                with home.hold():
+                    pass
+        finally:
+            looker.kill()
 
 
 @pytest.mark.parametrize('name', ['x' * 120, 'nul\0'])
