@@ -109,16 +109,20 @@ class Neighbours:
         return self.problem or 'discovery is switched off in the settings'
 
     def find_urls(self, machine_id: str, timeout_s: float) -> list[str]:
-        """Return where a machine is, the best first; wait so long to see it."""
+        """Return where a machine is, the best first.
+
+        It is waited for only where no address is set; then for so long.
+        """
         urls = [url for url in self._config.machines if parse_url(url).machine_id == machine_id]
         browser = self._browser
         if browser is None:
             return urls
-        deadline = Deadline(timeout_s)
-        with contextlib.closing(browser.find(machine_id, timeout_s)) as found:  # type: ignore[type-var]  # a generator
-            for address in found:
-                if address is not None or not deadline.remaining():
-                    break
+        if not urls:
+            deadline = Deadline(timeout_s)
+            with contextlib.closing(browser.find(machine_id, timeout_s)) as found:  # type: ignore[type-var]  # a generator
+                for address in found:
+                    if address is not None or not deadline.remaining():
+                        break
         for sighting in browser.sightings():
             if sighting.machine_id == machine_id:
                 urls += [p.format_url(machine_id) for p in find_places(sighting.addresses)]
