@@ -8,7 +8,7 @@
     machines = ["degu://<machine id>@192.168.1.7:8485"]   # where machines are that mDNS cannot find
 
     [shares.photos]                       # what others may read: degu ls studio:photos
-    path = "~/Pictures"
+    path = "~/Pictures"               # absolute, or from ~
     allow = ["peer"]                      # the roles that may; ["peer"] unless given
 
 1. A setting is looked for in the flags of the command, the environment (`DEGU_PORT`), what `degu
@@ -35,7 +35,7 @@ import msgspec
 from degu import durable
 from degu_rpc.errors import ConfigError
 from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE
-from degu_rpc.peers import parse_url
+from degu_rpc.peers import build_roles, parse_url
 from degu_rpc.peers.names import check_name
 from degu_rpc.peers.private import locked, make_directory
 
@@ -57,7 +57,7 @@ class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def directory(self) -> Path:
-        """Where it is, with `~` for the user's own directory."""
+        """Where it is, with `~` for the user's own directory. RuntimeError for that of nobody."""
         return Path(self.path).expanduser()
 
 
@@ -173,9 +173,22 @@ def _check(key: str, value: Any, source: str) -> Setting:
         elif key == 'listen':
             for ip in checked:
                 ip_address(ip)
+        elif key == 'shares':
+            for name, share in checked.items():
+                _check_share(name, share)
     except ValueError as error:
         raise ConfigError(key, source, str(error), 'correct it there') from None
     return Setting(key, checked, source)
+
+
+def _check_share(name: str, share: Share) -> None:
+    """Raise ValueError for one that is of nobody, or whose directory hangs on where we are."""
+    try:
+        build_roles(share.allow)
+        if not share.directory.is_absolute():
+            raise ValueError(f'path must begin with / or ~, not {share.path!r}')
+    except (ValueError, RuntimeError) as error:  # the latter of a ~user whom nobody knows
+        raise ValueError(f'{name}: {error}') from None
 
 
 def _name_source(source: str, key: str) -> str:

@@ -34,7 +34,6 @@ from degu.net import Inherited
 from degu.server import Server, SSLServer
 from degu.stop import Stop
 from degu_rpc.errors import DeguRpcError, RenewalError
-from degu_rpc.files.share import FileShare
 from degu_rpc.node.api import EXAMINE
 from degu_rpc.node.behind import Behind
 from degu_rpc.node.config import Config, build_config, read_settings
@@ -43,7 +42,7 @@ from degu_rpc.node.home import Home
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
 from degu_rpc.node.places import Place, find_places, find_reachable
-from degu_rpc.node.shares import FILES, build_shares
+from degu_rpc.node.shares import FILES, build_shares, open_share
 from degu_rpc.node.signals import on_signals
 from degu_rpc.node.upkeep import Upkeep
 from degu_rpc.peers import (
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
+    from degu_rpc.files.share import FileShare
     from degu_rpc.rpc.service import Service
 
 SERVICES = '/rpc'
@@ -119,9 +119,9 @@ class Node:
     def __enter__(self) -> Self:
         """Start it: once this returns it can be called. After its end it can be started anew.
 
-        Raises NodeRunningError where another node has this home, IdentityError for
-        what is in it, OSError where an address cannot be had, ssl.SSLError, ValueError for two
-        services with one name.
+        Raises NodeRunningError where another node has this home, IdentityError for what is in it,
+        ConfigError for a share that cannot be opened, OSError where an address cannot be had,
+        ssl.SSLError, ValueError for two services with one name.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.home.hold())
@@ -136,7 +136,7 @@ class Node:
             self.behind = Behind()
             stack.callback(self.behind.close)
             shares = {
-                name: stack.enter_context(FileShare(share.directory, share.allow))
+                name: stack.enter_context(open_share(name, share))
                 for name, share in self.config.shares.items()
             }
             outside = self._build_app(shares, self._services)

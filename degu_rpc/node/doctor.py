@@ -37,6 +37,7 @@ from degu_rpc.node.limits import (
     MIN_FREE_SIZE,
 )
 from degu_rpc.node.places import Place
+from degu_rpc.node.shares import open_share
 from degu_rpc.peers import Dialer, Identity, StaticAddresses, TrustStore, parse_url
 from degu_rpc.peers.discovery.diagnosis import Reason, collect_facts, explain_nothing_found
 from degu_rpc.peers.discovery.interfaces import choose_interfaces, read_interfaces
@@ -94,6 +95,7 @@ def examine(home: Home, timeout_s: float) -> list[Finding]:
         check_home,
         check_space,
         check_settings,
+        check_shares,
         check_identity,
         check_certificate,
         check_clock,
@@ -169,6 +171,17 @@ def check_settings(known: Known) -> Iterator[Finding]:
         yield Finding('settings', Level.FAULT, str(error), error.remedy)
     else:
         yield Finding('settings', Level.OK, 'all can be; see them with: degu config get')
+
+
+def check_shares(known: Known) -> Iterator[Finding]:
+    """Look whether the directory of each share can be opened."""
+    for name, share in sorted(known.config.shares.items()) if known.config else ():
+        try:
+            open_share(name, share).close()
+        except ConfigError as error:
+            yield Finding('shares', Level.FAULT, str(error), error.remedy)
+        else:
+            yield Finding('shares', Level.OK, f'{name} is {share.directory}')
 
 
 def check_identity(known: Known) -> Iterator[Finding]:

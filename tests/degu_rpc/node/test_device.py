@@ -27,7 +27,7 @@ from degu_rpc import (
     TrustStore,
     connect,
 )
-from degu_rpc.errors import IdentityError, NodeRunningError, UnknownMachineError
+from degu_rpc.errors import ConfigError, IdentityError, NodeRunningError, UnknownMachineError
 from degu_rpc.node.api import NODE, NodeApi
 from degu_rpc.node.config import Config, Share
 
@@ -119,6 +119,15 @@ def test_a_share_is_read_by_those_who_may(tmp_path, service):
         assert connection.get('/files/things/file/a.txt').body.read() == b'hello'
         with control(node) as api:
             assert api.status().shares[0].path == str(shared)
+
+
+def test_a_share_that_cannot_be_opened_is_named(tmp_path):
+    shares = {'things': Share(str(tmp_path / 'nosuch'))}
+    config = msgspec.structs.replace(CONFIG, shares=shares)
+    with pytest.raises(ConfigError) as caught, Node(tmp_path / 'home', config=config):
+        pass
+    assert caught.value.key == 'shares.things'
+    assert f'{tmp_path}/nosuch cannot be shared: No such file' in str(caught.value)
 
 
 def test_a_node_calls_a_paired_machine_by_its_name(tmp_path, node):
