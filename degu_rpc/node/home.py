@@ -7,7 +7,7 @@
         node.lock               locked by the running node, whose process id is in it
         node.sock               where the node takes local programs
         served/                 sockets of programs that serve behind the node
-        node.log                what a node in the background has to say
+        node.log                what a node in the background has to say; node.old.log is before
         joining/                an identity that is about to take the place of the one above
         former-<machine id>/    one that this machine gave up, kept whole
 
@@ -69,6 +69,7 @@ class Home:
         self.socket_path = self.directory / 'node.sock'
         self.served_directory = self.directory / 'served'
         self.log_path = self.directory / 'node.log'
+        self.old_log_path = self.directory / 'node.old.log'
         self.settings_path = self.directory / 'settings.json'
         self.config_path = find_config_directory(self.directory) / 'config.toml'
         self._format_path = self.directory / 'format'

@@ -112,9 +112,53 @@ def test_up_in_the_background_returns_once_it_can_be_called(device):
 def test_up_in_the_background_tells_why_it_cannot(device):
     device.home.mkdir(mode=0o700)
     (device.home / 'config.toml').write_text('port = "many"\n')
-    done = device.run('up', '--bg')
-    assert done.returncode == 1
-    assert f'port, from {device.home}/config.toml' in done.stderr
+    done = device.run('up', '--bg', '--json')
+    foreground = device.run('up', '--json')
+    assert done.error == foreground.error
+    assert f'port, from {device.home}/config.toml' in done.error['message']
+
+
+def test_up_in_the_background_that_ends_without_a_word_names_its_log(device):
+    device.home.mkdir(mode=0o700)
+    (device.home / 'node.log').write_text('{"type": "error", "message": "of another time"}\n')
+    os.mkfifo(device.home / 'config.toml')
+    with (
+        device.start('up', '--bg') as up,
+        (device.home / 'config.toml').open('w'),  # the child reads it by now
+    ):
+        (child,) = Path(f'/proc/{up.pid}/task/{up.pid}/children').read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        assert up.wait(20) == 1
+        said = up.stderr.read()
+    assert 'it ended with status -9' in said
+    assert f'see its log: {device.home}/node.log' in said
+
+
+def test_up_in_the_background_that_takes_too_long_is_ended(device):
+    device.home.mkdir(mode=0o700)
+    os.mkfifo(device.home / 'config.toml')  # it waits for whoever writes them
+    done = device.run('up', '--bg', '--timeout=1')
+    assert done.returncode == 5
+    assert 'not ready after 1 s' in done.stderr
+    assert '--timeout' in done.stderr
+    assert device.run('status').returncode == 10
+
+
+def test_the_log_is_begun_anew_where_it_is_large_and_no_node_writes_it(device):
+    device.home.mkdir(mode=0o700)
+    log, old_log = device.home / 'node.log', device.home / 'node.old.log'
+    log.write_bytes(bytes(1024 * 1024 + 1))
+    with device.up():
+        done = device.run('up', '--bg')
+        assert done.returncode == 1
+        assert 'runs with' in done.stderr
+        assert not old_log.exists()
+    device.check('up', '--bg', '--port=0', '--no-discovery')
+    try:
+        assert old_log.stat().st_size == 1024 * 1024 + 1
+        assert log.stat().st_size < 1024 * 1024
+    finally:
+        device.check('down')
 
 
 def test_a_second_node_is_refused_and_told_of_the_first(node):
