@@ -34,7 +34,7 @@ import msgspec
 
 from degu import durable
 from degu_rpc.errors import ConfigError
-from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE
+from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE, MAX_PORT
 from degu_rpc.peers import build_roles, parse_url
 from degu_rpc.peers.names import check_name
 from degu_rpc.peers.private import locked, make_directory
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from degu_rpc.node.home import Home
 
 _Addresses = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+_Port = Annotated[int, msgspec.Meta(ge=0, le=MAX_PORT)]
 _ShareName = Annotated[str, msgspec.Meta(pattern=r'\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z')]
 
 

@@ -2,6 +2,8 @@
 
 DEFAULT_PORT = 8485
 """The TCP port on which a node takes other machines; the next one is for pairing."""
+MAX_PORT = 65535
+"""The last port of TCP."""
 SHUTDOWN_S = 5.0
 """How long running requests have when a node stops."""
 STOP_S = SHUTDOWN_S + 10.0
@@ -16,8 +18,6 @@ NEARBY_S = 3.0
 """How long the network is given to say who is there, unless told otherwise."""
 MAX_SERVED = 64
 """Programs that serve something behind the node at once."""
-MAX_MACHINE_NAME_LENGTH = 64
-"""Characters of what this machine calls itself."""
 MAX_CONFIG_SIZE = 64 * 1024
 """Bytes of a configuration file."""
 SYSTEMCTL_S = 60.0
