@@ -165,6 +165,7 @@ def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iter
     Raises Failure for a path that no socket can have, OSError.
     """
     from degu.server import Server
+    from degu_rpc.node.api import SERVICES
     from degu_rpc.node.behind import Forwarded
     from degu_rpc.peers import Authenticated
     from degu_rpc.router import Router
@@ -175,8 +176,8 @@ def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iter
 
     everything = [*services, build_meta(services)]
     router = Router()
-    router.mount('/rpc', RpcApp(everything))
-    router.mount('/rpc/jsonrpc', JsonRpcApp(everything))
+    router.mount(SERVICES, RpcApp(everything))
+    router.mount(f'{SERVICES}/jsonrpc', JsonRpcApp(everything))
     app = Authenticated(Forwarded(router) if is_private else router)
     try:
         listening = listen_unix(str(path))

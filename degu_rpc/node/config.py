@@ -34,6 +34,7 @@ import msgspec
 
 from degu import durable
 from degu_rpc.errors import ConfigError
+from degu_rpc.node.api import NAME_PATTERN
 from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE, MAX_PORT
 from degu_rpc.peers import build_roles, parse_url
 from degu_rpc.peers.names import check_name
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 _Addresses = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 _Port = Annotated[int, msgspec.Meta(ge=0, le=MAX_PORT)]
-_ShareName = Annotated[str, msgspec.Meta(pattern=r'\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z')]
+_ShareName = Annotated[str, msgspec.Meta(pattern=rf'\A{NAME_PATTERN}\Z')]
 
 
 class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

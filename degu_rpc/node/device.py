@@ -34,7 +34,7 @@ from degu.net import Inherited
 from degu.server import Server, SSLServer
 from degu.stop import Stop
 from degu_rpc.errors import DeguRpcError, RenewalError
-from degu_rpc.node.api import EXAMINE
+from degu_rpc.node.api import CERTIFICATES, EXAMINE, FILES, SERVICES
 from degu_rpc.node.behind import Behind
 from degu_rpc.node.config import Config, build_config, read_settings
 from degu_rpc.node.control import build_control
@@ -42,7 +42,7 @@ from degu_rpc.node.home import Home
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
 from degu_rpc.node.places import Place, find_places, find_reachable
-from degu_rpc.node.shares import FILES, build_shares, open_share
+from degu_rpc.node.shares import build_shares, open_share
 from degu_rpc.node.signals import on_signals
 from degu_rpc.node.upkeep import Upkeep
 from degu_rpc.peers import (
@@ -68,10 +68,6 @@ if TYPE_CHECKING:
     from degu_rpc.files.share import FileShare
     from degu_rpc.rpc.service import Service
 
-SERVICES = '/rpc'
-"""Where the services are."""
-CERTIFICATES = '/certificates'
-"""Where machines of my own user get new certificates."""
 _NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 _log = logging.getLogger('degu_rpc.node')

@@ -39,7 +39,12 @@ from degu_rpc.node.limits import (
 from degu_rpc.node.places import Place
 from degu_rpc.node.shares import open_share
 from degu_rpc.peers import Dialer, Identity, StaticAddresses, TrustStore, parse_url
-from degu_rpc.peers.discovery.diagnosis import Reason, collect_facts, explain_nothing_found
+from degu_rpc.peers.discovery.diagnosis import (
+    MDNS_PORT,
+    Reason,
+    collect_facts,
+    explain_nothing_found,
+)
 from degu_rpc.peers.discovery.interfaces import choose_interfaces, read_interfaces
 from degu_rpc.peers.identity import TRUST_DIRECTORY
 from degu_rpc.rpc.target import connect
@@ -52,8 +57,6 @@ if TYPE_CHECKING:
     from degu_rpc.node.home import Home
 
     Check = Callable[['Known'], Iterator['Finding']]
-
-_MDNS_PORT = 5353
 
 
 class Level(enum.Enum):
@@ -334,7 +337,7 @@ _REMEDIES = {
     ),
     Reason.FIREWALL: (
         Level.FAULT,
-        'sudo ufw allow 5353/udp, or sudo firewall-cmd --add-service=mdns, or the like',
+        f'sudo ufw allow {MDNS_PORT}/udp, or sudo firewall-cmd --add-service=mdns, or the like',
     ),
 }
 
@@ -348,8 +351,8 @@ def check_network(known: Known) -> Iterator[Finding]:
         yield Finding('discovery', Level.OK, 'it is switched off in the settings')
         return
     if (error := _try_mdns_port()) is not None:
-        words = f'another program keeps UDP port {_MDNS_PORT} for itself: {error.strerror}'
-        yield Finding('discovery', Level.FAULT, words, _find_taker('u', _MDNS_PORT))
+        words = f'another program keeps UDP port {MDNS_PORT} for itself: {error.strerror}'
+        yield Finding('discovery', Level.FAULT, words, _find_taker('u', MDNS_PORT))
         return
     found = choose_interfaces(read_interfaces(), config.interfaces)
     for name in config.interfaces or ():
@@ -383,7 +386,7 @@ def _try_mdns_port() -> OSError | None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            sock.bind(('', _MDNS_PORT))
+            sock.bind(('', MDNS_PORT))
         except OSError as error:
             return error
     return None

@@ -35,7 +35,7 @@ _log = logging.getLogger('degu_rpc.node')
 class Neighbours:
     """Finds other machines, and lets this one be found."""
 
-    # Set once: _trust, _config, _static, _dialer, _addresses. Guarded by _lock: the rest.
+    # Set once: _trust, _config, _addresses, _static. Guarded by _lock: the rest.
 
     def __init__(self, trust: TrustStore, config: Config, addresses: Sequence[Address]) -> None:
         """Look for nobody yet; `addresses` are where this node listens."""

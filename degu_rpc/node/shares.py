@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from degu_rpc.node import config
 
 SHARES = 'shares.v1.Shares'
-FILES = '/files'
-"""Where shares are mounted."""
 
 
 @dataclass(frozen=True, slots=True)
