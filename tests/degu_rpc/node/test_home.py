@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from degu_rpc import Identity
 from degu_rpc.errors import IdentityError, NodeRunningError
-from degu_rpc.node.home import Home
+from degu_rpc.node.home import MACHINE_FILE, Home
 
 
 @pytest.fixture
@@ -60,3 +62,54 @@ def test_a_path_that_no_socket_can_have_is_refused_and_nothing_is_made(tmp_path,
     with pytest.raises(IdentityError, match='cannot be a home'), home.hold():
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+# Puts in place what joined, and is killed instead of the n-th rename or, if there is none, after.
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from degu_rpc.node.home import MACHINE_FILE, Home
+left = int(sys.argv[2])
+rename = Path.rename
+def rename_or_die(path, target):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return rename(path, target)
+Path.rename = rename_or_die
+home = Home(sys.argv[1])
+with home.hold():
+    home.prepare()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize('renames', [0, 1, 2])
+def test_a_kill_while_an_identity_takes_its_place_is_finished_by_the_next_start(home, renames):
+    with home.hold():
+        home.prepare()
+        before = home.open_identity().machine_id
+        joined = Identity.create(home.joining_directory).machine_id
+    killed = subprocess.run(
+        [sys.executable, '-c', DYING, str(home.directory), str(renames)], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert home.find_former(before).exists() is (renames > 0)
+    assert home.joining_directory.exists() is (renames < 2)
+    for _ in range(2):
+        with home.hold():
+            home.prepare()
+            assert home.open_identity().machine_id == joined
+        assert Identity.open(home.find_former(before)).machine_id == before
+        assert not home.joining_directory.exists()
+
+
+def test_an_identity_that_is_not_complete_takes_no_place(home):
+    with home.hold():
+        home.prepare()
+        before = home.open_identity().machine_id
+        Identity.create(home.joining_directory)
+        (home.joining_directory / MACHINE_FILE).unlink()
+        home.prepare()
+        assert home.open_identity().machine_id == before
