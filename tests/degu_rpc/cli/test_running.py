@@ -12,20 +12,17 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = [
-    *('up', 'down', 'status', 'id', 'peers', 'pair', 'unpair'),
-    *('doctor', 'service', 'config', 'completion', 'stubs', 'demo'),
-]
+from degu_rpc.cli import _COMMANDS
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', _COMMANDS)
 def test_help_says_how_a_command_ends(device, command):
     assert 'Exit status: 0 done' in device.check(command, '--help').stdout
 
 
 def test_help_lists_every_command_and_every_exit_status(device):
     said = device.check('--help').stdout
-    for command in COMMANDS:
+    for command in _COMMANDS:
         assert f'  {command} ' in said
     for status in ('0', '1', '2', '3', '4', '5', '6', '7', '8', '10', '130'):
         assert f'  {status:>3}  ' in said
