@@ -250,7 +250,7 @@ class Node:
     def stop(self, *, restart: bool = False) -> None:
         """Have `wait` return, in whichever thread that is; nothing to do outside of the block.
 
-        Of a request to stop and one to start anew the first counts, whichever comes later.
+        To stop counts more than to start anew, whichever is asked for first.
         """
         if not restart:
             self._is_over = True
