@@ -90,7 +90,7 @@ def _list_shares(session: Session, client: DialedClient) -> None:
 def _list_directory(session: Session, client: DialedClient, asked: _Source, is_long: bool) -> None:
     from degu_rpc.files import list_share
     from degu_rpc.files.listing import Kind
-    from degu_rpc.node.shares import FILES
+    from degu_rpc.node.api import FILES
 
     for one in list_share(client, f'{FILES}/{asked.share}', asked.path):
         when = datetime.fromtimestamp(one.mtime_ns // 10**9, UTC)
@@ -149,7 +149,7 @@ def _get(
 ) -> int:
     """Bring one path over; return how many entries could not be."""
     from degu_rpc.files import fetch
-    from degu_rpc.node.shares import FILES
+    from degu_rpc.node.api import FILES
 
     into = destination if asked.path else destination / asked.share
     with _showing(session) as show:

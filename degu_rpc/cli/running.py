@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -15,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from degu.net import Inherited, inherited
+from degu.net import inherited
 from degu_rpc.cli.documents import Stopped
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.errors import NodeRunningError
+from degu_rpc.node.limits import STOP_S
 
 if TYPE_CHECKING:
+    from degu.net import Inherited
     from degu_rpc.node.api import PeerStatus, Status
     from degu_rpc.node.device import Node
 
 START_S = 30.0
 """How long a node in the background has to be ready; keys are made in that time."""
-STOP_S = 15.0
-"""How long a node has to stop; what it still does has SHUTDOWN_S of that."""
 MAX_LOG_SIZE = 1024 * 1024
 """From what size on the log of a node in the background is begun anew; one former is kept."""
 _POLL_S = 0.02
@@ -37,7 +38,7 @@ _POLL_S = 0.02
 
 @click.command(
     cls=Command,
-    epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.USAGE),
+    epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE),
 )
 @click.option('--bg', 'in_background', is_flag=True, help='Return once it is ready.')
 @click.option('--name', help='What other machines see.  [env var: DEGU_NAME]')
@@ -63,23 +64,46 @@ def up(session: Session, in_background: bool, **flags: Any) -> None:
 
 
 def _run(session: Session, flags: dict[str, Any]) -> None:
-    from degu_rpc.node.config import build_config, read_settings
-    from degu_rpc.node.device import Node
     from degu_rpc.node.notify import notify
+    from degu_rpc.node.signals import on_signals
 
-    config = build_config(read_settings(session.home, flags))
-    given = _find_inherited()
-    while True:
-        with (
-            Node(session.home, config=config, control=_share(given)) as node,
-            node.on_signals(),
-        ):
-            _say_ready(session, node)
-            notify('READY=1', f'STATUS={config.name}, machine {node.trust.identity.machine_id}')
-            restarts = node.wait()
-            notify('STOPPING=1')
-        if not restarts:
-            return
+    run = _Run()
+    with on_signals(run.end):
+        from degu_rpc.node.config import build_config, read_settings
+        from degu_rpc.node.device import Node
+
+        config = build_config(read_settings(session.home, flags))
+        run.node = node = Node(session.home, config=config, control=_find_inherited())
+        while not run.is_over():
+            with node:
+                if not run.is_over():
+                    _say_ready(session, node)
+                    machine_id = node.trust.identity.machine_id
+                    notify('READY=1', f'STATUS={config.name}, machine {machine_id}')
+                    if not node.wait():
+                        run.end()
+                # Not where it starts anew: systemd would take nothing back, and kill it.
+                if run.is_over():
+                    notify('STOPPING=1')
+
+
+class _Run:
+    """One run of `degu up`, which a signal ends: at its start, while it stops, or between."""
+
+    # Written by end(), which signal handlers call: _is_over. Set once: node.
+
+    node: Node | None = None
+
+    def __init__(self) -> None:
+        self._is_over = False
+
+    def is_over(self) -> bool:
+        return self._is_over
+
+    def end(self) -> None:
+        self._is_over = True
+        if self.node is not None:
+            self.node.stop()
 
 
 def _say_ready(session: Session, node: Node) -> None:
@@ -101,27 +125,25 @@ def _find_inherited() -> Inherited | None:
     return inherited()
 
 
-def _share(given: Inherited | None) -> Inherited | None:
-    """Return a socket to give away, so that a node that starts anew gets it once more."""
-    if given is None:
-        return None
-    return Inherited(os.dup(given.descriptor), given.removes_file)
-
-
 # --- in the background ---------------------------------------------------------------------------
 
 
 def _start_in_background(session: Session, flags: dict[str, Any]) -> None:
     """Start a process of its own and wait until it says that it is ready.
 
-    Raises Failure with the end of its log where it is not.
+    Raises Failure with what it said where it is not, NodeRunningError where one runs already, whose
+    log this is.
     """
     from degu_rpc.peers.private import make_directory
 
-    make_directory(session.home.directory)
-    log = session.home.log_path
+    home = session.home
+    home.check_path()
+    make_directory(home.directory)
+    if home.is_held():
+        raise NodeRunningError(home.directory, home.find_holder())
+    log = home.log_path
     if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
-        log.rename(log.with_suffix('.old.log'))
+        log.rename(home.old_log_path)
     with (
         tempfile.TemporaryDirectory(prefix='degu-up-') as directory,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
@@ -139,7 +161,15 @@ def _start_in_background(session: Session, flags: dict[str, Any]) -> None:
             env={**os.environ, 'NOTIFY_SOCKET': address},
             start_new_session=True,
         )
-        _wait_until_ready(process, ready, log, began)
+        timeout_s = session.timeout_s or START_S
+        if not _wait_until_ready(process, ready, timeout_s):
+            raise Failure(
+                Exit.UNREACHABLE,
+                f'it was not ready after {timeout_s:g} s, and was ended',
+                f'see its log, {log}, or give it more time: --timeout SECONDS',
+            )
+        if process.poll() is not None:
+            raise _find_failure(process.returncode, log, began)
     with session.node() as node:
         status = node.status()
     session.emit('ready', status)
@@ -151,7 +181,8 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def _format_flags(session: Session, flags: dict[str, Any]) -> list[str]:
-    found = ['up', '--home', str(session.home.directory), *['-v'] * session.verbosity]
+    # --json: why it fails can be read from its log.
+    found = ['up', '--json', '--home', str(session.home.directory), *['-v'] * session.verbosity]
     for key, value in flags.items():
         if isinstance(value, bool):
             found.append(f'--{key}' if value else f'--no-{key}')
@@ -161,27 +192,35 @@ def _format_flags(session: Session, flags: dict[str, Any]) -> list[str]:
 
 
 def _wait_until_ready(
-    process: subprocess.Popen[bytes], ready: socket.socket, log: Path, began: int
-) -> None:
-    deadline = time.monotonic() + START_S
+    process: subprocess.Popen[bytes], ready: socket.socket, timeout_s: float
+) -> bool:
+    """Wait until a node says that it is ready, or ends; end one that does neither in time."""
+    deadline = time.monotonic() + timeout_s
     ready.settimeout(_POLL_S)
-    while True:
+    while process.poll() is None:
         with contextlib.suppress(TimeoutError):
             if b'READY=1' in ready.recv(4096).split(b'\n'):
-                return
-        exit_status = process.poll()
-        if exit_status is None and time.monotonic() < deadline:
-            continue
-        if exit_status is None:
+                break
+        if time.monotonic() > deadline:
             process.kill()
             process.wait()
-        with log.open('rb') as file:
-            file.seek(began)
-            said = file.read(MAX_LOG_SIZE).decode('utf-8', 'replace').strip()
-        lines = [line.removeprefix('degu: ').strip() for line in said.splitlines()[-2:]]
-        what = lines[0] if lines else f'it ended with status {exit_status}'
-        remedy = lines[1] if len(lines) > 1 else f'its log is {log}'
-        raise Failure(Exit.FAILED, what, remedy)
+            return False
+    return True
+
+
+def _find_failure(exit_status: int, log: Path, began: int) -> Failure:
+    """Return why a node ended: the last error that it wrote to its log since it began."""
+    with log.open('rb') as file:
+        file.seek(began)
+        said = file.read(MAX_LOG_SIZE)
+    for line in reversed(said.splitlines()):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # of anything but that
+            found = json.loads(line)
+            if found['type'] == 'error':
+                return Failure(
+                    Exit(found['status']), found['message'], found['remedy'], found['kind']
+                )
+    return Failure(Exit.FAILED, f'it ended with status {exit_status}', f'see its log: {log}')
 
 
 # --- down and status -----------------------------------------------------------------------------
@@ -195,18 +234,15 @@ def down(session: Session) -> None:
     with session.node() as node:
         node.stop()
     deadline = time.monotonic() + (session.timeout_s or STOP_S)
-    while True:
-        try:
-            with session.home.hold():
-                break
-        except NodeRunningError as error:
-            if time.monotonic() > deadline:
-                raise Failure(
-                    Exit.UNREACHABLE,
-                    f'process {error.pid} was told to stop and still runs',
-                    f'see {session.home.log_path}, or end it: kill {error.pid}',
-                ) from None
-            time.sleep(_POLL_S)
+    while session.home.is_held():
+        if time.monotonic() > deadline:
+            pid = session.home.find_holder()
+            raise Failure(
+                Exit.UNREACHABLE,
+                f'process {pid} was told to stop and still runs',
+                f'see {session.home.log_path}, or end it: kill {pid}',
+            )
+        time.sleep(_POLL_S)
     session.emit('stopped', Stopped())
     session.say('stopped')
 

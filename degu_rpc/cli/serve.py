@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -55,15 +56,45 @@ def serve(
     if is_alone and socket_path is None:
         raise Failure(Exit.USAGE, 'where to serve is not said', 'give --socket PATH')
     services = _load(what)
-    if is_alone:
-        assert socket_path is not None
-        with _listening(services, socket_path, is_private=False):
-            names = [service.name for service in services]
-            session.emit('serving', Serving(None, names, str(socket_path)))
-            session.say(Styled('serving', 'green'), f' at unix:{socket_path}')
-            sys.stdout.flush()
-            threading.Event().wait()
-    _serve_behind_node(session, _check_name(name, what), services, socket_path)
+    with _ending_at_signals():
+        if is_alone:
+            assert socket_path is not None
+            _serve_alone(session, services, socket_path)
+        else:
+            _serve_behind_node(session, _check_name(name, what), services, socket_path)
+
+
+class _Ended(BaseException):
+    """A signal asked for the end."""
+
+
+@contextlib.contextmanager
+def _ending_at_signals() -> Iterator[None]:
+    """Let SIGTERM and the end of the terminal end the block; what it made is let go of then.
+
+    Only the first one: a second would end that, too. Ctrl-C is Python's own.
+    """
+    from degu_rpc.node.signals import on_signals
+
+    is_ending = False
+
+    def end() -> None:
+        nonlocal is_ending
+        if not is_ending:
+            is_ending = True
+            raise _Ended
+
+    with contextlib.suppress(_Ended), on_signals(end, (signal.SIGTERM, signal.SIGHUP)):
+        yield
+
+
+def _serve_alone(session: Session, services: list[Service], socket_path: Path) -> None:
+    with _listening(services, socket_path, is_private=False):
+        names = [service.name for service in services]
+        session.emit('serving', Serving(None, names, str(socket_path)))
+        session.say(Styled('serving', 'green'), f' at unix:{socket_path}')
+        sys.stdout.flush()
+        threading.Event().wait()
 
 
 def _check_name(name: str | None, what: str) -> str:
@@ -78,17 +109,19 @@ def _check_name(name: str | None, what: str) -> str:
 def _serve_behind_node(
     session: Session, name: str, services: list[Service], socket_path: Path | None
 ) -> None:
+    from degu_rpc.node.api import NODE, NodeApi
     from degu_rpc.peers.private import make_directory
 
-    with session.node() as node, contextlib.ExitStack() as stack:
-        node.status()  # there is one, before anything is made
+    with session.node_client() as client, contextlib.ExitStack() as stack:
+        client.bind(NodeApi, NODE).status()  # there is one, before anything is made
         directory = session.home.served_directory
         make_directory(directory)
         private = directory / f'{name}.sock'
         stack.enter_context(_listening(services, private, is_private=True))
         if socket_path is not None:
             stack.enter_context(_listening(services, socket_path, is_private=False))
-        for status in node.serve(name, str(private)):
+        # Without a time even if one is given: it serves as long as it runs.
+        for status in client.using().bind(NodeApi, NODE).serve(name, str(private)):
             _say_serving(session, status, services, socket_path)
 
 
@@ -130,8 +163,12 @@ def _load(what: str) -> list[Service]:
 
 @contextlib.contextmanager
 def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iterator[None]:
-    """Serve at a unix socket to the end of the block; a private one is for the node alone."""
+    """Serve at a unix socket to the end of the block; a private one is for the node alone.
+
+    Raises Failure for a path that no socket can have, OSError.
+    """
     from degu.server import Server
+    from degu_rpc.node.api import SERVICES
     from degu_rpc.node.behind import Forwarded
     from degu_rpc.peers import Authenticated
     from degu_rpc.router import Router
@@ -142,8 +179,13 @@ def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iter
 
     everything = [*services, build_meta(services)]
     router = Router()
-    router.mount('/rpc', RpcApp(everything))
-    router.mount('/rpc/jsonrpc', JsonRpcApp(everything))
+    router.mount(SERVICES, RpcApp(everything))
+    router.mount(f'{SERVICES}/jsonrpc', JsonRpcApp(everything))
     app = Authenticated(Forwarded(router) if is_private else router)
-    with Server(listen_unix(str(path)), app):
+    try:
+        listening = listen_unix(str(path))
+    except ValueError as error:
+        remedy = 'say a shorter name with --as NAME' if is_private else 'give another --socket'
+        raise Failure(Exit.USAGE, str(error), remedy) from None
+    with Server(listening, app):
         yield

@@ -17,6 +17,15 @@ from typing import Literal
 
 NODE = 'node.v1.Node'
 
+SERVICES = '/rpc'
+"""Where the services are."""
+FILES = '/files'
+"""Where the shares are."""
+CERTIFICATES = '/certificates'
+"""Where machines of my own user get new certificates."""
+NAME_PATTERN = r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}'
+"""What can be the name of a share, and of what a program serves: a part of a URI as it is."""
+
 IntentName = Literal['peer', 'join']
 """Two users pair as `peer`; with `join` a machine becomes one more of a user's own."""
 

@@ -32,7 +32,7 @@ from degu.client import Client
 from degu.errors import DeguError
 from degu.util import relative_uri, shift_path
 from degu_rpc.errors import Code, RpcError
-from degu_rpc.node.api import ServiceStatus
+from degu_rpc.node.api import CERTIFICATES, FILES, NAME_PATTERN, SERVICES, ServiceStatus
 from degu_rpc.node.limits import CALLER_PERIOD_S, MAX_SERVED
 from degu_rpc.peers import OWNER, Peer, PeerKind
 from degu_rpc.rpc.protocol import format_error
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from degu.rgi import App, Response
 
 CALLER = 'x-degu-caller'
-RESERVED = frozenset({'rpc', 'files', 'certificates'})
+RESERVED = frozenset(path.removeprefix('/') for path in (SERVICES, FILES, CERTIFICATES))
 """What the node itself has at the top."""
 _HOP_BY_HOP = frozenset({'connection', 'keep-alive', 'proxy-connection', 'te', 'upgrade'})
 """About one connection, not about what is passed on. Source: RFC 9110 §7.6.1."""
-_match_name = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}').fullmatch
+_match_name = re.compile(NAME_PATTERN).fullmatch
 
 _log = logging.getLogger('degu_rpc.node')
 

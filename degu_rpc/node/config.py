@@ -8,7 +8,7 @@
     machines = ["degu://<machine id>@192.168.1.7:8485"]   # where machines are that mDNS cannot find
 
     [shares.photos]                       # what others may read: degu ls studio:photos
-    path = "~/Pictures"
+    path = "~/Pictures"               # absolute, or from ~
     allow = ["peer"]                      # the roles that may; ["peer"] unless given
 
 1. A setting is looked for in the flags of the command, the environment (`DEGU_PORT`), what `degu
@@ -34,8 +34,9 @@ import msgspec
 
 from degu import durable
 from degu_rpc.errors import ConfigError
-from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE
-from degu_rpc.peers import parse_url
+from degu_rpc.node.api import NAME_PATTERN
+from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE, MAX_PORT
+from degu_rpc.peers import build_roles, parse_url
 from degu_rpc.peers.names import check_name
 from degu_rpc.peers.private import locked, make_directory
 
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from degu_rpc.node.home import Home
 
 _Addresses = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-_ShareName = Annotated[str, msgspec.Meta(pattern=r'\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z')]
+_Port = Annotated[int, msgspec.Meta(ge=0, le=MAX_PORT)]
+_ShareName = Annotated[str, msgspec.Meta(pattern=rf'\A{NAME_PATTERN}\Z')]
 
 
 class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +58,7 @@ class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def directory(self) -> Path:
-        """Where it is, with `~` for the user's own directory."""
+        """Where it is, with `~` for the user's own directory. RuntimeError for that of nobody."""
         return Path(self.path).expanduser()
 
 
@@ -173,9 +174,22 @@ def _check(key: str, value: Any, source: str) -> Setting:
         elif key == 'listen':
             for ip in checked:
                 ip_address(ip)
+        elif key == 'shares':
+            for name, share in checked.items():
+                _check_share(name, share)
     except ValueError as error:
         raise ConfigError(key, source, str(error), 'correct it there') from None
     return Setting(key, checked, source)
+
+
+def _check_share(name: str, share: Share) -> None:
+    """Raise ValueError for one that is of nobody, or whose directory hangs on where we are."""
+    try:
+        build_roles(share.allow)
+        if not share.directory.is_absolute():
+            raise ValueError(f'path must begin with / or ~, not {share.path!r}')
+    except (ValueError, RuntimeError) as error:  # the latter of a ~user whom nobody knows
+        raise ValueError(f'{name}: {error}') from None
 
 
 def _name_source(source: str, key: str) -> str:

@@ -23,18 +23,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import select
-import signal
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 from degu import pki
+from degu.net import Inherited
 from degu.server import Server, SSLServer
 from degu.stop import Stop
 from degu_rpc.errors import DeguRpcError, RenewalError
-from degu_rpc.files.share import FileShare
-from degu_rpc.node.api import EXAMINE
+from degu_rpc.node.api import CERTIFICATES, EXAMINE, FILES, SERVICES
 from degu_rpc.node.behind import Behind
 from degu_rpc.node.config import Config, build_config, read_settings
 from degu_rpc.node.control import build_control
@@ -42,7 +42,8 @@ from degu_rpc.node.home import Home
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
 from degu_rpc.node.places import Place, find_places, find_reachable
-from degu_rpc.node.shares import FILES, build_shares
+from degu_rpc.node.shares import build_shares, open_share
+from degu_rpc.node.signals import on_signals
 from degu_rpc.node.upkeep import Upkeep
 from degu_rpc.peers import (
     Authenticated,
@@ -61,18 +62,12 @@ from degu_rpc.rpc.meta import build_meta
 from degu_rpc.unix import listen_unix
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from degu.net import Inherited
+    from degu_rpc.files.share import FileShare
     from degu_rpc.rpc.service import Service
 
-SERVICES = '/rpc'
-"""Where the services are."""
-CERTIFICATES = '/certificates'
-"""Where machines of my own user get new certificates."""
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 _log = logging.getLogger('degu_rpc.node')
@@ -81,10 +76,11 @@ _log = logging.getLogger('degu_rpc.node')
 class Node:
     """A running device; a context manager. Other machines and local programs can call it."""
 
-    # Set once, before the block: home, config, stopping, _services, _inherited, _stop, _stack. When
-    # it is entered: trust, addresses, started_at, neighbours, behind, _upkeep.
-    # Written by stop(), read by wait(): _restarts.
+    # Set once: home, config, _services, _control. Each time that it is entered: the rest.
+    # Written by stop(), read by wait(): _is_over.
 
+    stopping: threading.Event
+    """Set once the node stops: what would last for ever must end."""
     trust: TrustStore
     addresses: list[Place]
     """Where it takes other machines."""
@@ -104,30 +100,31 @@ class Node:
 
         `services` are served beside the node's own. `config` are its settings; unless they are
         given, those of the environment and of the home. `control` is a unix socket that was opened
-        for it, in place of the one in the home.
+        for it, in place of the one in the home; it stays open, so that the node can start anew.
 
         Raises ConfigError for a setting that cannot be, OSError.
         """
         self.home = home if isinstance(home, Home) else Home(home)
         self.config = config or build_config(read_settings(self.home, {}))
-        self.stopping = threading.Event()
-        """Set once the node stops: what would last for ever must end."""
         self._services = list(services)
         self._control = control
-        self._stop = Stop()
-        self._restarts = False
+        self._stop: Stop | None = None
+        self._is_over = False
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        """Start it: once this returns it can be called.
+        """Start it: once this returns it can be called. After its end it can be started anew.
 
-        Raises NodeRunningError where another node has this home, IdentityError for
-        what is in it, OSError where an address cannot be had, ssl.SSLError, ValueError for two
-        services with one name.
+        Raises NodeRunningError where another node has this home, IdentityError for what is in it,
+        ConfigError for a share that cannot be opened, OSError where an address cannot be had,
+        ssl.SSLError, ValueError for two services with one name.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(self._stop.close)
             stack.enter_context(self.home.hold())
+            self._is_over = False
+            self.stopping = threading.Event()
+            self._stop = Stop()
+            stack.callback(self._stop.close)
             self.home.prepare()
             self.trust = TrustStore(self.home.open_identity())
             self.trust.server_sslctx()  # what cannot be used is to be known now
@@ -135,15 +132,17 @@ class Node:
             self.behind = Behind()
             stack.callback(self.behind.close)
             shares = {
-                name: stack.enter_context(FileShare(share.directory, share.allow))
+                name: stack.enter_context(open_share(name, share))
                 for name, share in self.config.shares.items()
             }
             outside = self._build_app(shares, self._services)
             inside = self._build_app(shares, [*self._services, build_control(self)])
             servers = self._listen(outside)
+            for server in servers:
+                stack.callback(server.close)
             self.addresses = find_places(server.address for server in servers)
-            socket = self._control or listen_unix(str(self.home.socket_path))
-            servers.append(Server(socket, inside))
+            servers.append(Server(self._listen_here(), inside))
+            stack.callback(servers[-1].close)
             self.neighbours = Neighbours(
                 self.trust, self.config, [p.address for p in self.addresses]
             )
@@ -159,6 +158,7 @@ class Node:
             # From here on it is called: at once, by whoever waits at a socket that was given.
             for server in servers:
                 stack.enter_context(server)
+            stack.callback(self._shut_down, servers)
             self.neighbours.start()
             stack.callback(self.stopping.set)
             self._stack = stack.pop_all()
@@ -172,6 +172,11 @@ class Node:
     ) -> None:
         """Stop serving, say goodbye, and let go of the home. Raises OSError."""
         self._stack.close()
+
+    def _shut_down(self, servers: list[Server]) -> None:
+        """Have all servers end their requests, beside each other: the time for it counts once."""
+        for server in servers:
+            server.shutdown(SHUTDOWN_S)
 
     def _build_app(self, shares: Mapping[str, FileShare], services: list[Service]) -> Authenticated:
         health = build_health(services, {}, allow=('peer', 'owner'))
@@ -218,40 +223,39 @@ class Node:
             stack.pop_all()
             return servers
 
+    def _listen_here(self) -> Inherited:
+        """Listen for programs of this machine, or take a copy of the socket that was given."""
+        if self._control is None:
+            return listen_unix(str(self.home.socket_path))
+        return self._control._replace(descriptor=os.dup(self._control.descriptor))
+
     # --- while it runs ---------------------------------------------------------------------------
 
     def wait(self) -> bool:
-        """Wait until it is to stop, by `stop` or a signal; return whether it is to start anew.
+        """Wait until it is to stop; return whether it is to start anew.
 
-        See `on_signals`.
+        SIGTERM, SIGINT and the end of the terminal stop it, too, if this is the main thread.
+
+        Raises RuntimeError before the node is started.
         """
+        if self._stop is None:
+            raise RuntimeError('the node does not run: wait inside of its with block')
         poller = select.poll()
         self._stop.register(poller)
-        with self.on_signals(), self._stop.on_signals():
+        with on_signals(self.stop), self._stop.on_signals():
             while not self._stop.requested:
                 self._stop.note(poller.poll())
-        return self._restarts
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Have SIGTERM, SIGINT and the end of the terminal stop it, to the end of the block.
-
-        In another thread than the main one, which alone gets signals, nothing is changed.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = [signal.signal(number, lambda *_: self.stop()) for number in _STOPPING]
-        try:
-            yield
-        finally:
-            for number, handler in zip(_STOPPING, before, strict=True):
-                signal.signal(number, handler)
+        return not self._is_over
 
     def stop(self, *, restart: bool = False) -> None:
-        """Have `wait` return, in whichever thread that is."""
-        self._restarts = restart
-        self._stop.request(SHUTDOWN_S)
+        """Have `wait` return, in whichever thread that is; nothing to do outside of the block.
+
+        To stop counts more than to start anew, whichever is asked for first.
+        """
+        if not restart:
+            self._is_over = True
+        if self._stop is not None:
+            self._stop.request(SHUTDOWN_S)
 
     def connect(self, peer: str, prefix: str = SERVICES) -> RpcClient:
         """Return a client of a paired machine, by its name or id; it connects at the first call.

@@ -37,8 +37,14 @@ from degu_rpc.node.limits import (
     MIN_FREE_SIZE,
 )
 from degu_rpc.node.places import Place
+from degu_rpc.node.shares import open_share
 from degu_rpc.peers import Dialer, Identity, StaticAddresses, TrustStore, parse_url
-from degu_rpc.peers.discovery.diagnosis import Reason, collect_facts, explain_nothing_found
+from degu_rpc.peers.discovery.diagnosis import (
+    MDNS_PORT,
+    Reason,
+    collect_facts,
+    explain_nothing_found,
+)
 from degu_rpc.peers.discovery.interfaces import choose_interfaces, read_interfaces
 from degu_rpc.peers.identity import TRUST_DIRECTORY
 from degu_rpc.rpc.target import connect
@@ -51,8 +57,6 @@ if TYPE_CHECKING:
     from degu_rpc.node.home import Home
 
     Check = Callable[['Known'], Iterator['Finding']]
-
-_MDNS_PORT = 5353
 
 
 class Level(enum.Enum):
@@ -94,6 +98,7 @@ def examine(home: Home, timeout_s: float) -> list[Finding]:
         check_home,
         check_space,
         check_settings,
+        check_shares,
         check_identity,
         check_certificate,
         check_clock,
@@ -169,6 +174,17 @@ def check_settings(known: Known) -> Iterator[Finding]:
         yield Finding('settings', Level.FAULT, str(error), error.remedy)
     else:
         yield Finding('settings', Level.OK, 'all can be; see them with: degu config get')
+
+
+def check_shares(known: Known) -> Iterator[Finding]:
+    """Look whether the directory of each share can be opened."""
+    for name, share in sorted(known.config.shares.items()) if known.config else ():
+        try:
+            open_share(name, share).close()
+        except ConfigError as error:
+            yield Finding('shares', Level.FAULT, str(error), error.remedy)
+        else:
+            yield Finding('shares', Level.OK, f'{name} is {share.directory}')
 
 
 def check_identity(known: Known) -> Iterator[Finding]:
@@ -321,7 +337,7 @@ _REMEDIES = {
     ),
     Reason.FIREWALL: (
         Level.FAULT,
-        'sudo ufw allow 5353/udp, or sudo firewall-cmd --add-service=mdns, or the like',
+        f'sudo ufw allow {MDNS_PORT}/udp, or sudo firewall-cmd --add-service=mdns, or the like',
     ),
 }
 
@@ -335,8 +351,8 @@ def check_network(known: Known) -> Iterator[Finding]:
         yield Finding('discovery', Level.OK, 'it is switched off in the settings')
         return
     if (error := _try_mdns_port()) is not None:
-        words = f'another program keeps UDP port {_MDNS_PORT} for itself: {error.strerror}'
-        yield Finding('discovery', Level.FAULT, words, _find_taker('u', _MDNS_PORT))
+        words = f'another program keeps UDP port {MDNS_PORT} for itself: {error.strerror}'
+        yield Finding('discovery', Level.FAULT, words, _find_taker('u', MDNS_PORT))
         return
     found = choose_interfaces(read_interfaces(), config.interfaces)
     for name in config.interfaces or ():
@@ -370,7 +386,7 @@ def _try_mdns_port() -> OSError | None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            sock.bind(('', _MDNS_PORT))
+            sock.bind(('', MDNS_PORT))
         except OSError as error:
             return error
     return None

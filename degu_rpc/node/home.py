@@ -7,7 +7,7 @@
         node.lock               locked by the running node, whose process id is in it
         node.sock               where the node takes local programs
         served/                 sockets of programs that serve behind the node
-        node.log                what a node in the background has to say
+        node.log                what a node in the background has to say; node.old.log is before
         joining/                an identity that is about to take the place of the one above
         former-<machine id>/    one that this machine gave up, kept whole
 
@@ -27,10 +27,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from degu import durable
+from degu.net import parse_address
 from degu_rpc.errors import IdentityError, NodeRunningError
 from degu_rpc.peers import Identity
 from degu_rpc.peers.home import IDENTITY_DIRECTORY, find_config_directory, find_home
@@ -44,6 +46,11 @@ FORMAT = 1
 MACHINE_FILE = 'machine.pem'
 """The last file of an identity to be written."""
 _MAX_PID_LENGTH = 20
+_LOCK = struct.Struct('hhqqi4x')
+"""A struct flock: type, whence, start, length (0 is all), pid. Source: fcntl(2).
+
+Of an "open file description", like one of flock(2), but whoever looks need not try to get it.
+"""
 
 
 class Home:
@@ -56,12 +63,13 @@ class Home:
 
         Raises IdentityError for a DEGU_HOME that is no absolute path.
         """
-        self.directory = find_home() if directory is None else Path(directory).absolute()
+        self.directory = Path(os.path.abspath(find_home() if directory is None else directory))
         self.identity_directory = self.directory / IDENTITY_DIRECTORY
         self.joining_directory = self.directory / 'joining'
         self.socket_path = self.directory / 'node.sock'
         self.served_directory = self.directory / 'served'
         self.log_path = self.directory / 'node.log'
+        self.old_log_path = self.directory / 'node.old.log'
         self.settings_path = self.directory / 'settings.json'
         self.config_path = find_config_directory(self.directory) / 'config.toml'
         self._format_path = self.directory / 'format'
@@ -73,8 +81,7 @@ class Home:
     def prepare(self) -> None:
         """Check the layout, and put in place what joined; the home must be held.
 
-        Raises IdentityError where it is not ours alone, IdentityError for one of a newer program,
-        OSError.
+        Raises IdentityError where it is not ours alone or of a newer program, OSError.
         """
         try:
             found = read_private(self._format_path)
@@ -91,9 +98,21 @@ class Home:
 
         Raises FileNotFoundError where there is none, and what `prepare` raises.
         """
+        self.check_path()
         check_private(self.directory, self.directory.lstat())
         with contextlib.suppress(FileNotFoundError):
             self._check_format(read_private(self._format_path))
+
+    def check_path(self) -> None:
+        """Check that the node's socket can be there. Raises IdentityError."""
+        try:
+            parse_address(str(self.socket_path))
+        except ValueError as error:
+            raise IdentityError(
+                self.directory,
+                f'cannot be a home: {error}',
+                'give another one with --home or DEGU_HOME',
+            ) from None
 
     def _check_format(self, found: bytes) -> None:
         number = found.strip()
@@ -115,13 +134,14 @@ class Home:
         """Be the only node of this home, to the end of the block.
 
         Raises NodeRunningError with the process id of the one there is, IdentityError for a
-        directory that is not ours alone, OSError.
+        directory that is not ours alone or cannot be one, OSError.
         """
+        self.check_path()
         make_directory(self.directory)
         fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
             except BlockingIOError:
                 raise NodeRunningError(self.directory, self.find_holder()) from None
             os.ftruncate(fd, 0)
@@ -134,19 +154,17 @@ class Home:
             os.close(fd)
 
     def is_held(self) -> bool:
-        """Say whether a node holds this home. Raises OSError."""
+        """Say whether a node holds this home, and keep none from it. Raises OSError."""
         try:
             fd = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
-            # Shared: of several who look, none sees another one.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            wanted = _LOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0)
+            in_the_way: int = _LOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))[0]
         finally:
             os.close(fd)
-        return False
+        return in_the_way != fcntl.F_UNLCK
 
     def find_holder(self) -> int | None:
         """Return the process id of the node that holds this home, None for one not known.

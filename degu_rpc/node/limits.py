@@ -2,8 +2,12 @@
 
 DEFAULT_PORT = 8485
 """The TCP port on which a node takes other machines; the next one is for pairing."""
+MAX_PORT = 65535
+"""The last port of TCP."""
 SHUTDOWN_S = 5.0
 """How long running requests have when a node stops."""
+STOP_S = SHUTDOWN_S + 10.0
+"""How long all of a node has to stop; the rest is for what it renews and its word to others."""
 UPKEEP_PERIOD_S = 60.0
 """How often a node looks after its certificate and after what did not work before."""
 STATUS_PERIOD_S = 0.5

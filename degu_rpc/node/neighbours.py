@@ -35,7 +35,7 @@ _log = logging.getLogger('degu_rpc.node')
 class Neighbours:
     """Finds other machines, and lets this one be found."""
 
-    # Set once: _trust, _config, _static, _dialer, _addresses. Guarded by _lock: the rest.
+    # Set once: _trust, _config, _addresses, _static. Guarded by _lock: the rest.
 
     def __init__(self, trust: TrustStore, config: Config, addresses: Sequence[Address]) -> None:
         """Look for nobody yet; `addresses` are where this node listens."""
@@ -109,16 +109,20 @@ class Neighbours:
         return self.problem or 'discovery is switched off in the settings'
 
     def find_urls(self, machine_id: str, timeout_s: float) -> list[str]:
-        """Return where a machine is, the best first; wait so long to see it."""
+        """Return where a machine is, the best first.
+
+        It is waited for only where no address is set; then for so long.
+        """
         urls = [url for url in self._config.machines if parse_url(url).machine_id == machine_id]
         browser = self._browser
         if browser is None:
             return urls
-        deadline = Deadline(timeout_s)
-        with contextlib.closing(browser.find(machine_id, timeout_s)) as found:  # type: ignore[type-var]  # a generator
-            for address in found:
-                if address is not None or not deadline.remaining():
-                    break
+        if not urls:
+            deadline = Deadline(timeout_s)
+            with contextlib.closing(browser.find(machine_id, timeout_s)) as found:  # type: ignore[type-var]  # a generator
+                for address in found:
+                    if address is not None or not deadline.remaining():
+                        break
         for sighting in browser.sightings():
             if sighting.machine_id == machine_id:
                 urls += [p.format_url(machine_id) for p in find_places(sighting.addresses)]

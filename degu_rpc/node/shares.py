@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from degu_rpc.errors import ConfigError
+from degu_rpc.files.share import FileShare
 from degu_rpc.peers import OWNER, PEER, build_roles
 from degu_rpc.rpc.context import Context
 from degu_rpc.rpc.service import Service
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from degu_rpc.node import config
 
 SHARES = 'shares.v1.Shares'
-FILES = '/files'
-"""Where shares are mounted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,22 @@ class Share:
     """A directory that the caller may read."""
 
     name: str
+
+
+def open_share(name: str, share: config.Share) -> FileShare:
+    """Open the directory of a share.
+
+    Raises ConfigError where it cannot be opened, TypeError or ValueError for roles that are none.
+    """
+    try:
+        return FileShare(share.directory, share.allow)
+    except OSError as error:
+        raise ConfigError(
+            f'shares.{name}',
+            'the settings',
+            f'{share.directory} cannot be shared: {error.strerror}',
+            'make that directory, or take the share out of config.toml',
+        ) from error
 
 
 def build_shares(shares: Mapping[str, config.Share]) -> Service:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu import durable
-from degu.net import parse_address
 from degu_rpc.errors import IdentityError, SystemdError
 from degu_rpc.node.limits import SYSTEMCTL_S
 from degu_rpc.peers.private import make_directory
@@ -104,15 +103,14 @@ def build_units(home: Home, python: str = sys.executable) -> dict[str, str]:
 
     Raises IdentityError for a home whose socket would have a path that cannot be.
     """
+    home.check_path()
     path = str(home.socket_path)
-    try:
-        parse_address(path)
-        if not path.isprintable():
-            raise ValueError('it has characters that a unit cannot have')
-    except ValueError as error:
+    if not path.isprintable():
         raise IdentityError(
-            home.directory, f'cannot be served by systemd: {error}', 'give another with --home'
-        ) from None
+            home.directory,
+            'has characters that a unit cannot have',
+            'give another with --home',
+        )
     # -P: a directory that happens to be called degu_rpc in $HOME is not what is meant.
     words = [python, '-P', '-m', 'degu_rpc.cli', 'up', '--home', str(home.directory)]
     names = {'marker': MARKER, 'hint': HINT, 'service': SERVICE, 'socket': SOCKET}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from degu import net
 from degu_rpc.errors import PairingError, PairingFault
 from degu_rpc.node.api import PairedWith, PairingEvent
-from degu_rpc.node.limits import CALLER_PERIOD_S, NEARBY_S
+from degu_rpc.node.limits import CALLER_PERIOD_S, MAX_PORT, NEARBY_S
 from degu_rpc.node.places import Place, find_places, find_reachable
 from degu_rpc.peers import Intent, PairingWindow, format_invitation, join, pair, parse_code
 from degu_rpc.peers.limits import CONNECT_S, PAIRING_WINDOW_S
@@ -60,14 +60,15 @@ def open_window(node: Node, intent: Intent, context: Context) -> Iterator[Pairin
 
 
 def _enter_window(stack: contextlib.ExitStack, node: Node, intent: Intent) -> PairingWindow:
-    """Open a window beside the node's port, or at any other where that one is taken."""
+    """Open a window beside the node's port, or at any other where that one cannot be had."""
     listening = node.addresses[0]
-    try:
+    if listening.port < MAX_PORT:
         beside = listening._replace(port=listening.port + 1)
-        return stack.enter_context(_build_window(node, beside, intent))
-    except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-            raise
+        try:
+            return stack.enter_context(_build_window(node, beside, intent))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
     return stack.enter_context(_build_window(node, listening._replace(port=0), intent))
 
 

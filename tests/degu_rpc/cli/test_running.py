@@ -12,20 +12,17 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = [
-    *('up', 'down', 'status', 'id', 'peers', 'pair', 'unpair'),
-    *('doctor', 'service', 'config', 'completion', 'stubs', 'demo'),
-]
+from degu_rpc.cli import _COMMANDS
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', _COMMANDS)
 def test_help_says_how_a_command_ends(device, command):
     assert 'Exit status: 0 done' in device.check(command, '--help').stdout
 
 
 def test_help_lists_every_command_and_every_exit_status(device):
     said = device.check('--help').stdout
-    for command in COMMANDS:
+    for command in _COMMANDS:
         assert f'  {command} ' in said
     for status in ('0', '1', '2', '3', '4', '5', '6', '7', '8', '10', '130'):
         assert f'  {status:>3}  ' in said
@@ -49,6 +46,55 @@ def test_a_signal_ends_it_cleanly(device, number):
         assert up.stderr.read() == ''
 
 
+@pytest.fixture
+def notified(tmp_path):
+    """Give the socket of a supervisor that is told how the node is; it waits 20 s for a word."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / 'notify'))
+        sock.settimeout(20)
+        yield sock
+
+
+def _start_notifying(device, notified):
+    return device.start(
+        'up', '--port=0', '--no-discovery', NOTIFY_SOCKET=str(notified.getsockname())
+    )
+
+
+def test_a_node_that_starts_anew_does_not_say_that_it_stops(device, other, notified, pair_devices):
+    with _start_notifying(device, notified) as up:
+        assert notified.recv(4096).startswith(b'READY=1')
+        pair_devices(other, device, '--mine', '--yes')
+        assert notified.recv(4096).startswith(b'READY=1')
+        up.terminate()
+        assert up.wait(20) == 0
+        assert notified.recv(4096) == b'STOPPING=1'
+
+
+def test_a_second_signal_while_it_stops_changes_nothing(device, notified):
+    with _start_notifying(device, notified) as up, socket.socket(socket.AF_UNIX) as half:
+        assert notified.recv(4096).startswith(b'READY=1')
+        half.connect(str(device.home / 'node.sock'))
+        half.sendall(b'GET /')  # what keeps it for a moment
+        up.terminate()
+        while (device.home / 'node.sock').exists():
+            time.sleep(0.001)
+        up.terminate()
+        assert up.wait(20) == 0
+        assert up.stderr.read() == ''
+
+
+def test_a_signal_while_it_starts_ends_it_cleanly(device):
+    device.home.mkdir(mode=0o700)
+    os.mkfifo(device.home / 'config.toml')
+    with device.start('up', '--port=0', '--no-discovery') as up:
+        with (device.home / 'config.toml').open('w') as settings:  # it reads them by now
+            up.terminate()
+            settings.write('name = "studio"')
+        assert up.wait(20) == 0
+        assert up.communicate() == ('', '')
+
+
 def test_up_in_the_background_returns_once_it_can_be_called(device):
     said = device.check('up', '--bg', '--port=0', '--no-discovery')
     try:
@@ -63,9 +109,53 @@ def test_up_in_the_background_returns_once_it_can_be_called(device):
 def test_up_in_the_background_tells_why_it_cannot(device):
     device.home.mkdir(mode=0o700)
     (device.home / 'config.toml').write_text('port = "many"\n')
-    done = device.run('up', '--bg')
-    assert done.returncode == 1
-    assert f'port, from {device.home}/config.toml' in done.stderr
+    done = device.run('up', '--bg', '--json')
+    foreground = device.run('up', '--json')
+    assert done.error == foreground.error
+    assert f'port, from {device.home}/config.toml' in done.error['message']
+
+
+def test_up_in_the_background_that_ends_without_a_word_names_its_log(device):
+    device.home.mkdir(mode=0o700)
+    (device.home / 'node.log').write_text('{"type": "error", "message": "of another time"}\n')
+    os.mkfifo(device.home / 'config.toml')
+    with (
+        device.start('up', '--bg') as up,
+        (device.home / 'config.toml').open('w'),  # the child reads it by now
+    ):
+        (child,) = Path(f'/proc/{up.pid}/task/{up.pid}/children').read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        assert up.wait(20) == 1
+        said = up.stderr.read()
+    assert 'it ended with status -9' in said
+    assert f'see its log: {device.home}/node.log' in said
+
+
+def test_up_in_the_background_that_takes_too_long_is_ended(device):
+    device.home.mkdir(mode=0o700)
+    os.mkfifo(device.home / 'config.toml')  # it waits for whoever writes them
+    done = device.run('up', '--bg', '--timeout=1')
+    assert done.returncode == 5
+    assert 'not ready after 1 s' in done.stderr
+    assert '--timeout' in done.stderr
+    assert device.run('status').returncode == 10
+
+
+def test_the_log_is_begun_anew_where_it_is_large_and_no_node_writes_it(device):
+    device.home.mkdir(mode=0o700)
+    log, old_log = device.home / 'node.log', device.home / 'node.old.log'
+    log.write_bytes(bytes(1024 * 1024 + 1))
+    with device.up():
+        done = device.run('up', '--bg')
+        assert done.returncode == 1
+        assert 'runs with' in done.stderr
+        assert not old_log.exists()
+    device.check('up', '--bg', '--port=0', '--no-discovery')
+    try:
+        assert old_log.stat().st_size == 1024 * 1024 + 1
+        assert log.stat().st_size < 1024 * 1024
+    finally:
+        device.check('down')
 
 
 def test_a_second_node_is_refused_and_told_of_the_first(node):
@@ -162,10 +252,22 @@ def test_a_port_that_was_asked_for_and_is_taken_is_an_error(device):
     assert 'Address already in use' in done.stderr
 
 
-def test_a_path_too_long_for_a_socket_is_said(tmp_path, device):
-    done = device.run('up', '--home', tmp_path / ('x' * 100))
+@pytest.mark.parametrize('command', ['up', 'status', 'down'])
+def test_a_path_too_long_for_a_socket_is_said(tmp_path, device, command):
+    home = tmp_path / ('x' * 100)
+    done = device.run(command, '--home', home)
     assert done.returncode == 1
-    assert 'x' * 100 in done.stderr
+    assert done.stderr.startswith(f'degu: {home} cannot be a home: a socket path is at most')
+    assert 'Traceback' not in done.stderr
+    assert not home.exists()
+
+
+def test_a_home_may_be_named_from_here(device, monkeypatch):
+    here = device.home.parent / 'here'
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with device.up():
+        assert device.check('status', '--home', f'../{device.home.name}').stdout
 
 
 def test_status_without_a_node_is_json_too(device):
@@ -207,6 +309,16 @@ def test_down_waits_until_the_home_is_free(device):
         device.check('down')
         with device.up():
             pass
+
+
+def test_down_that_cannot_wait_longer_says_which_process_runs(device):
+    with device.up() as up, socket.socket(socket.AF_UNIX) as half:
+        half.connect(str(device.home / 'node.sock'))
+        half.sendall(b'GET /')  # what keeps it for a moment
+        done = device.run('down', '--timeout=0.1')
+        assert done.returncode == 5
+        assert f'kill {up.pid}' in done.stderr
+        assert up.wait(20) == 0
 
 
 def test_wrong_usage_is_status_2(device):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import time
 
 import pytest
@@ -143,6 +145,32 @@ def test_a_socket_of_its_own_needs_no_node(device, module, monkeypatch, tmp_path
         process.send_signal(2)
         assert process.wait(20) == 130
     assert not path.exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_no_socket_stays(served, node, number):
+    served.send_signal(number)
+    assert served.wait(20) == 0
+    assert served.stderr.read() == ''
+    assert list((node.home / 'served').iterdir()) == []
+
+
+def test_a_time_that_is_given_is_not_for_how_long_it_serves(node, module, monkeypatch):
+    monkeypatch.chdir(module)
+    with node.start('serve', 'clock:service', '--json', '--timeout=0.5') as process:
+        assert process.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        assert 'serves clock' in node.check('status').stdout
+
+
+def test_a_path_too_long_for_its_socket_is_wrong_usage(node, module, monkeypatch, tmp_path):
+    monkeypatch.chdir(module)
+    path = tmp_path / ('x' * 100)
+    for flags in (['--socket', path], ['--socket', path, '--no-node'], ['--as', 'x' * 64]):
+        done = node.run('serve', 'clock:service', *flags)
+        assert done.returncode == 2
+        assert 'a socket path is at most' in done.stderr
 
 
 @pytest.mark.parametrize(

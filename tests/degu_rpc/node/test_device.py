@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -26,7 +27,7 @@ from degu_rpc import (
     TrustStore,
     connect,
 )
-from degu_rpc.errors import IdentityError, NodeRunningError, UnknownMachineError
+from degu_rpc.errors import ConfigError, IdentityError, NodeRunningError, UnknownMachineError
 from degu_rpc.node.api import NODE, NodeApi
 from degu_rpc.node.config import Config, Share
 
@@ -118,6 +119,15 @@ def test_a_share_is_read_by_those_who_may(tmp_path, service):
         assert connection.get('/files/things/file/a.txt').body.read() == b'hello'
         with control(node) as api:
             assert api.status().shares[0].path == str(shared)
+
+
+def test_a_share_that_cannot_be_opened_is_named(tmp_path):
+    shares = {'things': Share(str(tmp_path / 'nosuch'))}
+    config = msgspec.structs.replace(CONFIG, shares=shares)
+    with pytest.raises(ConfigError) as caught, Node(tmp_path / 'home', config=config):
+        pass
+    assert caught.value.key == 'shares.things'
+    assert f'{tmp_path}/nosuch cannot be shared: No such file' in str(caught.value)
 
 
 def test_a_node_calls_a_paired_machine_by_its_name(tmp_path, node):
@@ -224,6 +234,78 @@ def test_a_call_that_waits_at_a_socket_that_was_given_is_answered(tmp_path):
             status = callers.submit(client.bind(NodeApi, NODE).status)
             # To look for others takes a moment, in which the call is there already.
             config = msgspec.structs.replace(CONFIG, discovery=True, interfaces=('nosuch',))
-            control = Inherited(os.dup(given.fileno()), False)
+            control = Inherited(given.fileno(), False)
             with Node(tmp_path / 'home', config=config, control=control):
                 assert status.result().name == 'studio'
+
+
+def test_a_node_that_was_never_started_has_nothing_to_let_go_of(tmp_path):
+    node = Node(tmp_path / 'home', config=CONFIG)
+    node.stop()
+    assert not node.home.directory.exists()
+
+
+def test_one_node_starts_again_and_again_at_the_socket_that_it_was_given(tmp_path):
+    path = tmp_path / 'given.sock'
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind(str(path))
+        given.listen()
+        node = Node(tmp_path / 'home', config=CONFIG, control=Inherited(given.fileno(), False))
+        for restarts in (True, False):
+            with node, connect(f'unix:{path}') as client:
+                assert client.bind(NodeApi, NODE).status().name == 'studio'
+                assert not node.stopping.is_set()
+                node.stop(restart=restarts)
+                assert node.wait() is restarts
+            assert node.stopping.is_set()
+
+
+def test_who_wants_it_to_stop_counts_more_than_who_wants_it_to_start_anew(node):
+    node.stop()
+    node.stop(restart=True)
+    assert node.wait() is False
+
+
+def test_requests_on_all_its_sockets_have_one_time_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr('degu_rpc.node.device.SHUTDOWN_S', 0.6)
+    service = Service('slow.v1.Slow')
+    begun = threading.Semaphore(0)
+    ended = threading.Event()
+
+    @service.method(allow='peer')
+    def wait() -> None:
+        begun.release()
+        ended.wait(20)
+
+    friend = Identity.create(tmp_path / 'friend')
+    node = Node(tmp_path / 'home', services=[service], config=CONFIG)
+    with ThreadPoolExecutor(2) as callers:
+        with node:
+            node.trust.add(friend.user_cert, 'friend', machines={friend.machine_id: 'laptop'})
+            trust = TrustStore(friend)
+            trust.add(node.trust.identity.user_cert, 'studio')
+            far = RpcClient(build_client(node, trust))
+            near = connect(f'unix:{node.home.socket_path}')
+            calls = [callers.submit(each['slow.v1.Slow'].wait) for each in (far, near)]
+            for _ in calls:
+                assert begun.acquire(timeout=20)
+            started = time.monotonic()
+        # 0.6 s, and then one second more until what hangs is given up: side by side.
+        took_s = time.monotonic() - started
+        ended.set()
+        for call in calls:
+            assert isinstance(call.exception(20), RpcError)
+        far.close()
+        near.close()
+    assert 0.6 < took_s < 2.5
+
+
+def test_a_start_that_fails_late_lets_go_of_each_socket(tmp_path):
+    with Node(tmp_path / 'home', config=CONFIG) as node:
+        port = node.addresses[0].port
+    node.home.socket_path.write_text('in the way')
+    config = msgspec.structs.replace(CONFIG, port=port)
+    with pytest.raises(OSError, match='no socket'), Node(node.home, config=config):
+        pass
+    with socket.create_server(('127.0.0.1', port)):
+        pass

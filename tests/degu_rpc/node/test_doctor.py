@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from degu_rpc import Identity, Node, TrustStore
-from degu_rpc.node.config import Config
+from degu_rpc.node.config import Config, Share
 from degu_rpc.node.doctor import (
     Known,
     Level,
@@ -24,6 +24,7 @@ from degu_rpc.node.doctor import (
     check_node,
     check_port,
     check_settings,
+    check_shares,
     examine,
 )
 from degu_rpc.node.home import Home
@@ -71,6 +72,15 @@ def test_a_home_of_a_newer_version_is_a_fault(home):
     ((level, words, _),) = find(check_home, home)
     assert level is FAULT
     assert 'newer version' in words
+
+
+def test_a_share_that_cannot_be_opened_is_a_fault(home, tmp_path):
+    shares = {'here': Share(str(tmp_path)), 'gone': Share(str(tmp_path / 'nosuch'))}
+    gone, here = find(check_shares, home, config=Config(shares=shares))
+    assert here[:2] == (OK, f'here is {tmp_path}')
+    assert gone[0] is FAULT
+    assert f'shares.gone, from the settings: {tmp_path}/nosuch' in gone[1]
+    assert 'make that directory' in gone[2]
 
 
 def test_a_key_that_others_can_read_is_a_fault(home):
