@@ -1,6 +1,7 @@
 """What a person and a script are told when a command fails: words, the next step, and a status.
 
-`explain` is the one place that knows what each error means for somebody at a terminal. Pure.
+`explain` is the one place that knows what each error means for somebody at a terminal, and
+`explain_node` what our own node adds to one. Pure.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, CodeError):
         return Failure(Exit.USAGE, str(error), kind=kind)
     if isinstance(error, PairingError):
-        return Failure(_find_pairing_exit(error.fault), str(error), kind=kind)
+        return Failure(_find_pairing_exit(error.fault.value), str(error), kind=kind)
     if isinstance(error, UnreachableError):
         return _explain_unreachable(error)
     if isinstance(error, UnknownMachineError | AmbiguousNameError):
@@ -102,20 +103,28 @@ def explain(error: Exception) -> Failure | None:
     return None
 
 
-def _explain_call(error: RpcError) -> Failure:
+def explain_node(error: RpcError) -> Failure:
+    """Return what an error means that this home's own node answered, which says more of it.
+
+    Of anybody else its details are only somebody's word: see `explain`.
+    """
     detail = error.details[0] if error.details else {}
-    kind = detail.get('kind')
-    remedy = detail.get('remedy', '')
-    if kind in _OF_KINDS:
-        meaning = _OF_KINDS[kind]
-        return Failure(meaning.exit_status, error.message, meaning.remedy, kind)
+    kind = str(detail.get('kind', ''))
+    if not kind:
+        failure = _explain_call(error)
+        if failure.exit_status is not Exit.REMOTE:
+            return failure
+        # What the node refuses is not a remote method's word.
+        return Failure(Exit.FAILED, error.message, kind=failure.kind)
     if kind == 'CodeError':
         return Failure(Exit.USAGE, error.message, kind=kind)
     if kind == 'PairingError':
-        fault = PairingFault(detail['fault'])
-        return Failure(_find_pairing_exit(fault), error.message, kind=kind)
-    if isinstance(kind, str) and isinstance(remedy, str):
-        return Failure(Exit.FAILED, error.message, remedy, kind)
+        return Failure(_find_pairing_exit(str(detail.get('fault'))), error.message, kind=kind)
+    meaning = _OF_KINDS.get(kind, _Meaning(Exit.FAILED, str(detail.get('remedy', ''))))
+    return Failure(meaning.exit_status, error.message, meaning.remedy, kind)
+
+
+def _explain_call(error: RpcError) -> Failure:
     if error.code is Code.UNAVAILABLE and isinstance(error.__cause__, UnreachableError):
         return _explain_unreachable(error.__cause__)
     meaning = _OF_CODES.get(error.code, _Meaning(Exit.REMOTE, ''))
@@ -135,5 +144,5 @@ def _explain_unreachable(error: UnreachableError) -> Failure:
     return Failure(meaning.exit_status, message, meaning.remedy, 'UnreachableError')
 
 
-def _find_pairing_exit(fault: PairingFault) -> Exit:
-    return Exit.UNREACHABLE if fault is PairingFault.UNREACHABLE else Exit.REFUSED
+def _find_pairing_exit(fault: str) -> Exit:
+    return Exit.UNREACHABLE if fault == PairingFault.UNREACHABLE.value else Exit.REFUSED

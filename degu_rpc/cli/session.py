@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from degu_rpc.cli.exits import Exit
-from degu_rpc.cli.failures import Failure, explain
+from degu_rpc.cli.failures import Failure, explain_node
 from degu_rpc.errors import RpcError
 from degu_rpc.node.api import NODE, NodeApi
 from degu_rpc.node.home import Home
@@ -102,11 +102,7 @@ class Session:
                 cause = error.__cause__
                 if isinstance(cause, FileNotFoundError | ConnectionRefusedError):
                     raise self._not_running() from error
-                failure = explain(error)
-                if failure is not None and failure.exit_status is Exit.REMOTE:
-                    # What the node refuses is not a remote method's word.
-                    raise Failure(Exit.FAILED, error.message, kind=failure.kind) from error
-                raise
+                raise explain_node(error) from error
 
     def _not_running(self) -> Failure:
         return Failure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,10 @@ def target(serve, tmp_path):
     @service.method(allow='peer')
     def fail() -> None:
         raise RpcError(Code.OUT_OF_RANGE, 'not \x1b[31mtoday')
+
+    @service.method(allow='peer')
+    def pretend(details: list[dict[str, Any]]) -> None:
+        raise RpcError(Code.ABORTED, 'no', details)
 
     router = Router()
     router.mount('/rpc', RpcApp([service, build_meta([service])]))
@@ -131,6 +136,16 @@ def test_what_goes_wrong_has_words_and_a_status(device, target, arguments, statu
     assert words in done.stderr
     assert '\x1b' not in done.stderr
     assert device.run('call', target, *arguments, '--json').error['status'] == status
+
+
+@pytest.mark.parametrize(
+    'detail', [{'kind': 'PairingError'}, {'kind': ['a']}, {'kind': 'CodeError', 'remedy': 'rm'}]
+)
+def test_details_of_somebody_elses_error_do_not_decide_the_status(device, target, detail):
+    done = device.run(
+        *('call', target, 'sums.v1.Sums/pretend', f'details:={json.dumps([detail])}', '--json')
+    )
+    assert (done.error['status'], done.error['kind'], done.error['remedy']) == (8, 'aborted', '')
 
 
 def test_a_target_that_is_none_or_not_there(device):
