@@ -16,6 +16,7 @@ from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.cli.targets import open_target
 from degu_rpc.errors import Code, RpcError
+from degu_rpc.text import format_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -278,8 +279,8 @@ def _read_items(data: str | None) -> Iterator[Any]:
 def _print_result(session: Session, result: Any, kind: str) -> None:
     session.emit(kind, {'value': result})
     if not session.is_json:
-        indent = 2 if kind == 'result' and sys.stdout.isatty() else None
-        click.echo(json.dumps(result, indent=indent, ensure_ascii=not sys.stdout.isatty()))
+        is_for_people = kind == 'result' and sys.stdout.isatty()
+        click.echo(format_json(result) if is_for_people else json.dumps(result))
 
 
 @click.command(cls=Command, epilog=f'{_TARGET_HELP}\n\n{_EXITS}')

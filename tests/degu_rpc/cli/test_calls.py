@@ -48,6 +48,10 @@ def target(serve, tmp_path):
         raise RpcError(Code.OUT_OF_RANGE, 'not \x1b[31mtoday')
 
     @service.method(allow='peer')
+    def echo(values: Iterator[str]) -> Iterator[str]:
+        yield from values
+
+    @service.method(allow='peer')
     def pretend(details: list[dict[str, Any]]) -> None:
         raise RpcError(Code.ABORTED, 'no', details)
 
@@ -136,6 +140,15 @@ def test_what_goes_wrong_has_words_and_a_status(device, target, arguments, statu
     assert words in done.stderr
     assert '\x1b' not in done.stderr
     assert device.run('call', target, *arguments, '--json').error['status'] == status
+
+
+def test_a_result_can_do_nothing_to_a_terminal(device, target):
+    name = 'name=\x9b31m\u202enaïve'
+    said = device.look('call', target, 'sums.v1.Sums/greet', name)
+    assert '"hello \\u009b31m\\u202enaïve"' in said
+    assert said.startswith('{\r\n  "said"')
+    said = device.look('call', target, 'sums.v1.Sums/echo', '-d', '"\x9b\u202e"')
+    assert said == '"\\u009b\\u202e"\r\n'
 
 
 @pytest.mark.parametrize(
