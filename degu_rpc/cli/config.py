@@ -85,4 +85,4 @@ def _format(value: Any) -> str:
 
 
 def _say_when_it_counts(session: Session) -> None:
-    session.say('a node that runs takes it when it starts anew: degu down && degu up --bg')
+    session.note('a node that runs takes it when it starts anew: degu down && degu up --bg')

@@ -83,7 +83,7 @@ def _list_shares(session: Session, client: DialedClient) -> None:
         session.emit('share', share)
         session.say(f'{share.name}/')
     if not shares:
-        session.say('nothing is shared with you', err=True)
+        session.note('nothing is shared with you', err=True)
 
 
 def _list_directory(session: Session, client: DialedClient, asked: _Source, is_long: bool) -> None:
@@ -174,10 +174,10 @@ def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
     for skipped in fetched.skipped:
         session.say(f'not brought: {skipped.path}: {skipped.problem.value}', err=True)
     if fetched.files_replaced:
-        session.say(f'{fetched.files_replaced} were replaced; the former ones are in .degu/trash')
+        session.note(f'{fetched.files_replaced} were replaced; the former ones are in .degu/trash')
     rate = fetched.bytes_fetched / fetched.elapsed_s if fetched.elapsed_s else 0.0
     files = 'file' if fetched.files_fetched == 1 else 'files'
-    session.say(
+    session.note(
         f'{fetched.files_fetched:,} {files}, {format_size(fetched.bytes_fetched)}, '
         f'{format_size(rate)}/s, {fetched.files_present:,} were here; ',
         Styled('verified', 'green'),

@@ -74,7 +74,7 @@ def _ask_for_code(session: Session, node: NodeApi, address: str | None) -> str |
         windows = node.windows(GLANCE_S)
         if not windows:
             return None
-        session.say('a pairing window is open nearby', err=True)
+        session.note('a pairing window is open nearby', err=True)
     answer: str = click.prompt(
         'Code (Enter to show one here)', default='', show_default=False, err=True
     )
@@ -87,15 +87,15 @@ def _show_window(session: Session, node: NodeApi, intent: IntentName, shows_qr: 
         if event.kind == 'opened':
             _say_code(session, event, intent, shows_qr)
         else:
-            session.say('paired with ', Styled(event.name, is_bold=True))
+            session.note('paired with ', Styled(event.name, is_bold=True))
 
 
 def _say_code(session: Session, event: PairingEvent, intent: IntentName, shows_qr: bool) -> None:
     session.say('Code: ', Styled(event.code, is_bold=True), f'   or: {event.words}')
     mine = ' --mine' if intent == 'join' else ''
-    session.say(f'On the other machine, within {event.expires_in_s:.0f} s: degu pair{mine}')
+    session.note(f'On the other machine, within {event.expires_in_s:.0f} s: degu pair{mine}')
     if event.addresses:
-        session.say(f'If it does not find this one: degu pair{mine} --at {event.addresses[0]}')
+        session.note(f'If it does not find this one: degu pair{mine} --at {event.addresses[0]}')
     if shows_qr and event.invitation:
         from degu_rpc.peers.pairing.invitation import draw_qr
 
@@ -120,10 +120,10 @@ def _pair_with(
     paired = node.pair(code, address, intent)
     session.emit('paired', paired)
     if intent == 'peer':
-        session.say('paired with ', Styled(paired.name, is_bold=True))
+        session.note('paired with ', Styled(paired.name, is_bold=True))
         return
-    session.say('this machine is now one of user ', Styled(paired.user_id[:_SHORT] + '...'))
-    session.say(f'what it was before is in {paired.former_home}; the node starts anew')
+    session.note('this machine is now one of user ', Styled(paired.user_id[:_SHORT] + '...'))
+    session.note(f'what it was before is in {paired.former_home}; the node starts anew')
 
 
 @click.command(
@@ -141,7 +141,7 @@ def unpair(session: Session, peer: str, is_sure: bool) -> None:
     with session.node() as node:
         gone = node.unpair(peer)
     session.emit('unpaired', gone)
-    session.say(f'{gone.name} is not trusted any more')
+    session.note(f'{gone.name} is not trusted any more')
 
 
 @click.command('id', cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND))
@@ -187,7 +187,7 @@ def peers(session: Session, is_nearby: bool) -> None:
         session.emit('peer', peer)
         _say_peer(session, peer)
     if not any(peer.machines for peer in found):
-        session.say('no peers yet; pair with another machine: degu pair')
+        session.note('no peers yet; pair with another machine: degu pair')
 
 
 def _say_peer(session: Session, peer: PeerStatus) -> None:

@@ -2,7 +2,7 @@
 
 1. Each command takes the shared flags, before its name or behind it; `Session` is what they say.
 2. Text from peers can be anywhere in what is printed, so `say` escapes control characters in all of
-   it. What is to be coloured is given as `Styled`.
+   it. What is to be coloured is given as `Styled`. `say` is for results and `note` for the rest.
 3. With `--json` a command prints documents, each with `"v": 1` and a `"type"`, and nothing else.
 4. Whatever a command raises is explained in one place (degu_rpc.cli.failures).
 """
@@ -54,10 +54,17 @@ class Session:
     # --- to the terminal -------------------------------------------------------------------------
 
     def say(self, *parts: str | Styled, err: bool = False) -> None:
-        """Print a line; nothing with `--json`, and with `--quiet` nothing but errors."""
-        if self.is_json or (self.is_quiet and not err):
-            return
-        click.echo(''.join(map(_render, parts)), err=err)
+        """Print a line of what was asked for, on stderr one that is about it; not with `--json`."""
+        if not self.is_json:
+            click.echo(''.join(map(_render, parts)), err=err)
+
+    def note(self, *parts: str | Styled, err: bool = False) -> None:
+        """Print a line that says no more than that all is well, or what comes next.
+
+        With `--quiet` or `--json` it is not printed.
+        """
+        if not self.is_quiet:
+            self.say(*parts, err=err)
 
     def emit(self, kind: str, value: Any) -> None:
         """Print a document, with `--json` only: a dataclass, or a dict."""
