@@ -13,7 +13,7 @@ import click
 from degu_rpc.cli.completers import complete_targets
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
-from degu_rpc.cli.session import Command, Session, Styled
+from degu_rpc.cli.session import PREFIX, Command, Session, Styled
 from degu_rpc.cli.targets import open_target
 from degu_rpc.errors import Code, RpcError
 from degu_rpc.text import format_json
@@ -35,11 +35,12 @@ _EXITS = format_exits(
 )
 _TARGET_HELP = (
     'TARGET is a paired machine (studio), what is served behind it (studio/clock), '
-    'degu://ID@host:port, unix:/path, tcp:host:port, or . for the node that runs here.'
+    'degu://ID@host:port, unix:/path, tcp:host:port, . for the node that runs here, or what is '
+    'served behind that (./clock).'
 )
 _MODULES = re.compile(r'\b_(?:typing|abc|builtins|datetime|decimal|uuid)\.')
 _prefix_option = click.option(
-    '--prefix', default='/rpc', show_default=True, help='Where the services are mounted.'
+    '--prefix', default=PREFIX, show_default=True, help='Where the services are mounted.'
 )
 
 

@@ -76,9 +76,11 @@ def _check_name(name: str | None, what: str) -> str:
 def _serve_behind_node(
     session: Session, name: str, services: list[Service], socket_path: Path | None
 ) -> None:
+    from degu_rpc.node.api import NODE, NodeApi
     from degu_rpc.peers.private import make_directory
 
-    with session.node() as node, contextlib.ExitStack() as stack:
+    with session.node_client() as client, contextlib.ExitStack() as stack:
+        node = client.bind(NodeApi, NODE)
         node.status()  # there is one, before anything is made
         directory = session.home.served_directory
         make_directory(directory)

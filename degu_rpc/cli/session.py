@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
     from degu_rpc.rpc.client import RpcClient
 
+NODE_S = 10.0
+"""How long the node has for an answer, unless told otherwise."""
+PREFIX = '/rpc'
+"""Where services are mounted."""
+
 
 class Styled(NamedTuple):
     """Text in a colour or in bold."""
@@ -85,7 +90,7 @@ class Session:
     # --- to the node -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def node(self, timeout_s: float | None = None) -> Iterator[NodeApi]:
+    def node(self, timeout_s: float = NODE_S) -> Iterator[NodeApi]:
         """Yield the running node of this home; it has so long for each call, unless a flag says.
 
         Raises Failure where none runs, and IdentityError for a home that is not ours.
@@ -95,21 +100,33 @@ class Session:
 
     @contextlib.contextmanager
     def node_client(self) -> Iterator[RpcClient]:
-        """Yield a client of the node; see `node`."""
-        from degu_rpc.rpc.target import connect
+        """Yield a client of the node for calls that last, with no limit of ours; see `node`."""
+        try:
+            with self.local_client() as client:
+                yield client
+        except RpcError as error:
+            raise explain_node(error) from error
+
+    @contextlib.contextmanager
+    def local_client(self, prefix: str = PREFIX) -> Iterator[RpcClient]:
+        """Yield a client of what is at the node's socket, the node's own services or others.
+
+        Raises Failure where no node runs, and IdentityError for a home that is not ours.
+        """
+        from degu.client import Client
+        from degu_rpc.rpc.client import RpcClient
 
         try:
             self.home.check()
         except FileNotFoundError:
             raise self._not_running() from None
-        with connect(f'unix:{self.home.socket_path}') as client:
+        with RpcClient(Client(str(self.home.socket_path)), prefix) as client:
             try:
-                yield client.using(timeout_s=self.timeout_s)
+                yield client
             except RpcError as error:
-                cause = error.__cause__
-                if isinstance(cause, FileNotFoundError | ConnectionRefusedError):
+                if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
                     raise self._not_running() from error
-                raise explain_node(error) from error
+                raise
 
     def _not_running(self) -> Failure:
         return Failure(

@@ -1,6 +1,6 @@
 """From what a person writes for where a service is to a client of it.
 
-    .                            the node of this home
+    ., ./clock                   the node of this home, and what is served behind it
     studio, studio/clock         a machine by name or id, and what is served behind it
     degu://<machine id>@host:port
     unix:/path, tcp:host:port, http://host:port
@@ -12,10 +12,12 @@ are looked for now. Who is there is proved in either case, by this command itsel
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING
 
 from degu_rpc.cli.exits import Exit
 from degu_rpc.cli.failures import Failure
+from degu_rpc.cli.session import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 
 LOCATE_S = 3.0
 """How long the network has to say where a machine is."""
-PREFIX = '/rpc'
 _DIRECT = ('unix:', 'tcp:', 'http://')
+_match_local = re.compile(r'\.((?:/[^/?#]+)*)').fullmatch
 
 
 @contextlib.contextmanager
@@ -43,9 +45,11 @@ def open_target(session: Session, target: str, prefix: str = PREFIX) -> Iterator
 
     with contextlib.ExitStack() as stack:
         try:
-            if target == '.':
-                client = connect(f'unix:{session.home.socket_path}', prefix)
-            elif target.startswith(_DIRECT):
+            if match := _match_local(target):
+                local = session.local_client(match[1] + prefix)
+                yield stack.enter_context(local).using(timeout_s=session.timeout_s)
+                return
+            if target.startswith(_DIRECT):
                 client = connect(target, prefix)
             elif located := _ask_node(session, target):
                 dialed = build_client(session, located)

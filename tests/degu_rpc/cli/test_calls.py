@@ -165,7 +165,10 @@ def test_a_target_that_is_none_or_not_there(device):
     assert device.run('methods', 'udp:x').returncode == 2
     assert device.run('methods', 'unix:/none').returncode == 5
     assert device.run('methods', 'studio').returncode == 1  # no identity here yet
-    assert device.run('methods', '.').returncode == 5
+    for target in ('.', './clock'):
+        done = device.run('methods', target, '--json')
+        assert (done.error['status'], done.error['remedy']) == (10, 'start one: degu up --bg')
+    assert device.run('methods', './').returncode == 2
 
 
 def test_the_node_itself_and_a_paired_machine_are_targets(node, other, pair_devices):

@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+
+
+def test_a_node_that_does_not_answer_is_given_up(node):
+    pid = node.check('status', '--json').documents[0]['pid']
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = node.run('status', '--timeout', '0.2', '--json')
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert done.error['status'] == 5
+    assert 'give it more time: --timeout' in done.error['remedy']
+
+
+def test_a_node_has_a_limit_of_time_even_if_none_is_given(device):
+    device.home.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(device.home / 'node.sock'))
+        listener.listen()
+        with device.start('status') as process:
+            connection, _ = listener.accept()
+            with connection:
+                assert b'connect-timeout-ms: 10000\r\n' in connection.recv(65536)
+            assert process.wait(60) == 5
+
 
 def test_quiet_prints_what_was_asked_for_and_no_more(node):
     assert 'reached at' in node.check('-q', 'status').stdout
