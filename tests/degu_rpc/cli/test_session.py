@@ -5,6 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
+
+HEAVY = ('cryptography', 'rich', 'zeroconf', 'spake2', 'degu.server', 'asyncio')
+LOOK = f"""
+import sys
+from degu_rpc.cli import run
+assert run(['status']) == 0
+sys.exit(' '.join(name for name in {HEAVY} if name in sys.modules))
+"""
+
+
+def test_status_pays_for_no_library_that_it_does_not_need(node):
+    done = subprocess.run(
+        [sys.executable, '-c', LOOK],
+        env=node.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr.strip() == ''
 
 
 def test_a_node_that_does_not_answer_is_given_up(node):
