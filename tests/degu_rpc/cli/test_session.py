@@ -8,7 +8,10 @@ import socket
 import subprocess
 import sys
 
-HEAVY = ('cryptography', 'rich', 'zeroconf', 'spake2', 'degu.server', 'asyncio')
+HEAVY = (
+    *('cryptography', 'rich', 'zeroconf', 'spake2', 'degu.server', 'asyncio'),
+    *('degu_rpc.peers.dial', 'degu_rpc.peers.trust', 'degu_rpc.peers.discovery'),
+)
 LOOK = f"""
 import sys
 from degu_rpc.cli import run
