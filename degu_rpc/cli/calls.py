@@ -261,7 +261,14 @@ def _parse_object(text: str) -> dict[str, Any]:
 def _read_data(data: str) -> str:
     if data == '@-':
         return sys.stdin.read()
-    return Path(data[1:]).read_text() if data.startswith('@') else data
+    return _read_file(Path(data[1:])) if data.startswith('@') else data
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text('utf-8')
+    except UnicodeDecodeError as error:
+        raise Failure(Exit.USAGE, f'{path} is not UTF-8, as JSON must be: {error}') from None
 
 
 def _read_items(data: str | None) -> Iterator[Any]:
@@ -269,7 +276,7 @@ def _read_items(data: str | None) -> Iterator[Any]:
     if data is None or data == '@-':
         lines: Iterable[str] = sys.stdin
     elif data.startswith('@'):
-        lines = Path(data[1:]).read_text().splitlines()
+        lines = _read_file(Path(data[1:])).splitlines()
     else:
         lines = data.splitlines()
     for number, line in enumerate(lines, 1):

@@ -111,6 +111,14 @@ def test_call_reads_parameters_and_items_from_files_and_standard_input(device, t
     assert done.stdout == '3\n'
 
 
+@pytest.mark.parametrize('method', ['add', 'total'])
+def test_a_file_that_is_not_utf_8_is_wrong_usage(device, target, tmp_path, method):
+    (tmp_path / 'data.json').write_bytes(b'"\xff"')
+    done = device.run('call', target, f'sums.v1.Sums/{method}', '-d', f'@{tmp_path}/data.json')
+    assert done.returncode == 2
+    assert f'degu: {tmp_path}/data.json is not UTF-8' in done.stderr
+
+
 def test_json_has_a_document_for_each_result(device, target):
     documents = device.check('call', target, 'sums.v1.Sums/count', 'to:=2', '--json').documents
     assert documents == [{'v': 1, 'type': 'item', 'value': n} for n in (0, 1)]
