@@ -56,10 +56,14 @@ def pair(
     typed becomes one more machine of the user of the other, and gives up the identity it has.
     """
     intent: IntentName = 'join' if is_mine else 'peer'
+    if is_showing and (code is not None or address is not None):
+        raise Failure(
+            Exit.USAGE, '--show is for the machine where no code is typed', 'leave it out'
+        )
     with session.node(PAIRING_S) as node:
-        code = code or os.environ.get(CODE_VARIABLE)
-        if code is None and not is_showing:
-            code = _ask_for_code(session, node, address)
+        if not is_showing:
+            code = code or os.environ.get(CODE_VARIABLE)
+            code = code or _ask_for_code(session, node, address)
         if code is None:
             _show_window(session, node, intent, shows_qr)
         else:
@@ -151,6 +155,7 @@ def id_(session: Session, shows_qr: bool) -> None:
     from degu_rpc.peers import Identity
 
     try:
+        session.home.check()
         identity = Identity.open(session.home.identity_directory)
     except FileNotFoundError as error:
         raise Failure(Exit.NOT_FOUND, str(error), 'degu up makes one') from None

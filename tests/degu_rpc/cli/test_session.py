@@ -8,6 +8,18 @@ import socket
 import subprocess
 import sys
 
+
+def test_a_home_of_a_newer_version_is_left_alone(device):
+    device.home.mkdir(mode=0o700)
+    (device.home / 'format').write_text('2\n')
+    (device.home / 'format').chmod(0o600)
+    for command in (['id'], ['config', 'set', 'port', '0'], ['config', 'unset', 'port']):
+        done = device.run(*command)
+        assert done.returncode == 1
+        assert 'was written by a newer version (format 2' in done.stderr
+    assert [path.name for path in device.home.iterdir()] == ['format']
+
+
 HEAVY = (
     *('cryptography', 'rich', 'zeroconf', 'spake2', 'degu.server', 'asyncio'),
     *('degu_rpc.peers.dial', 'degu_rpc.peers.trust', 'degu_rpc.peers.discovery'),
