@@ -47,6 +47,11 @@ class _Source(NamedTuple):
     path: str
 
 
+def _is_source(text: str) -> bool:
+    """Say whether it names what a peer has; what has a `/` before the colon is a path of ours."""
+    return text.startswith('degu://') or ':' in text.partition('/')[0]
+
+
 def _parse_source(text: str) -> _Source:
     peer, colon, rest = text.partition(':')
     if text.startswith('degu://'):
@@ -120,7 +125,7 @@ def get(session: Session, sources: tuple[str, ...]) -> None:
     what is interrupted goes on where it stopped when the same command is run again.
     """
     destination = Path()
-    if len(sources) > 1 and ':' not in sources[-1]:
+    if len(sources) > 1 and not _is_source(sources[-1]):
         destination, sources = Path(sources[-1]), sources[:-1]
     asked = [_parse_source(source) for source in sources]
     for one in asked:

@@ -96,6 +96,11 @@ def test_what_is_not_there_or_not_for_us(other, there, tmp_path, source, status,
         assert words in done.stderr
 
 
+def test_a_path_of_ours_can_have_a_colon(other, there, tmp_path):
+    other.check('get', f'{there}/things/a.txt', tmp_path / 'x:y')
+    assert (tmp_path / 'x:y' / 'a.txt').read_text() == 'hello\n'
+
+
 def test_wrong_usage(other, device):
     assert other.run('ls', 'things').returncode == 2
     assert other.run('get', 'studio:').returncode == 2
