@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
@@ -28,7 +29,7 @@ from degu_rpc.node.home import Home
 from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from degu_rpc.rpc.client import RpcClient
 
@@ -164,7 +165,9 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command with what the flags say."""
         session = build_session(given := collect_shared(ctx))
-        ctx.color = False if given.get('no_color') else ctx.color
+        # Source: no-color.org, "when present and not an empty string".
+        if given.get('no_color') or os.environ.get('NO_COLOR'):
+            ctx.color = False
         if self.callback is not None:
             return ctx.invoke(self.callback, session, **ctx.params)
         return None
@@ -237,14 +240,21 @@ class _JournalFormatter(logging.Formatter):
         return '\n'.join(f'<{priority}>{line}' for line in text.splitlines())
 
 
-def set_up_logging(verbosity: int, environment: Callable[[str], str | None] | None = None) -> None:
+def set_up_logging(verbosity: int) -> None:
     """Log to stderr: warnings, with one `-v` what happens, with two everything."""
-    import os
-
     handler = logging.StreamHandler()
-    if (environment or os.environ.get)('JOURNAL_STREAM'):
+    if _is_journal(sys.stderr.fileno()):
         handler.setFormatter(_JournalFormatter('%(name)s: %(message)s'))
     else:
         handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(name)s: %(message)s'))
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Say whether what is written there goes to systemd's journal.
+
+    Source: systemd.exec(5), JOURNAL_STREAM: others inherit the variable and write elsewhere.
+    """
+    status = os.fstat(descriptor)
+    return os.environ.get('JOURNAL_STREAM') == f'{status.st_dev}:{status.st_ino}'

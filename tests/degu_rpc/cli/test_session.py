@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+
+import pytest
 
 
 def test_a_home_of_a_newer_version_is_left_alone(device):
@@ -18,6 +21,43 @@ def test_a_home_of_a_newer_version_is_left_alone(device):
         assert done.returncode == 1
         assert 'was written by a newer version (format 2' in done.stderr
     assert [path.name for path in device.home.iterdir()] == ['format']
+
+
+def test_a_terminal_has_colours_unless_somebody_wants_none(node):
+    assert '\x1b[' in node.look('status', NO_COLOR='')
+    assert '\x1b[' not in node.look('status', NO_COLOR='1')
+    assert '\x1b[' not in node.look('status', '--no-color', NO_COLOR='')
+
+
+LOG = """
+import logging
+from degu_rpc.cli.session import set_up_logging
+set_up_logging(1)
+logging.info('here')
+"""
+
+
+@pytest.mark.parametrize(('offset', 'prefix'), [(0, '<6>root: here'), (1, '20')])
+def test_the_form_of_the_journal_is_for_the_journal_only(tmp_path, offset, prefix):
+    with (tmp_path / 'log').open('w+') as log:
+        status = os.fstat(log.fileno())
+        stream = f'{status.st_dev}:{status.st_ino + offset}'
+        subprocess.run(
+            [sys.executable, '-c', LOG],
+            env={**os.environ, 'JOURNAL_STREAM': stream},
+            stderr=log,
+            check=True,
+        )
+        log.seek(0)
+        assert log.read().startswith(prefix)
+
+
+def test_ctrl_c_is_said_in_json_too(node):
+    with node.start('pair', '--show', '--json') as window:
+        assert window.stdout.readline()
+        window.send_signal(signal.SIGINT)
+        assert json.loads(window.communicate()[1])['status'] == 130
+    assert window.returncode == 130
 
 
 HEAVY = (
