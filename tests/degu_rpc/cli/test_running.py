@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
-COMMANDS = [
-    *('up', 'down', 'status', 'id', 'peers', 'pair', 'unpair'),
-    *('doctor', 'service', 'config', 'completion', 'stubs', 'demo'),
-]
+from degu_rpc.cli import commands
+
+COMMANDS = commands.list_commands(click.Context(commands))
 
 
 @pytest.mark.parametrize('command', COMMANDS)
