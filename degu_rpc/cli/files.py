@@ -83,6 +83,7 @@ def _list_shares(session: Session, client: DialedClient) -> None:
     from degu_rpc.rpc.client import RpcClient
 
     with RpcClient(client) as calls:
+        calls = calls.using(timeout_s=session.timeout_s)
         shares: list[Share] = calls.call(SHARES, 'list_shares', {}, list[Share])
     for share in shares:
         session.emit('share', share)

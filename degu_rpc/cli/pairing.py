@@ -12,6 +12,7 @@ from degu_rpc.cli.completers import complete_peers
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import Command, Session, Styled
+from degu_rpc.node.limits import NEARBY_S
 
 if TYPE_CHECKING:
     from degu_rpc.node.api import IntentName, NodeApi, PairingEvent, PeerStatus
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 CODE_VARIABLE = 'DEGU_PAIR_CODE'
 GLANCE_S = 1.0
 """How long the network has to say that a window is open nearby, before one is opened here."""
-NEARBY_S = 3.0
-"""How long it has to say who is there, unless told otherwise."""
 PAIRING_S = 180.0
 """How long a pairing may take: the time of a window, and what the last steps may need."""
 _SHORT = 12
