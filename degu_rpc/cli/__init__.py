@@ -7,10 +7,8 @@ what `degu doctor` needs.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -86,33 +84,25 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command, print what went wrong, and return the exit status."""
-    from degu_rpc.cli.failures import explain
+    from degu_rpc.cli.failures import Failure, explain
 
     try:
-        commands.main(arguments, prog_name='degu', standalone_mode=False)
-    except click.exceptions.Exit as error:
-        return error.exit_code
+        # A status comes from click itself, which ends --help and --version so.
+        status: int | None = commands.main(arguments, prog_name='degu', standalone_mode=False)
     except click.ClickException as error:
         if '--json' not in arguments:
             error.show()
             return error.exit_code
-        from degu_rpc.cli.failures import Failure
-
         return _report(Failure(Exit.USAGE, error.format_message()), arguments)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo('interrupted', err=True)
-        return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output is gone; Python would try to flush it once more at the end.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.FAILED
+    except click.Abort:
+        # Ctrl-C, or no answer to a question.
+        return _report(Failure(Exit.INTERRUPTED, 'interrupted'), arguments)
     except Exception as error:
         failure = explain(error)
         if failure is None:
             raise
         return _report(failure, arguments)
-    return Exit.DONE
+    return status or Exit.DONE
 
 
 def _report(failure: Failure, arguments: list[str]) -> int:

@@ -14,9 +14,10 @@ from degu_rpc.cli.completers import complete_targets
 from degu_rpc.cli.documents import Method, Signature, Source, Value
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
-from degu_rpc.cli.session import Command, Session, Styled
+from degu_rpc.cli.session import PREFIX, Command, Session, Styled
 from degu_rpc.cli.targets import open_target
 from degu_rpc.errors import Code, RpcError
+from degu_rpc.text import format_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,11 +36,12 @@ _EXITS = format_exits(
 )
 _TARGET_HELP = (
     'TARGET is a paired machine (studio), what is served behind it (studio/clock), '
-    'degu://ID@host:port, unix:/path, tcp:host:port, or . for the node that runs here (./clock).'
+    'degu://ID@host:port, unix:/path, tcp:host:port, . for the node that runs here, or what is '
+    'served behind that (./clock).'
 )
 _MODULES = re.compile(r'\b_(?:typing|abc|builtins|datetime|decimal|uuid)\.')
 _prefix_option = click.option(
-    '--prefix', default='/rpc', show_default=True, help='Where the services are mounted.'
+    '--prefix', default=PREFIX, show_default=True, help='Where the services are mounted.'
 )
 
 
@@ -254,7 +256,14 @@ def _parse_object(text: str) -> dict[str, Any]:
 def _read_data(data: str) -> str:
     if data == '@-':
         return sys.stdin.read()
-    return Path(data[1:]).read_text() if data.startswith('@') else data
+    return _read_file(Path(data[1:])) if data.startswith('@') else data
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text('utf-8')
+    except UnicodeDecodeError as error:
+        raise Failure(Exit.USAGE, f'{path} is not UTF-8, as JSON must be: {error}') from None
 
 
 def _read_items(data: str | None) -> Iterator[Any]:
@@ -262,7 +271,7 @@ def _read_items(data: str | None) -> Iterator[Any]:
     if data is None or data == '@-':
         lines: Iterable[str] = sys.stdin
     elif data.startswith('@'):
-        lines = Path(data[1:]).read_text().splitlines()
+        lines = _read_file(Path(data[1:])).splitlines()
     else:
         lines = data.splitlines()
     for number, line in enumerate(lines, 1):
@@ -273,8 +282,8 @@ def _read_items(data: str | None) -> Iterator[Any]:
 def _print_result(session: Session, result: Any, kind: str) -> None:
     session.emit(kind, Value(result))
     if not session.is_json:
-        indent = 2 if kind == 'result' and sys.stdout.isatty() else None
-        click.echo(json.dumps(result, indent=indent, ensure_ascii=not sys.stdout.isatty()))
+        is_for_people = kind == 'result' and sys.stdout.isatty()
+        click.echo(format_json(result) if is_for_people else json.dumps(result))
 
 
 @click.command(cls=Command, epilog=f'{_TARGET_HELP}\n\n{_EXITS}')

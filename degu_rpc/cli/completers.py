@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from click.shell_completion import CompletionItem
 
-from degu_rpc.cli.session import collect_shared
+from degu_rpc.cli.session import PREFIX, collect_shared
 
 if TYPE_CHECKING:
     import click
@@ -38,11 +38,13 @@ def complete_peers(
 def complete_targets(
     ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
-    """Offer where calls can go: the node here, and all machines."""
+    """Offer where calls can go: the node here, what is behind it, and all machines."""
     status = _ask_node(ctx)
     if status is None:
         return []
-    return _offer([('.', '.', 'this machine'), *_list_machines(status)], incomplete)
+    behind = [(f'./{each.name}', f'./{each.name}', 'served here') for each in status.services]
+    here = [('.', '.', 'this machine'), *behind]
+    return _offer([*here, *_list_machines(status)], incomplete)
 
 
 def _list_machines(status: Status) -> list[tuple[str, str, str]]:
@@ -76,7 +78,7 @@ def _ask_node(ctx: click.Context) -> Status | None:
         home = Home(collect_shared(ctx).get('home'))
         home.check()
         client = Client(str(home.socket_path), connect_timeout_s=COMPLETE_S)
-        with RpcClient(client, '/rpc') as rpc:
+        with RpcClient(client, PREFIX) as rpc:
             return rpc.using(timeout_s=COMPLETE_S).bind(NodeApi, NODE).status()
     except (DeguRpcError, OSError, ValueError):
         return None

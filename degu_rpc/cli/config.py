@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ def get(session: Session, key: str | None) -> None:
 @click.argument('value')
 def set_(session: Session, key: str, value: str) -> None:
     """Store VALUE for KEY; the items of a list have commas between them."""
+    _check_home(session)
     _show(session, set_value(session.home, key, value))
     if name_variable(key) in os.environ:
         session.say(f'but {name_variable(key)} is set here and comes before it', err=True)
@@ -61,8 +63,15 @@ def set_(session: Session, key: str, value: str) -> None:
 @click.argument('key', type=_KEY)
 def unset(session: Session, key: str) -> None:
     """Remove what `set` stored for KEY, and show what counts by now."""
+    _check_home(session)
     _show(session, unset_value(session.home, key))
     _say_when_it_counts(session)
+
+
+def _check_home(session: Session) -> None:
+    """Raise IdentityError for a home that this program may not change; there need be none yet."""
+    with contextlib.suppress(FileNotFoundError):
+        session.home.check()
 
 
 def _show(session: Session, setting: Setting) -> None:
@@ -86,4 +95,4 @@ def _format(value: Any) -> str:
 
 
 def _say_when_it_counts(session: Session) -> None:
-    session.say('a node that runs takes it when it starts anew: degu down && degu up --bg')
+    session.note('a node that runs takes it when it starts anew: degu down && degu up --bg')

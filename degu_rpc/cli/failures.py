@@ -1,6 +1,7 @@
 """What a person and a script are told when a command fails: words, the next step, and a status.
 
-`explain` is the one place that knows what each error means for somebody at a terminal. Pure.
+`explain` is the one place that knows what each error means for somebody at a terminal, and
+`explain_node` what our own node adds to one. Pure.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from degu.errors import DeguError
+from degu.errors import DeguError, PeerRejectedError
 from degu_rpc.cli.documents import Failed
 from degu_rpc.cli.exits import Exit
 from degu_rpc.errors import (
@@ -19,7 +20,6 @@ from degu_rpc.errors import (
     ConfigError,
     DeguRpcError,
     IntegrityError,
-    NodeRunningError,
     PairingError,
     PairingFault,
     RpcError,
@@ -61,12 +61,21 @@ _OF_CODES = {
     Code.UNIMPLEMENTED: _Meaning(Exit.NOT_FOUND, 'see what there is: degu methods TARGET'),
 }
 
-_OF_KINDS = {
-    'AmbiguousNameError': _Meaning(Exit.USAGE, 'see the ids: degu peers'),
-    'UnknownMachineError': _Meaning(Exit.NOT_FOUND, 'see whom this machine knows: degu peers'),
-    'UnreachableError': _Meaning(Exit.UNREACHABLE, 'see what is near: degu peers --nearby'),
+_OF_ERRORS: dict[type[Exception], _Meaning] = {
+    AmbiguousNameError: _Meaning(Exit.USAGE, 'see the ids: degu peers'),
+    CodeError: _Meaning(Exit.USAGE, ''),
+    ConfigError: _Meaning(Exit.USAGE, ''),
+    UnknownMachineError: _Meaning(Exit.NOT_FOUND, 'see whom this machine knows: degu peers'),
+    UnreachableError: _Meaning(Exit.UNREACHABLE, 'see what is near: degu peers --nearby'),
+    IntegrityError: _Meaning(Exit.INTEGRITY, 'run the same command again'),
+    TransferCanceledError: _Meaning(Exit.INTERRUPTED, ''),
+    PeerRejectedError: _OF_CODES[Code.UNAUTHENTICATED],
+    TimeoutError: _OF_CODES[Code.DEADLINE_EXCEEDED],
+    ConnectionError: _OF_CODES[Code.UNAVAILABLE],
 }
-"""Of errors that come from the node, by their classes; see degu_rpc.node.control."""
+"""The first one that fits counts; what has a remedy of its own says that."""
+_OF_KINDS = {known.__name__: meaning for known, meaning in _OF_ERRORS.items()}
+"""The same of errors that come from the node, by their classes; see degu_rpc.node.control."""
 
 
 def explain(error: Exception) -> Failure | None:
@@ -76,43 +85,53 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, RpcError):
         return _explain_call(error)
     kind = type(error).__name__
-    if isinstance(error, CodeError):
-        return Failure(Exit.USAGE, str(error), kind=kind)
-    if isinstance(error, PairingError):
-        return Failure(_find_pairing_exit(error.fault), str(error), kind=kind)
     if isinstance(error, UnreachableError):
         return _explain_unreachable(error)
-    if isinstance(error, UnknownMachineError | AmbiguousNameError):
-        meaning = _OF_KINDS[kind]
-        return Failure(meaning.exit_status, str(error), meaning.remedy, kind)
-    if isinstance(error, IntegrityError):
-        return Failure(Exit.INTEGRITY, str(error), 'run the same command again', kind)
-    if isinstance(error, TransferCanceledError):
-        return Failure(Exit.INTERRUPTED, str(error), kind=kind)
+    if isinstance(error, PairingError) and not isinstance(error, CodeError):
+        return Failure(_find_pairing_exit(error.fault.value), str(error), kind=kind)
     if isinstance(error, ShareRefusedError):
         exit_status = {403: Exit.REFUSED, 404: Exit.NOT_FOUND}.get(error.status, Exit.FAILED)
         return Failure(exit_status, str(error), kind=kind)
-    if isinstance(error, ConfigError | NodeRunningError | DeguRpcError | DeguError):
-        return Failure(Exit.FAILED, str(error), kind=kind)
-    if isinstance(error, OSError):
-        return Failure(Exit.FAILED, str(error), kind=kind)
+    if isinstance(error, DeguRpcError | DeguError | OSError):
+        exit_status, remedy = _find_meaning(error)
+        remedy = getattr(error, 'remedy', remedy)
+        return Failure(exit_status, _leave_out(str(error), remedy), remedy, kind)
     return None
 
 
-def _explain_call(error: RpcError) -> Failure:
+def _find_meaning(error: Exception) -> _Meaning:
+    return next(
+        (meaning for known, meaning in _OF_ERRORS.items() if isinstance(error, known)),
+        _Meaning(Exit.FAILED, ''),
+    )
+
+
+def _leave_out(message: str, remedy: str) -> str:
+    """Return what an error says without the remedy, which is said on a line of its own."""
+    return message.removesuffix(f'; {remedy}') if remedy else message
+
+
+def explain_node(error: RpcError) -> Failure:
+    """Return what an error means that this home's own node answered, which says more of it.
+
+    Of anybody else its details are only somebody's word: see `explain`.
+    """
     detail = error.details[0] if error.details else {}
-    kind = detail.get('kind')
-    remedy = detail.get('remedy', '')
-    if kind in _OF_KINDS:
-        meaning = _OF_KINDS[kind]
-        return Failure(meaning.exit_status, error.message, meaning.remedy, kind)
-    if kind == 'CodeError':
-        return Failure(Exit.USAGE, error.message, kind=kind)
+    kind = str(detail.get('kind', ''))
+    if not kind:
+        failure = _explain_call(error)
+        if failure.exit_status is not Exit.REMOTE:
+            return failure
+        # What the node refuses is not a remote method's word.
+        return Failure(Exit.FAILED, error.message, kind=failure.kind)
     if kind == 'PairingError':
-        fault = PairingFault(detail['fault'])
-        return Failure(_find_pairing_exit(fault), error.message, kind=kind)
-    if isinstance(kind, str) and isinstance(remedy, str):
-        return Failure(Exit.FAILED, error.message, remedy, kind)
+        return Failure(_find_pairing_exit(str(detail.get('fault'))), error.message, kind=kind)
+    meaning = _OF_KINDS.get(kind, _Meaning(Exit.FAILED, ''))
+    remedy = str(detail.get('remedy', meaning.remedy))
+    return Failure(meaning.exit_status, _leave_out(error.message, remedy), remedy, kind)
+
+
+def _explain_call(error: RpcError) -> Failure:
     if error.code is Code.UNAVAILABLE and isinstance(error.__cause__, UnreachableError):
         return _explain_unreachable(error.__cause__)
     meaning = _OF_CODES.get(error.code, _Meaning(Exit.REMOTE, ''))
@@ -127,10 +146,10 @@ def _explain_unreachable(error: UnreachableError) -> Failure:
         for attempt in error.attempts
         if attempt.address is not None
     )
-    meaning = _OF_KINDS['UnreachableError']
+    meaning = _OF_ERRORS[UnreachableError]
     message = f'it could not be reached: {tried}' if tried else str(error)
     return Failure(meaning.exit_status, message, meaning.remedy, 'UnreachableError')
 
 
-def _find_pairing_exit(fault: PairingFault) -> Exit:
-    return Exit.UNREACHABLE if fault is PairingFault.UNREACHABLE else Exit.REFUSED
+def _find_pairing_exit(fault: str) -> Exit:
+    return Exit.UNREACHABLE if fault == PairingFault.UNREACHABLE.value else Exit.REFUSED

@@ -48,6 +48,11 @@ class _Source(NamedTuple):
     path: str
 
 
+def _is_source(text: str) -> bool:
+    """Say whether it names what a peer has; what has a `/` before the colon is a path of ours."""
+    return text.startswith('degu://') or ':' in text.partition('/')[0]
+
+
 def _parse_source(text: str) -> _Source:
     peer, colon, rest = text.partition(':')
     if text.startswith('degu://'):
@@ -79,12 +84,13 @@ def _list_shares(session: Session, client: DialedClient) -> None:
     from degu_rpc.rpc.client import RpcClient
 
     with RpcClient(client) as calls:
+        calls = calls.using(timeout_s=session.timeout_s)
         shares: list[Share] = calls.call(SHARES, 'list_shares', {}, list[Share])
     for share in shares:
         session.emit('share', share)
         session.say(f'{share.name}/')
     if not shares:
-        session.say('nothing is shared with you', err=True)
+        session.note('nothing is shared with you', err=True)
 
 
 def _list_directory(session: Session, client: DialedClient, asked: _Source, is_long: bool) -> None:
@@ -121,7 +127,7 @@ def get(session: Session, sources: tuple[str, ...]) -> None:
     what is interrupted goes on where it stopped when the same command is run again.
     """
     destination = Path()
-    if len(sources) > 1 and ':' not in sources[-1]:
+    if len(sources) > 1 and not _is_source(sources[-1]):
         destination, sources = Path(sources[-1]), sources[:-1]
     asked = [_parse_source(source) for source in sources]
     for one in asked:
@@ -175,10 +181,10 @@ def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
     for skipped in fetched.skipped:
         session.say(f'not brought: {skipped.path}: {skipped.problem.value}', err=True)
     if fetched.files_replaced:
-        session.say(f'{fetched.files_replaced} were replaced; the former ones are in .degu/trash')
+        session.note(f'{fetched.files_replaced} were replaced; the former ones are in .degu/trash')
     rate = fetched.bytes_fetched / fetched.elapsed_s if fetched.elapsed_s else 0.0
     files = 'file' if fetched.files_fetched == 1 else 'files'
-    session.say(
+    session.note(
         f'{fetched.files_fetched:,} {files}, {format_size(fetched.bytes_fetched)}, '
         f'{format_size(rate)}/s, {fetched.files_present:,} were here; ',
         Styled('verified', 'green'),

@@ -58,10 +58,14 @@ def pair(
     typed becomes one more machine of the user of the other, and gives up the identity it has.
     """
     intent: IntentName = 'join' if is_mine else 'peer'
+    if is_showing and (code is not None or address is not None):
+        raise Failure(
+            Exit.USAGE, '--show is for the machine where no code is typed', 'leave it out'
+        )
     with session.node(PAIRING_S) as node:
-        code = code or os.environ.get(CODE_VARIABLE)
-        if code is None and not is_showing:
-            code = _ask_for_code(session, node, address)
+        if not is_showing:
+            code = code or os.environ.get(CODE_VARIABLE)
+            code = code or _ask_for_code(session, node, address)
         if code is None:
             _show_window(session, node, intent, shows_qr)
         else:
@@ -76,7 +80,7 @@ def _ask_for_code(session: Session, node: NodeApi, address: str | None) -> str |
         windows = node.windows(GLANCE_S)
         if not windows:
             return None
-        session.say('a pairing window is open nearby', err=True)
+        session.note('a pairing window is open nearby', err=True)
     answer: str = click.prompt(
         'Code (Enter to show one here)', default='', show_default=False, err=True
     )
@@ -90,7 +94,7 @@ def _show_window(session: Session, node: NodeApi, intent: IntentName, shows_qr: 
         else:
             paired = PairedWith(event.user_id, event.machine_id, event.name)
             session.emit('paired', paired)
-            session.say('paired with ', Styled(event.name, is_bold=True))
+            session.note('paired with ', Styled(event.name, is_bold=True))
 
 
 def _say_code(session: Session, event: PairingEvent, intent: IntentName, shows_qr: bool) -> None:
@@ -100,9 +104,9 @@ def _say_code(session: Session, event: PairingEvent, intent: IntentName, shows_q
     )
     session.say('Code: ', Styled(event.code, is_bold=True), f'   or: {event.words}')
     mine = ' --mine' if intent == 'join' else ''
-    session.say(f'On the other machine, within {event.expires_in_s:.0f} s: degu pair{mine}')
+    session.note(f'On the other machine, within {event.expires_in_s:.0f} s: degu pair{mine}')
     if event.addresses:
-        session.say(f'If it does not find this one: degu pair{mine} --at {event.addresses[0]}')
+        session.note(f'If it does not find this one: degu pair{mine} --at {event.addresses[0]}')
     if shows_qr and event.invitation:
         from degu_rpc.peers.pairing.invitation import draw_qr
 
@@ -127,10 +131,10 @@ def _pair_with(
     paired = node.pair(code, address, intent)
     session.emit('paired', paired)
     if intent == 'peer':
-        session.say('paired with ', Styled(paired.name, is_bold=True))
+        session.note('paired with ', Styled(paired.name, is_bold=True))
         return
-    session.say('this machine is now one of user ', Styled(paired.user_id[:_SHORT] + '...'))
-    session.say(f'what it was before is in {paired.former_home}; the node starts anew')
+    session.note('this machine is now one of user ', Styled(paired.user_id[:_SHORT] + '...'))
+    session.note(f'what it was before is in {paired.former_home}; the node starts anew')
 
 
 @click.command(
@@ -148,7 +152,7 @@ def unpair(session: Session, peer: str, is_sure: bool) -> None:
     with session.node() as node:
         gone = node.unpair(respell(peer))
     session.emit('unpaired', gone)
-    session.say(f'{gone.name} is not trusted any more')
+    session.note(f'{gone.name} is not trusted any more')
 
 
 @click.command('id', cls=Command, epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND))
@@ -163,6 +167,7 @@ def id_(session: Session, shows_qr: bool) -> None:
     from degu_rpc.peers import Identity, format_id
 
     try:
+        session.home.check()
         identity = Identity.open(session.home.identity_directory)
     except FileNotFoundError as error:
         raise Failure(Exit.NOT_FOUND, str(error), 'degu up makes one') from None
@@ -192,7 +197,7 @@ def peers(session: Session, is_nearby: bool) -> None:
         session.emit('peer', peer)
         _say_peer(session, peer)
     if not any(peer.machines for peer in found):
-        session.say('no peers yet; pair with another machine: degu pair')
+        session.note('no peers yet; pair with another machine: degu pair')
 
 
 def _say_peer(session: Session, peer: PeerStatus) -> None:

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +19,14 @@ from degu.net import inherited
 from degu_rpc.cli.documents import Stopped
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
+from degu_rpc.cli.pairing import CODE_VARIABLE
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.errors import NodeRunningError
 from degu_rpc.node.limits import STOP_S
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from degu.net import Inherited
     from degu_rpc.node.api import PeerStatus, Status
     from degu_rpc.node.device import Node
@@ -111,7 +113,7 @@ def _say_ready(session: Session, node: Node) -> None:
 
     status = build_status(node)
     session.emit('ready', status)
-    session.say(Styled('ready', 'green'), f': {status.name}, machine {status.machine_id[:12]}...')
+    session.note(Styled('ready', 'green'), f': {status.name}, machine {status.machine_id[:12]}...')
     for url in status.urls:
         session.say(f'  {url}')
     for problem in status.problems:
@@ -145,12 +147,9 @@ def _start_in_background(session: Session, flags: dict[str, Any]) -> None:
     if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
         log.rename(home.old_log_path)
     with (
-        tempfile.TemporaryDirectory(prefix='degu-up-') as directory,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
+        _listening_for_ready(home.directory / f'up-{os.getpid()}') as ready,
         open(log, 'ab', opener=_open_private) as log_file,
     ):
-        address = str(Path(directory, 'notify'))
-        ready.bind(address)
         began = log_file.tell()
         process = subprocess.Popen(  # noqa: S603  # this program itself
             [sys.executable, '-m', 'degu_rpc.cli', *_format_flags(session, flags)],
@@ -158,7 +157,7 @@ def _start_in_background(session: Session, flags: dict[str, Any]) -> None:
             stdout=log_file,
             stderr=log_file,
             cwd='/',
-            env={**os.environ, 'NOTIFY_SOCKET': address},
+            env=_build_environment(str(ready.getsockname())),
             start_new_session=True,
         )
         timeout_s = session.timeout_s or START_S
@@ -173,7 +172,25 @@ def _start_in_background(session: Session, flags: dict[str, Any]) -> None:
     with session.node() as node:
         status = node.status()
     session.emit('ready', status)
-    session.say(Styled('ready', 'green'), f': {status.name}, process {status.pid}; log: {log}')
+    session.note(Styled('ready', 'green'), f': {status.name}, process {status.pid}; log: {log}')
+
+
+@contextlib.contextmanager
+def _listening_for_ready(path: Path) -> Iterator[socket.socket]:
+    """Yield a socket for sd_notify(3), in the home: nobody else can take its place later."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        path.unlink(missing_ok=True)  # of a process that was killed and had our number
+        ready.bind(str(path))
+        try:
+            yield ready
+        finally:
+            path.unlink()
+
+
+def _build_environment(notify_socket: str) -> dict[str, str]:
+    environment = {**os.environ, 'NOTIFY_SOCKET': notify_socket}
+    environment.pop(CODE_VARIABLE, None)  # a secret, which would be there for as long as it runs
+    return environment
 
 
 def _open_private(path: str, flags: int) -> int:
@@ -244,7 +261,7 @@ def down(session: Session) -> None:
             )
         time.sleep(_POLL_S)
     session.emit('stopped', Stopped())
-    session.say('stopped')
+    session.note('stopped')
 
 
 @click.command(

@@ -113,7 +113,8 @@ def _serve_behind_node(
     from degu_rpc.peers.private import make_directory
 
     with session.node_client() as client, contextlib.ExitStack() as stack:
-        client.bind(NodeApi, NODE).status()  # there is one, before anything is made
+        node = client.bind(NodeApi, NODE)
+        node.status()  # there is one, before anything is made
         directory = session.home.served_directory
         make_directory(directory)
         private = directory / f'{name}.sock'

@@ -37,9 +37,9 @@ def install(session: Session, is_sure: bool) -> None:
     units.install(session.home)
     state = units.read_state()
     session.emit('installed', Units(str(units.directory), *state))
-    session.say(Styled(state.active, 'green'), f': {SERVICE}, process {state.pid}')
-    session.say(f'units: {units.directory}; log: journalctl --user -u {SERVICE}')
-    session.say('it runs while you are logged in; always, with: loginctl enable-linger')
+    session.note(Styled(state.active, 'green'), f': {SERVICE}, process {state.pid}')
+    session.note(f'units: {units.directory}; log: journalctl --user -u {SERVICE}')
+    session.note('it runs while you are logged in; always, with: loginctl enable-linger')
 
 
 @service.command(cls=Command, epilog=_EXITS)
@@ -48,7 +48,7 @@ def remove(session: Session) -> None:
     units = UserUnits()
     removed = units.remove()
     session.emit('removed', Removed(list(map(str, removed))))
-    session.say(*(['removed ', ', '.join(map(str, removed))] if removed else ['nothing is there']))
+    session.note(*(['removed ', ', '.join(map(str, removed))] if removed else ['nothing is there']))
     if foreign := units.find_foreign():
         names = ', '.join(map(str, foreign))
         raise Failure(Exit.FAILED, f'{names}: degu did not write it', 'remove it yourself')

@@ -2,7 +2,7 @@
 
 1. Each command takes the shared flags, before its name or behind it; `Session` is what they say.
 2. Text from peers can be anywhere in what is printed, so `say` escapes control characters in all of
-   it. What is to be coloured is given as `Styled`.
+   it. What is to be coloured is given as `Styled`. `say` is for results and `note` for the rest.
 3. With `--json` a command prints documents, each with `"v": 1` and a `"type"`, and nothing else.
 4. Whatever a command raises is explained in one place (degu_rpc.cli.failures).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from degu_rpc.cli.exits import Exit
-from degu_rpc.cli.failures import Failure, explain
+from degu_rpc.cli.failures import Failure, explain_node
 from degu_rpc.errors import RpcError
 from degu_rpc.node.api import NODE, NodeApi
 from degu_rpc.node.home import Home
 from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from degu_rpc.rpc.client import RpcClient
+
+NODE_S = 10.0
+"""How long the node has for an answer, unless told otherwise."""
+PREFIX = '/rpc'
+"""Where services are mounted."""
 
 
 class Styled(NamedTuple):
@@ -53,10 +59,17 @@ class Session:
     # --- to the terminal -------------------------------------------------------------------------
 
     def say(self, *parts: str | Styled, err: bool = False) -> None:
-        """Print a line; nothing with `--json`, and with `--quiet` nothing but errors."""
-        if self.is_json or (self.is_quiet and not err):
-            return
-        click.echo(''.join(map(_render, parts)), err=err)
+        """Print a line of what was asked for, on stderr one that is about it; not with `--json`."""
+        if not self.is_json:
+            click.echo(''.join(map(_render, parts)), err=err)
+
+    def note(self, *parts: str | Styled, err: bool = False) -> None:
+        """Print a line that says no more than that all is well, or what comes next.
+
+        With `--quiet` or `--json` it is not printed.
+        """
+        if not self.is_quiet:
+            self.say(*parts, err=err)
 
     def emit(self, kind: str, value: Any) -> None:
         """Print a document, with `--json` only: what has fields, with what JSON makes of them."""
@@ -79,7 +92,7 @@ class Session:
     # --- to the node -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def node(self, timeout_s: float | None = None) -> Iterator[NodeApi]:
+    def node(self, timeout_s: float = NODE_S) -> Iterator[NodeApi]:
         """Yield the running node of this home; it has so long for each call, unless a flag says.
 
         Raises Failure where none runs, and IdentityError for a home that is not ours.
@@ -89,24 +102,32 @@ class Session:
 
     @contextlib.contextmanager
     def node_client(self) -> Iterator[RpcClient]:
-        """Yield a client of the node; see `node`."""
-        from degu_rpc.rpc.target import connect
+        """Yield a client of the node for calls that last, with no limit of ours; see `node`."""
+        try:
+            with self.local_client() as client:
+                yield client
+        except RpcError as error:
+            raise explain_node(error) from error
+
+    @contextlib.contextmanager
+    def local_client(self, prefix: str = PREFIX) -> Iterator[RpcClient]:
+        """Yield a client of what is at the node's socket, the node's own services or others.
+
+        Raises Failure where no node runs, and IdentityError for a home that is not ours.
+        """
+        from degu.client import Client
+        from degu_rpc.rpc.client import RpcClient
 
         try:
             self.home.check()
         except FileNotFoundError:
             raise self._not_running() from None
-        with connect(f'unix:{self.home.socket_path}') as client:
+        with RpcClient(Client(str(self.home.socket_path)), prefix) as client:
             try:
-                yield client.using(timeout_s=self.timeout_s)
+                yield client
             except RpcError as error:
-                cause = error.__cause__
-                if isinstance(cause, FileNotFoundError | ConnectionRefusedError):
+                if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
                     raise self._not_running() from error
-                failure = explain(error)
-                if failure is not None and failure.exit_status is Exit.REMOTE:
-                    # What the node refuses is not a remote method's word.
-                    raise Failure(Exit.FAILED, error.message, kind=failure.kind) from error
                 raise
 
     def _not_running(self) -> Failure:
@@ -139,7 +160,9 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command with what the flags say."""
         session = build_session(given := collect_shared(ctx))
-        ctx.color = False if given.get('no_color') else ctx.color
+        # Source: no-color.org, "when present and not an empty string".
+        if given.get('no_color') or os.environ.get('NO_COLOR'):
+            ctx.color = False
         if self.callback is not None:
             return ctx.invoke(self.callback, session, **ctx.params)
         return None
@@ -215,14 +238,21 @@ class _JournalFormatter(logging.Formatter):
         return '\n'.join(f'<{priority}>{line}' for line in text.splitlines())
 
 
-def set_up_logging(verbosity: int, environment: Callable[[str], str | None] | None = None) -> None:
+def set_up_logging(verbosity: int) -> None:
     """Log to stderr: warnings, with one `-v` what happens, with two everything."""
-    import os
-
     handler = logging.StreamHandler()
-    if (environment or os.environ.get)('JOURNAL_STREAM'):
+    if _is_journal(sys.stderr.fileno()):
         handler.setFormatter(_JournalFormatter('%(name)s: %(message)s'))
     else:
         handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(name)s: %(message)s'))
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Say whether what is written there goes to systemd's journal.
+
+    Source: systemd.exec(5), JOURNAL_STREAM: others inherit the variable and write elsewhere.
+    """
+    status = os.fstat(descriptor)
+    return os.environ.get('JOURNAL_STREAM') == f'{status.st_dev}:{status.st_ino}'

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from degu_rpc.cli.exits import Exit
 from degu_rpc.cli.failures import Failure
+from degu_rpc.cli.session import PREFIX
+from degu_rpc.node.limits import NEARBY_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,10 +29,8 @@ if TYPE_CHECKING:
     from degu_rpc.peers import DialedClient
     from degu_rpc.rpc.client import RpcClient
 
-LOCATE_S = 3.0
-"""How long the network has to say where a machine is."""
-PREFIX = '/rpc'
 _DIRECT = ('unix:', 'tcp:', 'http://')
+_match_local = re.compile(r'\.((?:/[^/?#]+)*)').fullmatch
 
 
 def respell(text: str) -> str:
@@ -68,10 +68,11 @@ def open_target(session: Session, target: str, prefix: str = PREFIX) -> Iterator
     target = respell(target)
     with contextlib.ExitStack() as stack:
         try:
-            name, slash, path = target.partition('/')
-            if name == '.':
-                client = connect(f'unix:{session.home.socket_path}', slash + path + prefix)
-            elif target.startswith(_DIRECT):
+            if match := _match_local(target):
+                local = session.local_client(match[1] + prefix)
+                yield stack.enter_context(local).using(timeout_s=session.timeout_s)
+                return
+            if target.startswith(_DIRECT):
                 client = connect(target, prefix)
             elif located := _ask_node(session, target):
                 dialed = build_client(session, located)
@@ -87,7 +88,7 @@ def open_target(session: Session, target: str, prefix: str = PREFIX) -> Iterator
 def locate(session: Session, target: str) -> Located:
     """Return where a machine is, as the node knows. Raises Failure where no node runs."""
     with session.node() as node:
-        return node.locate(target, session.timeout_s or LOCATE_S)
+        return node.locate(target, session.timeout_s or NEARBY_S)
 
 
 def build_client(session: Session, located: Located) -> DialedClient:
@@ -96,6 +97,7 @@ def build_client(session: Session, located: Located) -> DialedClient:
     Raises Failure where it was not seen, IdentityError where this machine has no identity.
     """
     from degu_rpc.peers import Dialer, StaticAddresses, TrustStore, open_home
+    from degu_rpc.peers.limits import DIAL_S
 
     if not located.urls:
         raise Failure(
@@ -104,7 +106,8 @@ def build_client(session: Session, located: Located) -> DialedClient:
             'see that it is on and runs: degu peers --nearby',
         )
     trust = TrustStore(open_home(session.home.directory))
-    return Dialer(trust, [StaticAddresses(located.urls)]).client(located.machine_id)
+    dialer = Dialer(trust, [StaticAddresses(located.urls)])
+    return dialer.client(located.machine_id, session.timeout_s or DIAL_S)
 
 
 def _ask_node(session: Session, target: str) -> Located | None:

@@ -34,12 +34,13 @@ from typing import TYPE_CHECKING
 from degu import durable
 from degu.net import parse_address
 from degu_rpc.errors import IdentityError, NodeRunningError
-from degu_rpc.peers import Identity
 from degu_rpc.peers.home import IDENTITY_DIRECTORY, find_config_directory, find_home
 from degu_rpc.peers.private import check_private, make_directory, read_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from degu_rpc.peers import Identity
 
 FORMAT = 1
 """The layout that this program writes."""
@@ -182,6 +183,8 @@ class Home:
 
         Raises what Identity.open() and Identity.create() raise.
         """
+        from degu_rpc.peers import Identity
+
         try:
             return Identity.open(self.identity_directory)
         except FileNotFoundError as error:
@@ -195,6 +198,8 @@ class Home:
 
     def _adopt(self) -> None:
         """Put the identity that joined in the place of the one that is here, which is kept."""
+        from degu_rpc.peers import Identity
+
         with contextlib.suppress(FileNotFoundError):
             former = Identity.open(self.identity_directory)
             self.identity_directory.rename(self.find_former(former.machine_id))

@@ -27,7 +27,8 @@ def notify(*assignments: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect(address)
-            sock.sendall('\n'.join(assignments).encode())
+            # Whoever does not read must not keep us waiting.
+            sock.send('\n'.join(assignments).encode(), socket.MSG_DONTWAIT)
         except OSError as error:
             _log.debug('nobody was told %s: %s', assignments, error)
             return False

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from degu_rpc.errors import IdentityError
-from degu_rpc.peers.identity import Identity
+
+if TYPE_CHECKING:
+    from degu_rpc.peers.identity import Identity
 
 IDENTITY_DIRECTORY = 'identity'
 """Where in a home the identity is."""
@@ -55,6 +58,8 @@ def open_home(home: str | os.PathLike[str] | None = None) -> Identity:
 
     Raises IdentityError where there is none or it cannot be used, OSError.
     """
+    from degu_rpc.peers.identity import Identity  # only who needs it pays for certificates
+
     directory = find_home() if home is None else Path(home)
     try:
         return Identity.open(directory / IDENTITY_DIRECTORY)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -91,6 +92,27 @@ class Device:
         done = self.run(*arguments, **environment)
         assert done.returncode == 0, done.stderr + done.stdout
         return done
+
+    def look(self, *arguments: str | Path, **environment: str) -> str:
+        """Return what `degu`, which must do what it is told, prints on a terminal."""
+        ours, theirs = pty.openpty()
+        try:
+            with subprocess.Popen(
+                [*DEGU, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                env={**self.environment, 'TERM': 'xterm', **environment},
+            ) as process:
+                os.close(theirs)
+                said = b''
+                # Source: pty(7); once nobody has the other end, Linux says EIO.
+                with contextlib.suppress(OSError):
+                    while part := os.read(ours, 4096):
+                        said += part
+            assert process.returncode == 0, said
+            return said.decode()
+        finally:
+            os.close(ours)
 
     @contextlib.contextmanager
     def start(self, *arguments: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,14 @@ def target(serve, tmp_path):
     @service.method(allow='peer')
     def fail() -> None:
         raise RpcError(Code.OUT_OF_RANGE, 'not \x1b[31mtoday')
+
+    @service.method(allow='peer')
+    def echo(values: Iterator[str]) -> Iterator[str]:
+        yield from values
+
+    @service.method(allow='peer')
+    def pretend(details: list[dict[str, Any]]) -> None:
+        raise RpcError(Code.ABORTED, 'no', details)
 
     router = Router()
     router.mount('/rpc', RpcApp([service, build_meta([service])]))
@@ -102,6 +111,14 @@ def test_call_reads_parameters_and_items_from_files_and_standard_input(device, t
     assert done.stdout == '3\n'
 
 
+@pytest.mark.parametrize('method', ['add', 'total'])
+def test_a_file_that_is_not_utf_8_is_wrong_usage(device, target, tmp_path, method):
+    (tmp_path / 'data.json').write_bytes(b'"\xff"')
+    done = device.run('call', target, f'sums.v1.Sums/{method}', '-d', f'@{tmp_path}/data.json')
+    assert done.returncode == 2
+    assert f'degu: {tmp_path}/data.json is not UTF-8' in done.stderr
+
+
 def test_json_has_a_document_for_each_result(device, target):
     documents = device.check('call', target, 'sums.v1.Sums/count', 'to:=2', '--json').documents
     assert documents == [{'v': 1, 'type': 'item', 'value': n} for n in (0, 1)]
@@ -133,11 +150,33 @@ def test_what_goes_wrong_has_words_and_a_status(device, target, arguments, statu
     assert device.run('call', target, *arguments, '--json').error['status'] == status
 
 
+def test_a_result_can_do_nothing_to_a_terminal(device, target):
+    name = 'name=\x9b31m\u202enaïve'
+    said = device.look('call', target, 'sums.v1.Sums/greet', name)
+    assert '"hello \\u009b31m\\u202enaïve"' in said
+    assert said.startswith('{\r\n  "said"')
+    said = device.look('call', target, 'sums.v1.Sums/echo', '-d', '"\x9b\u202e"')
+    assert said == '"\\u009b\\u202e"\r\n'
+
+
+@pytest.mark.parametrize(
+    'detail', [{'kind': 'PairingError'}, {'kind': ['a']}, {'kind': 'CodeError', 'remedy': 'rm'}]
+)
+def test_details_of_somebody_elses_error_do_not_decide_the_status(device, target, detail):
+    done = device.run(
+        *('call', target, 'sums.v1.Sums/pretend', f'details:={json.dumps([detail])}', '--json')
+    )
+    assert (done.error['status'], done.error['kind'], done.error['remedy']) == (8, 'aborted', '')
+
+
 def test_a_target_that_is_none_or_not_there(device):
     assert device.run('methods', 'udp:x').returncode == 2
     assert device.run('methods', 'unix:/none').returncode == 5
     assert device.run('methods', 'studio').returncode == 1  # no identity here yet
-    assert device.run('methods', '.').returncode == 5
+    for target in ('.', './clock'):
+        done = device.run('methods', target, '--json')
+        assert (done.error['status'], done.error['remedy']) == (10, 'start one: degu up --bg')
+    assert device.run('methods', './').returncode == 2
 
 
 def test_the_node_itself_and_a_paired_machine_are_targets(node, other, pair_devices):

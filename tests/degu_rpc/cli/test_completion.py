@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from degu_rpc import connect
+from degu_rpc.node.api import NODE
+
 WAIT_S = 30.0
 
 
@@ -57,6 +60,16 @@ def test_a_name_that_a_shell_would_run_is_offered_by_its_id(device, other, pair_
         pair_devices(other, device)
         ids = device.check('id', '--json').documents[0]
     assert complete(other, 'unpair', '')[0] == [ids['user_id'], ids['machine_id']]
+
+
+def test_what_is_served_here_is_offered_where_calls_can_go(node, tmp_path):
+    parameters = {'name': 'clock', 'socket_path': str(tmp_path / 'socket')}
+    with (
+        connect(f'unix:{node.home}/node.sock') as client,
+        client.stream(NODE, 'serve', parameters) as served,
+    ):
+        next(served)
+        assert complete(node, 'call', '.')[0] == ['.', './clock']
 
 
 def test_commands_and_settings_are_offered(device):

@@ -68,16 +68,16 @@ def test_path_names_both_files_and_makes_nothing(device):
     assert not device.home.exists()
 
 
-def test_a_value_that_cannot_be_is_status_1_and_is_not_stored(device):
+def test_a_value_that_cannot_be_is_status_2_and_is_not_stored(device):
     done = device.run('config', 'set', 'port', '70000', '--json')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.error['kind'] == 'ConfigError'
     assert not (device.home / 'settings.json').exists()
 
 
 def test_shares_are_for_a_person_to_write(device):
     done = device.run('config', 'set', 'shares', 'x')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert 'write it into config.toml' in done.stderr
 
 
@@ -90,7 +90,7 @@ def test_what_a_person_wrote_wrongly_is_said_with_where(device):
     device.home.mkdir(mode=0o700)
     (device.home / 'config.toml').write_text('ports = 1\n')
     done = device.run('config', 'get')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f'ports, from {device.home}/config.toml: there is no such setting' in done.stderr
 
 

@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -96,6 +97,25 @@ def test_what_is_not_there_or_not_for_us(other, there, tmp_path, source, status,
         done = other.run(*command)
         assert done.returncode == status, done.stderr
         assert words in done.stderr
+
+
+def test_a_path_of_ours_can_have_a_colon(other, there, tmp_path):
+    other.check('get', f'{there}/things/a.txt', tmp_path / 'x:y')
+    assert (tmp_path / 'x:y' / 'a.txt').read_text() == 'hello\n'
+
+
+@pytest.mark.parametrize('command', [['ls'], ['get']])
+def test_timeout_is_how_long_another_machine_is_tried(node, other, there, tmp_path, command):
+    what = [f'{there}/things', tmp_path] if command == ['get'] else [there]
+    pid = node.check('status', '--json').documents[0]['pid']
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    try:
+        done = other.run(*command, *what, '--timeout', '0.5')
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert done.returncode == 5
+    assert time.monotonic() - started < 3  # CONNECT_S
 
 
 def test_wrong_usage(other, device):

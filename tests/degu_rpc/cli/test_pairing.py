@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 
@@ -54,6 +55,15 @@ def test_a_slip_in_the_code_is_usage_and_burns_nothing(node, other, pair_devices
         assert other.run('pair', opened['code'][:-1], '--at', at).returncode == 2
         other.check('pair', '--at', at, DEGU_PAIR_CODE=opened['code'])
         assert window.wait(TIMEOUT_S) == 0
+
+
+def test_show_takes_no_code(node):
+    for arguments in (['0000-0000'], ['--at', '127.0.0.1:1']):
+        done = node.run('pair', *arguments, '--show')
+        assert done.returncode == 2
+        assert '--show' in done.stderr
+    with node.start('pair', '--json', '--show', DEGU_PAIR_CODE='0000-0000') as window:
+        assert json.loads(window.stdout.readline())['type'] == 'opened'
 
 
 def test_ctrl_c_closes_the_window(node, other):

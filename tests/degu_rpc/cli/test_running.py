@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,19 +11,22 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
-from degu_rpc.cli import _COMMANDS
+from degu_rpc.cli import commands
+
+COMMANDS = commands.list_commands(click.Context(commands))
 
 
-@pytest.mark.parametrize('command', _COMMANDS)
+@pytest.mark.parametrize('command', COMMANDS)
 def test_help_says_how_a_command_ends(device, command):
     assert 'Exit status: 0 done' in device.check(command, '--help').stdout
 
 
 def test_help_lists_every_command_and_every_exit_status(device):
     said = device.check('--help').stdout
-    for command in _COMMANDS:
+    for command in COMMANDS:
         assert f'  {command} ' in said
     for status in ('0', '1', '2', '3', '4', '5', '6', '7', '8', '10', '130'):
         assert f'  {status:>3}  ' in said
@@ -326,3 +330,28 @@ def test_wrong_usage_is_status_2(device):
     assert device.run('nosuch').returncode == 2
     done = device.run('up', '--port', 'x', '--json')
     assert done.error['kind'] == 'usage'
+
+
+def test_whoever_asked_to_be_told_and_does_not_read_keeps_no_node_from_its_end(device, tmp_path):
+    path = str(tmp_path / 'told')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    filler.sendto(b'x', path)
+        with device.start('up', '--port=0', '--no-discovery', '--json', NOTIFY_SOCKET=path) as node:
+            device.read(node)
+            device.check('down')
+            assert node.wait(20) == 0
+
+
+def test_a_node_in_the_background_knows_no_code(device):
+    device.check('up', '--bg', '--port=0', '--no-discovery', DEGU_PAIR_CODE='4HMA-SW9R')
+    try:
+        pid = device.check('status', '--json').documents[0]['pid']
+        assert b'4HMA-SW9R' not in Path(f'/proc/{pid}/environ').read_bytes()
+        assert not list(device.home.glob('up-*'))
+    finally:
+        device.check('down')

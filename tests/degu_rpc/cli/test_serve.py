@@ -92,6 +92,14 @@ def test_a_local_program_calls_it_at_the_nodes_socket(served, node):
     assert 'serves clock' in node.check('status').stdout
 
 
+def test_what_serve_says_it_serves_as_is_a_target(node, module, monkeypatch):
+    monkeypatch.chdir(module)
+    with node.start('serve', 'clock:service') as process:
+        target = process.stdout.readline().split(' as ')[1].strip()
+        said = node.check('call', target, 'clock.v1.Clock/who').stdout
+        assert json.loads(said)['kind'] == 'local'
+
+
 def test_nobody_says_that_they_are_somebody_else(served, other, url):
     from degu_rpc import MachineClient, TrustStore, open_home
     from degu_rpc.node.behind import CALLER, format_caller

@@ -234,7 +234,7 @@ def test_without_systemctl_it_says_so(device, tmp_path):
     done = device.run('service', 'install', '--json', **environment)
     assert done.returncode == 1
     assert done.error['kind'] == 'SystemdError'
-    assert 'start the node without it: degu up --bg' in done.error['message']
+    assert 'start the node without it: degu up --bg' in done.error['remedy']
 
 
 def test_help_says_how_each_command_ends():
