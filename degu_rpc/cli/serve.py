@@ -129,7 +129,6 @@ def _load(what: str) -> list[Service]:
 def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iterator[None]:
     """Serve at a unix socket to the end of the block; a private one is for the node alone."""
     from degu.server import Server
-    from degu_rpc.node.behind import Forwarded
     from degu_rpc.peers import Authenticated
     from degu_rpc.router import Router
     from degu_rpc.rpc.connect import RpcApp
@@ -141,6 +140,6 @@ def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iter
     router = Router()
     router.mount('/rpc', RpcApp(everything))
     router.mount('/rpc/jsonrpc', JsonRpcApp(everything))
-    app = Authenticated(Forwarded(router) if is_private else router)
+    app = Authenticated(router, is_behind_node=is_private)
     with Server(listen_unix(str(path)), app):
         yield

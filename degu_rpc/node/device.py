@@ -132,7 +132,7 @@ class Node:
             self.trust = TrustStore(self.home.open_identity())
             self.trust.server_sslctx()  # what cannot be used is to be known now
             self.started_at = datetime.now(UTC)
-            self.behind = Behind()
+            self.behind = Behind(self.home.socket_path)
             stack.callback(self.behind.close)
             shares = {
                 name: stack.enter_context(FileShare(share.directory, share.allow))
