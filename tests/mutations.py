@@ -424,7 +424,7 @@ MUTATIONS = [
         ('side_clock', _SIDES, '            pki.check_valid(machine_cert, datetime.now(UTC))\n', '', PAIRING),
         ('side_same_user', _SIDES, 'if user_id == self.identity.user_id:', 'if False:', PAIRING),
         ('side_already', _SIDES, 'if other.trusts and self._trusts(ids.user_id):', 'if False:', PAIRING),
-        ('side_name', _SIDES, '        check_name(parsed.name)', '        str(parsed.name)', ATTACKS),
+        ('side_name', _SIDES, '        check_new_name(parsed.name)', '        str(parsed.name)', ATTACKS),
         ('side_other_user', _SIDES, 'if self._certified is not None and user_id != self._certified.user_id:', 'if False:', PAIRING),
         ('side_certifies', _SIDES, 'if self._certified.can_certify:', 'if False:', PAIRING),
         ('side_renewed', _SIDES, 'return Identity.open(trust.identity.directory)', 'return trust.identity', PAIRING),

@@ -74,6 +74,8 @@ def test_everything_in_the_file_is_understood(home):
         ('ports = 1', 'ports', 'no such setting'),
         ('name = ""', 'name', '1 to 64'),
         ('name = "a\\u001b"', 'name', 'control'),
+        (f'name = "{ID}"', 'name', 'cannot be an id'),
+        *((f'name = "{name}"', 'name', 'choose') for name in ('-x', '.', 'a/b', 'a:b')),
         ('listen = ["here"]', 'listen', 'here'),
         ('listen = []', 'listen', 'length'),
         ('machines = ["degu://x@y:1"]', 'machines', 'id'),
