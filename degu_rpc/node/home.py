@@ -54,9 +54,11 @@ class Home:
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         """Name a home; without a directory, the one of this user. Nothing is touched.
 
+        Where links lead to it, the names are those of the directory itself.
+
         Raises IdentityError for a DEGU_HOME that is no absolute path.
         """
-        self.directory = find_home() if directory is None else Path(directory).absolute()
+        self.directory = (find_home() if directory is None else Path(directory)).resolve()
         self.identity_directory = self.directory / IDENTITY_DIRECTORY
         self.joining_directory = self.directory / 'joining'
         self.socket_path = self.directory / 'node.sock'

@@ -166,6 +166,18 @@ def test_a_node_starts_again_where_it_was(tmp_path, service):
     assert len(ids) == 1
 
 
+@pytest.mark.parametrize('where', ['link', 'link/home'], ids=['a link', 'behind a link'])
+def test_a_home_that_a_link_leads_to_is_as_good_as_another(tmp_path, where):
+    (tmp_path / 'disk').mkdir(mode=0o700)
+    (tmp_path / 'link').symlink_to('disk')
+    ids = set()
+    for _ in range(2):
+        with Node(tmp_path / where, config=CONFIG) as node, control(node) as api:
+            node.home.check()
+            ids.add(api.status().machine_id)
+    assert len(ids) == 1
+
+
 def test_an_address_that_cannot_be_had_leaves_nothing_behind(tmp_path):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         config = Config(port=taken.getsockname()[1], listen=('127.0.0.1',), discovery=False)
