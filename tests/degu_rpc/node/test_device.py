@@ -27,8 +27,12 @@ from degu_rpc import (
     connect,
 )
 from degu_rpc.errors import IdentityError, NodeRunningError, UnknownMachineError
+from degu_rpc.node import windows
 from degu_rpc.node.api import NODE, NodeApi
 from degu_rpc.node.config import Config, Share
+from degu_rpc.peers import pair, parse_code
+from degu_rpc.peers.limits import PAIRING_WINDOW_S
+from degu_rpc.rpc.target import parse_target
 
 CONFIG = Config(name='studio', port=0, listen=('127.0.0.1',), discovery=False)
 
@@ -176,6 +180,20 @@ def test_a_home_that_a_link_leads_to_is_as_good_as_another(tmp_path, where):
             node.home.check()
             ids.add(api.status().machine_id)
     assert len(ids) == 1
+
+
+def test_who_paired_when_the_caller_had_left_is_in_the_log(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(windows, 'CALLER_PERIOD_S', PAIRING_WINDOW_S)  # it does not look in time
+    stranger = TrustStore(Identity.create(tmp_path / 'stranger'))
+    with Node(tmp_path / 'home', config=CONFIG) as node:
+        with control(node) as api:
+            opened = next(api.open_pairing('peer'))
+        where = parse_target(f'tcp:{opened.addresses[0]}')
+        paired = pair(where, parse_code(opened.code), stranger, 'phone')
+        assert paired.machine_id == node.trust.identity.machine_id
+    (said,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith('paired with')]
+    assert stranger.identity.machine_id in said
+    assert stranger.identity.user_id in said
 
 
 def test_an_address_that_cannot_be_had_leaves_nothing_behind(tmp_path):
