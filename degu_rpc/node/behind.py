@@ -6,12 +6,14 @@
    says in that header is dropped. Bodies stream both ways.
 3. The program's side is `Authenticated(app, is_behind_node=True)`, which takes the node's word. A
    program without that refuses what the node passes on.
-4. While a program works on a request, the node looks whether the caller is still there. If not, it
+4. That a program does not answer is logged once in a while, with how often that was: whoever may
+   call it can do so as often as they like.
+5. While a program works on a request, the node looks whether the caller is still there. If not, it
    ends the connection to the program, which notices.
 
 Threads: each request is passed on in its connection's thread, and one thread named `degu-behind`
 looks after the callers of all. `_lock` guards `_served` and `_running`, whose connections leave it
-with their end.
+with their end, and what each of `_served` has not logged yet.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import logging
 import os
 import re
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -30,7 +33,7 @@ from degu.errors import DeguError
 from degu.util import relative_uri, shift_path
 from degu_rpc.errors import Code, RpcError
 from degu_rpc.node.api import ServiceStatus
-from degu_rpc.node.limits import CALLER_PERIOD_S, MAX_SERVED
+from degu_rpc.node.limits import CALLER_PERIOD_S, MAX_SERVED, SILENCE_LOG_S
 from degu_rpc.peers.caller import CALLER, format_caller
 from degu_rpc.rpc.protocol import format_error
 
@@ -60,9 +63,39 @@ def check_served_name(name: str) -> str:
     return name
 
 
+class _Silences:
+    """Logs that a program did not answer, in a line each SILENCE_LOG_S at most."""
+
+    __slots__ = ('_count', '_last', '_name', '_not_before_s')
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._count = 0  # not logged yet
+        self._last = ''
+        self._not_before_s = 0.0
+
+    def add(self, why: str) -> None:
+        self._count += 1
+        self._last = why
+        if monotonic() >= self._not_before_s:
+            self.log()
+
+    def log(self) -> None:
+        if self._count:
+            _log.warning(
+                '%s did not answer; failed requests: %d, the last: %s',
+                self._name,
+                self._count,
+                self._last,
+            )
+            self._count = 0
+            self._not_before_s = monotonic() + SILENCE_LOG_S
+
+
 class _Served(NamedTuple):
     status: ServiceStatus
     client: Client
+    silences: _Silences
 
 
 class Behind:
@@ -102,7 +135,8 @@ class Behind:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samefile(socket_path, self._own_socket):
                 raise ValueError(f'{socket_path} is the node itself; give the socket of a program')
-        served = _Served(ServiceStatus(name, socket_path), Client(socket_path))
+        status = ServiceStatus(name, socket_path)
+        served = _Served(status, Client(socket_path), _Silences(name))
         with self._lock:
             if name in self._served:
                 raise RpcError(Code.ALREADY_EXISTS, f'{name} is served already')
@@ -110,10 +144,11 @@ class Behind:
                 raise RpcError(Code.RESOURCE_EXHAUSTED, f'{MAX_SERVED} programs serve here already')
             self._served[name] = served
         try:
-            yield served.status
+            yield status
         finally:
             with self._lock:
                 del self._served[name]
+                served.silences.log()
 
     # --- passing on ------------------------------------------------------------------------------
 
@@ -136,7 +171,8 @@ class Behind:
         except (DeguError, OSError) as error:
             if body is not None and body.error is error:
                 raise  # the caller failed, not the program
-            _log.warning('%s does not answer: %s', served.status.name, error)
+            with self._lock:
+                served.silences.add(str(error))
             refusal = RpcError(Code.UNAVAILABLE, f'{served.status.name} does not answer')
             return _answer(
                 request, 503, 'Service Unavailable', 'application/json', format_error(refusal)

@@ -112,3 +112,19 @@ def test_the_node_refuses_to_call_for_others_at_its_own_socket(node, friend, tmp
         with pytest.raises(RpcError) as caught:
             client[NODE].status()
     assert caught.value.code.value == 'permission_denied'
+
+
+def test_a_program_that_does_not_answer_is_in_the_log_once_in_a_while(
+    node, friend, tmp_path, caplog
+):
+    path = tmp_path / 'nobody.sock'
+    with node.behind.register('silent', str(path)), friend.connect() as connection:
+        for _ in range(20):
+            response = connection.get('/silent/x')
+            assert response.status == 503
+            assert b'does not answer' in response.body.read()
+    said = [r.getMessage() for r in caplog.records if 'did not answer' in r.getMessage()]
+    assert [line.partition(', the last')[0] for line in said] == [
+        'silent did not answer; failed requests: 1',
+        'silent did not answer; failed requests: 19',
+    ]
