@@ -42,7 +42,7 @@ from degu_rpc.node.home import Home
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
 from degu_rpc.node.places import Place, find_places, find_reachable
-from degu_rpc.node.shares import FILES, build_shares
+from degu_rpc.node.shares import FILES, Files, build_shares
 from degu_rpc.node.upkeep import Upkeep
 from degu_rpc.peers import (
     Authenticated,
@@ -180,8 +180,7 @@ class Node:
         router = Router()
         router.mount(SERVICES, RpcApp(everything))
         router.mount(f'{SERVICES}/jsonrpc', JsonRpcApp(everything))
-        for name, share in shares.items():
-            router.mount(f'{FILES}/{name}', share)
+        router.mount(FILES, Files(shares, self.config.shares))
         if self.trust.identity.can_certify:
             router.mount(CERTIFICATES, Certifier(self.trust))
         router.mount('/', self.behind)

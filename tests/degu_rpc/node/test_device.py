@@ -124,6 +124,27 @@ def test_a_share_is_read_by_those_who_may(tmp_path, service):
             assert api.status().shares[0].path == str(shared)
 
 
+@pytest.mark.parametrize('method', ['GET', 'HEAD', 'PUT'])
+def test_a_share_that_a_caller_may_not_read_is_as_one_that_is_not_there(tmp_path, method):
+    (tmp_path / 'shared').mkdir()
+    shares = {'mine': Share(str(tmp_path / 'shared'), ('nobody',))}
+    config = msgspec.structs.replace(CONFIG, shares=shares)
+    identity = Identity.create(tmp_path / 'friend')
+    with Node(tmp_path / 'home', config=config) as node:
+        trust = TrustStore(identity)
+        trust.add(node.trust.identity.user_cert, 'studio')
+        node.trust.add(identity.user_cert, 'friend')
+        answers = []
+        with build_client(node, trust).connect() as connection:
+            for name in ('mine', 'none'):
+                body = b'' if method == 'PUT' else None
+                response = connection.request(method, f'/files/{name}/ls', {}, body)
+                content = response.body.read() if response.body else None
+                answers.append((response.status, response.reason, response.headers, content))
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 404
+
+
 def test_a_node_calls_a_paired_machine_by_its_name(tmp_path, node):
     home = tmp_path / 'laptop'
     identity = Identity.create(home / 'identity')
