@@ -82,7 +82,7 @@ class Node:
     """A running device; a context manager. Other machines and local programs can call it."""
 
     # Set once, before the block: home, config, stopping, _services, _inherited, _stop, _stack. When
-    # it is entered: trust, addresses, started_at, neighbours, behind, _upkeep.
+    # it is entered: trust, addresses, started_at, neighbours, behind, _unserved, _upkeep.
     # Written by stop(), read by wait(): _restarts.
 
     trust: TrustStore
@@ -115,6 +115,7 @@ class Node:
         self._services = list(services)
         self._control = control
         self._stop = Stop()
+        self._unserved: list[tuple[str, str]] = []
         self._restarts = False
         self._stack = contextlib.ExitStack()
 
@@ -134,10 +135,7 @@ class Node:
             self.started_at = datetime.now(UTC)
             self.behind = Behind(self.home.socket_path)
             stack.callback(self.behind.close)
-            shares = {
-                name: stack.enter_context(FileShare(share.directory, share.allow))
-                for name, share in self.config.shares.items()
-            }
+            shares = self._open_shares(stack)
             outside = self._build_app(shares, self._services)
             inside = self._build_app(shares, [*self._services, build_control(self)])
             servers = self._listen(outside)
@@ -173,14 +171,27 @@ class Node:
         """Stop serving, say goodbye, and let go of the home. Raises OSError."""
         self._stack.close()
 
+    def _open_shares(self, stack: contextlib.ExitStack) -> dict[str, FileShare]:
+        """Open what others may read. What cannot be opened is a problem, and all else is served."""
+        opened = {}
+        for name, share in self.config.shares.items():
+            try:
+                opened[name] = stack.enter_context(FileShare(share.directory, share.allow))
+            except OSError as error:
+                problem = f'share {name!r} is not served: {share.directory}: {error.strerror}'
+                _log.warning('%s', problem)
+                self._unserved.append((problem, 'mend that, then start the node anew'))
+        return opened
+
     def _build_app(self, shares: Mapping[str, FileShare], services: list[Service]) -> Authenticated:
         health = build_health(services, {}, allow=('peer', 'owner'))
-        built_in = [health, build_shares(self.config.shares)]
+        served = {name: self.config.shares[name] for name in shares}
+        built_in = [health, build_shares(served)]
         everything = [*services, *built_in, build_meta([*services, *built_in])]
         router = Router()
         router.mount(SERVICES, RpcApp(everything))
         router.mount(f'{SERVICES}/jsonrpc', JsonRpcApp(everything))
-        router.mount(FILES, Files(shares, self.config.shares))
+        router.mount(FILES, Files(shares, served))
         if self.trust.identity.can_certify:
             router.mount(CERTIFICATES, Certifier(self.trust))
         router.mount('/', self.behind)
@@ -270,6 +281,7 @@ class Node:
     def find_problems(self) -> list[tuple[str, str]]:
         """Return what does not work, and what to do about each. Raises OSError."""
         found = [(problem, 'see the log of the node') for problem in self._upkeep.problems.values()]
+        found.extend(self._unserved)
         if self.neighbours.problem is not None:
             found.append((self.neighbours.problem, EXAMINE))
         if not any(map(find_reachable, self.addresses)):

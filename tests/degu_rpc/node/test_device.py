@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,9 @@ from degu_rpc import (
 )
 from degu_rpc.errors import IdentityError, NodeRunningError, UnknownMachineError
 from degu_rpc.node import windows
-from degu_rpc.node.api import NODE, NodeApi
+from degu_rpc.node.api import EXAMINE, NODE, NodeApi
 from degu_rpc.node.config import Config, Share
+from degu_rpc.node.shares import SHARES
 from degu_rpc.peers import pair, parse_code
 from degu_rpc.peers.limits import PAIRING_WINDOW_S
 from degu_rpc.rpc.target import parse_target
@@ -62,6 +64,17 @@ def friend(tmp_path, node):
     trust.add(node.trust.identity.user_cert, 'studio')
     node.trust.add(identity.user_cert, 'friend', machines={identity.machine_id: 'laptop'})
     return trust
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Let no file of this process grow, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def build_client(node, friend):
@@ -143,6 +156,29 @@ def test_a_share_that_a_caller_may_not_read_is_as_one_that_is_not_there(tmp_path
                 answers.append((response.status, response.reason, response.headers, content))
     assert answers[0] == answers[1]
     assert answers[0][0] == 404
+
+
+def test_a_share_whose_directory_is_missing_is_a_problem_and_all_else_is_served(tmp_path, service):
+    (tmp_path / 'here').mkdir()
+    shares = {name: Share(str(tmp_path / name)) for name in ('here', 'gone')}
+    config = msgspec.structs.replace(CONFIG, shares=shares)
+    with (
+        Node(tmp_path / 'home', services=[service], config=config) as node,
+        connect(f'unix:{node.home.socket_path}') as client,
+    ):
+        assert client[SHARES].list_shares() == [{'name': 'here'}]
+        problems = client.bind(NodeApi, NODE).status().problems
+    (said,) = [problem.what for problem in problems if 'share' in problem.what]
+    assert said == f"share 'gone' is not served: {tmp_path}/gone: No such file or directory"
+
+
+def test_what_the_system_refuses_is_said_with_its_words_and_a_remedy(node, friend):
+    with control(node) as api, full_disk(), pytest.raises(RpcError) as caught:
+        api.unpair('laptop')
+    assert caught.value.code.value == 'failed_precondition'
+    assert 'File too large' in caught.value.message
+    assert caught.value.details == ({'kind': 'OSError', 'remedy': EXAMINE},)
+    assert friend.identity.user_id in node.trust.users()
 
 
 def test_a_node_calls_a_paired_machine_by_its_name(tmp_path, node):
