@@ -486,6 +486,8 @@ MUTATIONS = [
         ('caller_group_owner', _CALLER, '| check_given_roles(roles)', '| frozenset(roles)', GROUPS),
         ('caller_group_kept', _CALLER, "os.geteuid(), connection['_local_roles'])", 'os.geteuid())', GROUPS),
         ('caller_each_request', _CALLER, "if users is not connection['_users'] or", 'if', CALLER),
+        ('caller_behind_node', _CALLER, 'if not self._is_behind_node:', 'if False:', CALLER),
+        ('caller_word_of_owner', _CALLER, 'if OWNER not in peer.roles:', 'if False:', CALLER),
         ('caller_close', _CALLER, "headers = {'connection': 'close', ", 'headers = {', CALLER),
         ('server_machine', _DIAL, '    if found != expected:\n', '    if False:\n', DIAL),
         ('server_other', _DIAL, '            _check_id(peer.machine_id, self.machine_id)\n', '', DIALER),
