@@ -2,13 +2,13 @@
 
 1. The node of the home that the words name is asked, for no longer than COMPLETE_S. Where none runs
    there is nothing to offer, and nothing is said: somebody is typing.
-2. Others chose the names. One that a shell would take for more than a word is not offered, because
-   it would run once the line is entered; its id is.
+2. Others chose the names. One that a shell or a command could take for more than a name is not
+   offered, because it would run once the line is entered; its id is.
 """
 
 from __future__ import annotations
 
-import shlex
+import re
 from typing import TYPE_CHECKING
 
 from click.shell_completion import CompletionItem
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COMPLETE_S = 0.5
 """How long the node has to answer somebody who is typing."""
+_match_plain = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*').fullmatch
 
 
 def complete_peers(
@@ -42,9 +43,13 @@ def complete_targets(
     status = _ask_node(ctx)
     if status is None:
         return []
-    behind = [(f'./{each.name}', f'./{each.name}', 'served here') for each in status.services]
-    here = [('.', '.', 'this machine'), *behind]
-    return _offer([*here, *_list_machines(status)], incomplete)
+    behind = [f'./{each.name}' for each in status.services]
+    here = [
+        CompletionItem(target, help=what)
+        for target, what in [('.', 'this machine'), *((each, 'served here') for each in behind)]
+        if target.startswith(incomplete)
+    ]
+    return here + _offer(_list_machines(status), incomplete)
 
 
 def _list_machines(status: Status) -> list[tuple[str, str, str]]:
@@ -60,7 +65,7 @@ def _offer(known: list[tuple[str, str, str]], incomplete: str) -> list[Completio
     """Return what begins so, of names with their ids and what they are; each once."""
     found: dict[str, CompletionItem[str]] = {}
     for name, id_, what in known:
-        word = name if shlex.quote(name) == name else id_
+        word = name if _match_plain(name) else id_
         if word.startswith(incomplete):
             found.setdefault(word, CompletionItem(word, help=what))
     return list(found.values())

@@ -170,7 +170,6 @@ def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iter
     """
     from degu.server import Server
     from degu_rpc.node.api import SERVICES
-    from degu_rpc.node.behind import Forwarded
     from degu_rpc.peers import Authenticated
     from degu_rpc.router import Router
     from degu_rpc.rpc.connect import RpcApp
@@ -182,7 +181,7 @@ def _listening(services: list[Service], path: Path, *, is_private: bool) -> Iter
     router = Router()
     router.mount(SERVICES, RpcApp(everything))
     router.mount(f'{SERVICES}/jsonrpc', JsonRpcApp(everything))
-    app = Authenticated(Forwarded(router) if is_private else router)
+    app = Authenticated(router, is_behind_node=is_private)
     try:
         listening = listen_unix(str(path))
     except ValueError as error:

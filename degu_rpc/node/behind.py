@@ -4,28 +4,28 @@
 2. `Behind` is an RGI app, mounted at `/` of the node: a request for `/<name>/...` goes to that
    program, on a connection of its own, with who calls in the header `x-degu-caller`. What a caller
    says in that header is dropped. Bodies stream both ways.
-3. `Forwarded` is the program's side. It believes the header of a process with its own uid, as the
-   node is. Such a process is the owner and may do anything here, so whoever it says to call for has
-   no more rights than it has itself.
-4. While a program works on a request, the node looks whether the caller is still there. If not, it
+3. The program's side is `Authenticated(app, is_behind_node=True)`, which takes the node's word. A
+   program without that refuses what the node passes on.
+4. That a program does not answer is logged once in a while, with how often that was: whoever may
+   call it can do so as often as they like.
+5. While a program works on a request, the node looks whether the caller is still there. If not, it
    ends the connection to the program, which notices.
 
 Threads: each request is passed on in its connection's thread, and one thread named `degu-behind`
 looks after the callers of all. `_lock` guards `_served` and `_running`, whose connections leave it
-with their end.
+with their end, and what each of `_served` has not logged yet.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
+import os
 import re
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
-
-import msgspec
 
 from degu.bodies import Input
 from degu.client import Client
@@ -33,18 +33,17 @@ from degu.errors import DeguError
 from degu.util import relative_uri, shift_path
 from degu_rpc.errors import Code, RpcError
 from degu_rpc.node.api import CERTIFICATES, FILES, NAME_PATTERN, SERVICES, ServiceStatus
-from degu_rpc.node.limits import CALLER_PERIOD_S, MAX_SERVED
-from degu_rpc.peers import OWNER, Peer, PeerKind
+from degu_rpc.node.limits import CALLER_PERIOD_S, MAX_SERVED, SILENCE_LOG_S
+from degu_rpc.peers.caller import CALLER, format_caller
 from degu_rpc.rpc.protocol import format_error
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator, Mapping, MutableMapping
+    from pathlib import Path
 
     from degu.client import Connection
-    from degu.rgi import App, Response
+    from degu.rgi import Response
 
-CALLER = 'x-degu-caller'
 RESERVED = frozenset(path.removeprefix('/') for path in (SERVICES, FILES, CERTIFICATES))
 """What the node itself has at the top."""
 _HOP_BY_HOP = frozenset({'connection', 'keep-alive', 'proxy-connection', 'te', 'upgrade'})
@@ -64,18 +63,49 @@ def check_served_name(name: str) -> str:
     return name
 
 
+class _Silences:
+    """Logs that a program did not answer, in a line each SILENCE_LOG_S at most."""
+
+    __slots__ = ('_count', '_last', '_name', '_not_before_s')
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._count = 0  # not logged yet
+        self._last = ''
+        self._not_before_s = 0.0
+
+    def add(self, why: str) -> None:
+        self._count += 1
+        self._last = why
+        if monotonic() >= self._not_before_s:
+            self.log()
+
+    def log(self) -> None:
+        if self._count:
+            _log.warning(
+                '%s did not answer; failed requests: %d, the last: %s',
+                self._name,
+                self._count,
+                self._last,
+            )
+            self._count = 0
+            self._not_before_s = monotonic() + SILENCE_LOG_S
+
+
 class _Served(NamedTuple):
     status: ServiceStatus
     client: Client
+    silences: _Silences
 
 
 class Behind:
     """The programs behind a node, as an RGI app."""
 
-    # Set once: _lock, _ended, _thread. Guarded by _lock: _served, _running.
+    # Set once: _own_socket, _lock, _ended, _thread. Guarded by _lock: _served, _running.
 
-    def __init__(self) -> None:
-        """Start the thread; close() ends it."""
+    def __init__(self, own_socket: Path) -> None:
+        """Start the thread; close() ends it. The node's own socket cannot be behind it."""
+        self._own_socket = own_socket
         self._lock = threading.Lock()
         self._served: dict[str, _Served] = {}
         self._running: MutableMapping[Connection, Callable[[], bool]] = WeakKeyDictionary()
@@ -97,11 +127,16 @@ class Behind:
     def register(self, name: str, socket_path: str) -> Iterator[ServiceStatus]:
         """Pass on what is for a name to the program at a unix socket, to the end of the block.
 
-        Raises ValueError for a name that cannot be; RpcError: `already_exists` for a taken one,
-        `resource_exhausted` where there are too many.
+        Raises ValueError for a name or a socket that cannot be; RpcError: `already_exists` for a
+        taken name, `resource_exhausted` where there are too many.
         """
         check_served_name(name)
-        served = _Served(ServiceStatus(name, socket_path), Client(socket_path))
+        # A program may come later than its name; what is not there is not the node either.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samefile(socket_path, self._own_socket):
+                raise ValueError(f'{socket_path} is the node itself; give the socket of a program')
+        status = ServiceStatus(name, socket_path)
+        served = _Served(status, Client(socket_path), _Silences(name))
         with self._lock:
             if name in self._served:
                 raise RpcError(Code.ALREADY_EXISTS, f'{name} is served already')
@@ -109,10 +144,11 @@ class Behind:
                 raise RpcError(Code.RESOURCE_EXHAUSTED, f'{MAX_SERVED} programs serve here already')
             self._served[name] = served
         try:
-            yield served.status
+            yield status
         finally:
             with self._lock:
                 del self._served[name]
+                served.silences.log()
 
     # --- passing on ------------------------------------------------------------------------------
 
@@ -135,7 +171,8 @@ class Behind:
         except (DeguError, OSError) as error:
             if body is not None and body.error is error:
                 raise  # the caller failed, not the program
-            _log.warning('%s does not answer: %s', served.status.name, error)
+            with self._lock:
+                served.silences.add(str(error))
             refusal = RpcError(Code.UNAVAILABLE, f'{served.status.name} does not answer')
             return _answer(
                 request, 503, 'Service Unavailable', 'application/json', format_error(refusal)
@@ -187,55 +224,3 @@ def _answer(
         {'content-type': content_type},
         None if request['method'] == 'HEAD' else body,
     )
-
-
-# --- the program's side --------------------------------------------------------------------------
-
-
-def format_caller(peer: Peer | None) -> str:
-    """Return who calls as the value of a header; nobody whom we know is no role at all."""
-    if peer is None:
-        peer = Peer(PeerKind.MACHINE, None, None, 'unknown', frozenset(), None, None)
-    return base64.b64encode(msgspec.json.encode(peer)).decode()
-
-
-def parse_caller(text: str) -> Peer:
-    """Read what `format_caller` writes. Raises ValueError."""
-    return msgspec.json.decode(base64.b64decode(text, validate=True), type=Peer)
-
-
-class Forwarded:
-    """Middleware of a program behind a node: its requests are of whom the node says.
-
-    It stands between `Authenticated` and the application. What comes from another uid, or without
-    that header, is of whoever calls.
-    """
-
-    # Set once: _app.
-
-    def __init__(self, app: App) -> None:
-        """Remember what to protect."""
-        self._app = app
-
-    def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
-        """Ask the application, if it wants to be asked."""
-        on_connect = getattr(self._app, 'on_connect', None)
-        return on_connect is None or on_connect(sock, connection) is True
-
-    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
-        """Put the right caller into the request."""
-        said = request['headers'].pop(CALLER, None)
-        peer = request['_peer']
-        if said is not None and peer is not None and _is_own(peer):
-            try:
-                request['_peer'] = parse_caller(said)
-            except ValueError as error:
-                _log.warning('a process of my own user said nonsense of who calls: %s', error)
-                return _answer(
-                    request, 400, 'Bad Request', 'text/plain; charset=utf-8', b'who calls?\n'
-                )
-        return self._app(connection, request)
-
-
-def _is_own(peer: Peer) -> bool:
-    return peer.kind is PeerKind.LOCAL and OWNER in peer.roles

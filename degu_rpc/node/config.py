@@ -37,7 +37,7 @@ from degu_rpc.errors import ConfigError
 from degu_rpc.node.api import NAME_PATTERN
 from degu_rpc.node.limits import DEFAULT_PORT, MAX_CONFIG_SIZE, MAX_PORT
 from degu_rpc.peers import build_roles, parse_url
-from degu_rpc.peers.names import check_name
+from degu_rpc.peers.names import check_new_name
 from degu_rpc.peers.private import locked, make_directory
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _check(key: str, value: Any, source: str) -> Setting:
     try:
         checked = getattr(msgspec.convert({key: value}, Config), key)
         if key == 'name':
-            check_name(checked)
+            _check_own_name(checked)
         elif key == 'machines':
             for url in checked:
                 parse_url(url)
@@ -252,9 +252,19 @@ def _read(path: Path) -> bytes:
     return content
 
 
+def _check_own_name(name: str) -> str:
+    """Return a name with which every command can mean this machine. Raises ValueError."""
+    if name == '.' or name.startswith('-') or not {'/', ':'}.isdisjoint(name):
+        raise ValueError(
+            f'commands take {name!r} for something else; choose a name without / and :, which does '
+            'not begin with - and is not a dot alone'
+        )
+    return check_new_name(name)
+
+
 def _find_host_name() -> str:
     name = socket.gethostname().partition('.')[0]
     try:
-        return check_name(name)
+        return _check_own_name(name)
     except ValueError:
         return 'machine'

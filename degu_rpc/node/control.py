@@ -1,8 +1,7 @@
 """The service by which local programs see and steer the node: see degu_rpc.node.api.
 
-What is not meant as an answer (a code that was wrong, an identity that cannot be used) becomes a
-RpcError with details: `kind` says what it is, `remedy` what to do, so that no program has to read
-the text.
+What is not meant as an answer (a code that was wrong, a disk that is full) becomes a RpcError with
+details: `kind` says what it is, `remedy` what to do, so that no program has to read the text.
 
 Threads: each call runs in its connection's thread; what it uses guards itself.
 """
@@ -10,6 +9,7 @@ Threads: each call runs in its connection's thread; what it uses guards itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from degu_rpc.errors import (
     UnreachableError,
 )
 from degu_rpc.node.api import (
+    EXAMINE,
     NODE,
     IntentName,
     Located,
@@ -176,8 +177,17 @@ def _explaining(_context: Context) -> Iterator[None]:
         raise
     except DeguRpcError as error:
         raise _explain(error) from error
+    except OSError as error:
+        raise _explain_system(error) from error
     except (pki.CertificateError, ValueError) as error:
         raise RpcError(Code.INVALID_ARGUMENT, str(error)) from error
+
+
+def _explain_system(error: OSError) -> RpcError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = 'make room on that disk, then do it again' if is_full else EXAMINE
+    detail = {'kind': type(error).__name__, 'remedy': remedy}
+    return RpcError(Code.FAILED_PRECONDITION, str(error), [detail])
 
 
 def _explain(error: DeguRpcError) -> RpcError:

@@ -34,6 +34,7 @@ from degu.net import Inherited
 from degu.server import Server, SSLServer
 from degu.stop import Stop
 from degu_rpc.errors import DeguRpcError, RenewalError
+from degu_rpc.files.share import FileShare
 from degu_rpc.node.api import CERTIFICATES, EXAMINE, FILES, SERVICES
 from degu_rpc.node.behind import Behind
 from degu_rpc.node.config import Config, build_config, read_settings
@@ -42,7 +43,7 @@ from degu_rpc.node.home import Home
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
 from degu_rpc.node.places import Place, find_places, find_reachable
-from degu_rpc.node.shares import build_shares, open_share
+from degu_rpc.node.shares import Files, build_shares
 from degu_rpc.node.signals import on_signals
 from degu_rpc.node.upkeep import Upkeep
 from degu_rpc.peers import (
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from degu_rpc.files.share import FileShare
     from degu_rpc.rpc.service import Service
 
 _NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
@@ -109,6 +109,7 @@ class Node:
         self._services = list(services)
         self._control = control
         self._stop: Stop | None = None
+        self._unserved: list[tuple[str, str]] = []
         self._is_over = False
         self._stack = contextlib.ExitStack()
 
@@ -122,6 +123,7 @@ class Node:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.home.hold())
             self._is_over = False
+            self._unserved = []
             self.stopping = threading.Event()
             self._stop = Stop()
             stack.callback(self._stop.close)
@@ -129,12 +131,9 @@ class Node:
             self.trust = TrustStore(self.home.open_identity())
             self.trust.server_sslctx()  # what cannot be used is to be known now
             self.started_at = datetime.now(UTC)
-            self.behind = Behind()
+            self.behind = Behind(self.home.socket_path)
             stack.callback(self.behind.close)
-            shares = {
-                name: stack.enter_context(open_share(name, share))
-                for name, share in self.config.shares.items()
-            }
+            shares = self._open_shares(stack)
             outside = self._build_app(shares, self._services)
             inside = self._build_app(shares, [*self._services, build_control(self)])
             servers = self._listen(outside)
@@ -178,15 +177,27 @@ class Node:
         for server in servers:
             server.shutdown(SHUTDOWN_S)
 
+    def _open_shares(self, stack: contextlib.ExitStack) -> dict[str, FileShare]:
+        """Open what others may read. What cannot be opened is a problem, and all else is served."""
+        opened = {}
+        for name, share in self.config.shares.items():
+            try:
+                opened[name] = stack.enter_context(FileShare(share.directory, share.allow))
+            except OSError as error:
+                problem = f'share {name!r} is not served: {share.directory}: {error.strerror}'
+                _log.warning('%s', problem)
+                self._unserved.append((problem, 'mend that, then start the node anew'))
+        return opened
+
     def _build_app(self, shares: Mapping[str, FileShare], services: list[Service]) -> Authenticated:
         health = build_health(services, {}, allow=('peer', 'owner'))
-        built_in = [health, build_shares(self.config.shares)]
+        served = {name: self.config.shares[name] for name in shares}
+        built_in = [health, build_shares(served)]
         everything = [*services, *built_in, build_meta([*services, *built_in])]
         router = Router()
         router.mount(SERVICES, RpcApp(everything))
         router.mount(f'{SERVICES}/jsonrpc', JsonRpcApp(everything))
-        for name, share in shares.items():
-            router.mount(f'{FILES}/{name}', share)
+        router.mount(FILES, Files(shares, served))
         if self.trust.identity.can_certify:
             router.mount(CERTIFICATES, Certifier(self.trust))
         router.mount('/', self.behind)
@@ -275,6 +286,7 @@ class Node:
     def find_problems(self) -> list[tuple[str, str]]:
         """Return what does not work, and what to do about each. Raises OSError."""
         found = [(problem, 'see the log of the node') for problem in self._upkeep.problems.values()]
+        found.extend(self._unserved)
         if self.neighbours.problem is not None:
             found.append((self.neighbours.problem, EXAMINE))
         if not any(map(find_reachable, self.addresses)):

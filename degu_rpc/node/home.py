@@ -62,9 +62,13 @@ class Home:
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         """Name a home; without a directory, the one of this user. Nothing is touched.
 
+        Where links lead to it, the names are those of the directory itself.
+
         Raises IdentityError for a DEGU_HOME that is no absolute path.
         """
         self.directory = Path(os.path.abspath(find_home() if directory is None else directory))
+        with contextlib.suppress(ValueError):  # a NUL in it, which check_path() refuses
+            self.directory = self.directory.resolve()
         self.identity_directory = self.directory / IDENTITY_DIRECTORY
         self.joining_directory = self.directory / 'joining'
         self.socket_path = self.directory / 'node.sock'

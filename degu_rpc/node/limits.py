@@ -16,6 +16,8 @@ CALLER_PERIOD_S = 0.1
 """How often a call that waits for a person looks whether its caller is still there."""
 NEARBY_S = 3.0
 """How long the network is given to say who is there, unless told otherwise."""
+SILENCE_LOG_S = 10.0
+"""How often the log says of one program behind the node that it does not answer."""
 MAX_SERVED = 64
 """Programs that serve something behind the node at once."""
 MAX_CONFIG_SIZE = 64 * 1024

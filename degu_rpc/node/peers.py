@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from degu import pki
 from degu_rpc.errors import AmbiguousNameError, UnknownMachineError
 from degu_rpc.peers import OWNER, find_machine
 
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
 def find_user(users: Collection[TrustedUser], text: str) -> tuple[TrustedUser, str | None]:
     """Return the user whom somebody means, and the one machine of theirs if it is only that.
 
-    A machine stands for its user where the user has no other one, but for machines of my own.
+    An id means whose it is, whatever others are called. A machine stands for its user where the
+    user has no other one, but for machines of my own.
 
     Raises UnknownMachineError where nobody is called so, AmbiguousNameError where several are.
     """
+    is_id = pki.is_id(text)
     named = [
-        user for user in users if text in (user.user_id, user.name) and OWNER not in user.roles
+        user
+        for user in users
+        if text == (user.user_id if is_id else user.name) and OWNER not in user.roles
     ]
     if len(named) > 1:
         raise AmbiguousNameError(text, {user.user_id: f'user {user.name!r}' for user in named})

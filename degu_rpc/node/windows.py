@@ -1,7 +1,8 @@
 """The pairing windows of a node, and how it joins one of another machine.
 
 1. `open_window` listens beside the node's own port, is announced, and tells what happens: the
-   code, then who has paired. It ends when its caller is gone.
+   code, then who has paired. It ends when its caller is gone. Who paired just then is told to
+   nobody, so the log says each time whom this machine trusts from now on.
 2. `pair_at` goes to a window whose address is given, or to the one that is seen. Of several it
    takes none: a code that was meant for another window would use that window's one attempt up.
 3. A machine that joins a user gets its new identity beside the one it has; the node starts anew
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 from typing import TYPE_CHECKING
 
 from degu import net
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from degu_rpc.peers import PairingCode
     from degu_rpc.rpc.context import Context
 
+_log = logging.getLogger('degu_rpc.node')
+
 SETTLE_S = 0.3
 """How long after the first window others of the same moment are waited for."""
 
@@ -42,8 +46,9 @@ def open_window(node: Node, intent: Intent, context: Context) -> Iterator[Pairin
 
     Raises PairingError, IdentityError, OSError, and what `context.check()` does.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as after, contextlib.ExitStack() as stack:
         window = _enter_window(stack, node, intent)
+        after.callback(_log_paired, window)
         places = find_reachable(*find_places([window.address]))
         stack.enter_context(node.neighbours.announcing_window([window.address]))
         yield PairingEvent(
@@ -57,6 +62,19 @@ def open_window(node: Node, intent: Intent, context: Context) -> Iterator[Pairin
         while (paired := window.poll(CALLER_PERIOD_S)) is None:
             context.check()
         yield PairingEvent('paired', **paired._asdict())
+
+
+def _log_paired(window: PairingWindow) -> None:
+    """Say who has paired at a window that is closed, if anybody has."""
+    with contextlib.suppress(PairingError):
+        paired = window.poll(0)
+        assert paired is not None  # it is closed
+        _log.warning(
+            'paired with machine %s, %r, of user %s; degu unpair takes that back',
+            paired.machine_id,
+            paired.name,
+            paired.user_id,
+        )
 
 
 def _enter_window(stack: contextlib.ExitStack, node: Node, intent: Intent) -> PairingWindow:

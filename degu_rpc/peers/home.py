@@ -44,7 +44,8 @@ def find_config_directory(home: Path) -> Path:
     """Return where the settings of a home are: in it, but for the usual one where XDG has them."""
     import platformdirs
 
-    return platformdirs.user_config_path(_APP) if home == _find_usual_home() else home
+    is_usual = home.resolve() == _find_usual_home().resolve()
+    return platformdirs.user_config_path(_APP) if is_usual else home
 
 
 def _find_usual_home() -> Path:

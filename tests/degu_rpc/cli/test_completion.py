@@ -54,8 +54,11 @@ def test_names_of_users_and_machines_are_offered_once_they_are_paired(node, othe
     assert complete(node, '--home', str(other.home), 'unpair', '')[0] == ['studio']
 
 
-def test_a_name_that_a_shell_would_run_is_offered_by_its_id(device, other, pair_devices):
-    with device.start('up', '--port=0', '--no-discovery', '--name=$(touch x); y') as up:
+@pytest.mark.parametrize('name', ['$(touch x); y', '~root', '=ls'])
+def test_a_name_that_is_more_than_a_plain_word_is_offered_by_its_id(
+    device, other, pair_devices, name
+):
+    with device.start('up', '--port=0', '--no-discovery', f'--name={name}') as up:
         assert 'ready' in up.stdout.readline()
         pair_devices(other, device)
         ids = device.check('id', '--json').documents[0]

@@ -89,7 +89,7 @@ def test_get_brings_it_over_and_not_twice(other, there, shared, tmp_path):
     [
         ('/things/none', 4, '404'),
         ('/none', 4, '404'),
-        ('/secret', 6, '403'),
+        ('/secret', 4, '404'),
     ],
 )
 def test_what_is_not_there_or_not_for_us(other, there, tmp_path, source, status, words):

@@ -102,8 +102,8 @@ def test_what_serve_says_it_serves_as_is_a_target(node, module, monkeypatch):
 
 def test_nobody_says_that_they_are_somebody_else(served, other, url):
     from degu_rpc import MachineClient, TrustStore, open_home
-    from degu_rpc.node.behind import CALLER, format_caller
     from degu_rpc.peers import OWNER, Peer, PeerKind, parse_url
+    from degu_rpc.peers.caller import CALLER, format_caller
 
     where = parse_url(url)
     trust = TrustStore(open_home(other.home))

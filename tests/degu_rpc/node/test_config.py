@@ -39,6 +39,18 @@ def test_flags_come_before_the_environment_before_what_is_stored_before_the_file
     assert look() == (1, str(home.config_path))
 
 
+def test_the_usual_home_has_its_file_where_the_user_has_those_behind_links_too(
+    tmp_path, monkeypatch
+):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'data').symlink_to('disk')
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path / 'data'))
+    monkeypatch.setenv('XDG_CONFIG_HOME', str(tmp_path / 'config'))
+    monkeypatch.delenv('DEGU_HOME', raising=False)
+    for directory in (None, Home().directory):
+        assert Home(directory).config_path == tmp_path / 'config' / 'degu' / 'config.toml'
+
+
 def test_the_file_of_a_person_is_never_written(home):
     home.config_path.write_text('# mine\nport=1\n')
     for key, text in {'port': '7', 'name': 'x', 'discovery': 'false', 'interfaces': 'a,b'}.items():
@@ -74,6 +86,8 @@ def test_everything_in_the_file_is_understood(home):
         ('ports = 1', 'ports', 'no such setting'),
         ('name = ""', 'name', '1 to 64'),
         ('name = "a\\u001b"', 'name', 'control'),
+        (f'name = "{ID}"', 'name', 'cannot be an id'),
+        *((f'name = "{name}"', 'name', 'choose') for name in ('-x', '.', 'a/b', 'a:b')),
         ('listen = ["here"]', 'listen', 'here'),
         ('listen = []', 'listen', 'length'),
         ('machines = ["degu://x@y:1"]', 'machines', 'id'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import threading
 import time
@@ -27,9 +28,14 @@ from degu_rpc import (
     TrustStore,
     connect,
 )
-from degu_rpc.errors import ConfigError, IdentityError, NodeRunningError, UnknownMachineError
-from degu_rpc.node.api import NODE, NodeApi
+from degu_rpc.errors import IdentityError, NodeRunningError, UnknownMachineError
+from degu_rpc.node import windows
+from degu_rpc.node.api import EXAMINE, NODE, NodeApi
 from degu_rpc.node.config import Config, Share
+from degu_rpc.node.shares import SHARES
+from degu_rpc.peers import pair, parse_code
+from degu_rpc.peers.limits import PAIRING_WINDOW_S
+from degu_rpc.rpc.target import parse_target
 
 CONFIG = Config(name='studio', port=0, listen=('127.0.0.1',), discovery=False)
 
@@ -59,6 +65,17 @@ def friend(tmp_path, node):
     trust.add(node.trust.identity.user_cert, 'studio')
     node.trust.add(identity.user_cert, 'friend', machines={identity.machine_id: 'laptop'})
     return trust
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Let no file of this process grow, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def build_client(node, friend):
@@ -121,13 +138,48 @@ def test_a_share_is_read_by_those_who_may(tmp_path, service):
             assert api.status().shares[0].path == str(shared)
 
 
-def test_a_share_that_cannot_be_opened_is_named(tmp_path):
-    shares = {'things': Share(str(tmp_path / 'nosuch'))}
+@pytest.mark.parametrize('method', ['GET', 'HEAD', 'PUT'])
+def test_a_share_that_a_caller_may_not_read_is_as_one_that_is_not_there(tmp_path, method):
+    (tmp_path / 'shared').mkdir()
+    shares = {'mine': Share(str(tmp_path / 'shared'), ('nobody',))}
     config = msgspec.structs.replace(CONFIG, shares=shares)
-    with pytest.raises(ConfigError) as caught, Node(tmp_path / 'home', config=config):
-        pass
-    assert caught.value.key == 'shares.things'
-    assert f'{tmp_path}/nosuch cannot be shared: No such file' in str(caught.value)
+    identity = Identity.create(tmp_path / 'friend')
+    with Node(tmp_path / 'home', config=config) as node:
+        trust = TrustStore(identity)
+        trust.add(node.trust.identity.user_cert, 'studio')
+        node.trust.add(identity.user_cert, 'friend')
+        answers = []
+        with build_client(node, trust).connect() as connection:
+            for name in ('mine', 'none'):
+                body = b'' if method == 'PUT' else None
+                response = connection.request(method, f'/files/{name}/ls', {}, body)
+                content = response.body.read() if response.body else None
+                answers.append((response.status, response.reason, response.headers, content))
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 404
+
+
+def test_a_share_whose_directory_is_missing_is_a_problem_and_all_else_is_served(tmp_path, service):
+    (tmp_path / 'here').mkdir()
+    shares = {name: Share(str(tmp_path / name)) for name in ('here', 'gone')}
+    config = msgspec.structs.replace(CONFIG, shares=shares)
+    with (
+        Node(tmp_path / 'home', services=[service], config=config) as node,
+        connect(f'unix:{node.home.socket_path}') as client,
+    ):
+        assert client[SHARES].list_shares() == [{'name': 'here'}]
+        problems = client.bind(NodeApi, NODE).status().problems
+    (said,) = [problem.what for problem in problems if 'share' in problem.what]
+    assert said == f"share 'gone' is not served: {tmp_path}/gone: No such file or directory"
+
+
+def test_what_the_system_refuses_is_said_with_its_words_and_a_remedy(node, friend):
+    with control(node) as api, full_disk(), pytest.raises(RpcError) as caught:
+        api.unpair('laptop')
+    assert caught.value.code.value == 'failed_precondition'
+    assert 'File too large' in caught.value.message
+    assert caught.value.details == ({'kind': 'OSError', 'remedy': EXAMINE},)
+    assert friend.identity.user_id in node.trust.users()
 
 
 def test_a_node_calls_a_paired_machine_by_its_name(tmp_path, node):
@@ -174,6 +226,32 @@ def test_a_node_starts_again_where_it_was(tmp_path, service):
             ids.add(node.trust.identity.machine_id)
         assert not node.home.socket_path.exists()
     assert len(ids) == 1
+
+
+@pytest.mark.parametrize('where', ['link', 'link/home'], ids=['a link', 'behind a link'])
+def test_a_home_that_a_link_leads_to_is_as_good_as_another(tmp_path, where):
+    (tmp_path / 'disk').mkdir(mode=0o700)
+    (tmp_path / 'link').symlink_to('disk')
+    ids = set()
+    for _ in range(2):
+        with Node(tmp_path / where, config=CONFIG) as node, control(node) as api:
+            node.home.check()
+            ids.add(api.status().machine_id)
+    assert len(ids) == 1
+
+
+def test_who_paired_when_the_caller_had_left_is_in_the_log(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(windows, 'CALLER_PERIOD_S', PAIRING_WINDOW_S)  # it does not look in time
+    stranger = TrustStore(Identity.create(tmp_path / 'stranger'))
+    with Node(tmp_path / 'home', config=CONFIG) as node:
+        with control(node) as api:
+            opened = next(api.open_pairing('peer'))
+        where = parse_target(f'tcp:{opened.addresses[0]}')
+        paired = pair(where, parse_code(opened.code), stranger, 'phone')
+        assert paired.machine_id == node.trust.identity.machine_id
+    (said,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith('paired with')]
+    assert stranger.identity.machine_id in said
+    assert stranger.identity.user_id in said
 
 
 def test_an_address_that_cannot_be_had_leaves_nothing_behind(tmp_path):

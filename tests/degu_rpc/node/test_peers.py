@@ -7,6 +7,7 @@ import pytest
 from degu_rpc import Identity, TrustStore
 from degu_rpc.errors import AmbiguousNameError, UnknownMachineError
 from degu_rpc.node.peers import find_name, find_names, find_user
+from degu_rpc.peers import OWNER, TrustedUser
 
 ONE, TWO, THREE, MINE = (letter * 48 for letter in 'abcd')
 
@@ -83,3 +84,25 @@ def test_a_machine_without_a_name_is_called_by_its_id(trust, add):
     add('ada', {ONE: 'studio'})
     users = trust.users().values()
     assert (find_name(users, ONE), find_name(users, TWO)) == ('studio', TWO)
+
+
+# --- names that are ids --------------------------------------------------------------------------
+
+ME, BEN, EVE = (letter * 48 for letter in 'def'.replace('d', 'g'))
+
+
+def build_user(user_id, name, machines, *roles):
+    return TrustedUser(user_id, b'', name, frozenset(roles), machines)
+
+
+BENS = build_user(BEN, 'Ben', {ONE: 'attic', TWO: 'cellar'})
+OWN = build_user(ME, 'me', {MINE: 'studio'}, OWNER)
+
+
+@pytest.mark.parametrize('id_', [BEN, ONE], ids=['user', 'machine'])
+def test_an_id_means_whose_it_is_whatever_others_are_called(id_):
+    liar = build_user(EVE, id_, {EVE: id_})
+    expected = (BENS, None if id_ == BEN else ONE)
+    assert find_user([liar, BENS, OWN], id_) == expected
+    with pytest.raises(UnknownMachineError):
+        find_user([liar, OWN], id_)
