@@ -41,10 +41,10 @@ def find_home() -> Path:
 
 
 def find_config_directory(home: Path) -> Path:
-    """Return where the settings of a home are: in it, but for the usual one where XDG has them."""
+    """Return where the settings of a home (resolved) are: in it, or where XDG has the usual ones."""
     import platformdirs
 
-    is_usual = home.resolve() == _find_usual_home().resolve()
+    is_usual = home == _find_usual_home().resolve()
     return platformdirs.user_config_path(_APP) if is_usual else home
 
 
