@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from degu_rpc.files.fetch import Fetched, Progress, fetch
     from degu_rpc.files.share import FileShare
-    from degu_rpc.node import Node
+    from degu_rpc.node.device import Node
     from degu_rpc.peers.caller import Authenticated, Peer
     from degu_rpc.peers.dial import Dialer, MachineClient
     from degu_rpc.peers.discovery.static import StaticAddresses
@@ -129,7 +129,7 @@ _MODULES = {
     'MachineClient': 'degu_rpc.peers.dial',
     'Metrics': 'degu_rpc.rpc.metrics',
     'MetricsApp': 'degu_rpc.rpc.metrics',
-    'Node': 'degu_rpc.node',
+    'Node': 'degu_rpc.node.device',
     'PairingError': 'degu_rpc.errors',
     'PairingWindow': 'degu_rpc.peers.pairing',
     'Peer': 'degu_rpc.peers.caller',

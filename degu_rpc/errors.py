@@ -7,6 +7,9 @@ DeguRpcError
 │       └── StillRunsError      the first one with its key has not ended
 ├── CodecError                  bytes or a value that cannot travel      .faults
 ├── IdentityError               my own identity cannot be used           .path .remedy
+├── ConfigError                 a setting that cannot be                 .key .source .remedy
+├── NodeRunningError            a node has this home already             .home .pid
+├── SystemdError                systemd did not do what it was to do     .remedy
 ├── TrustError                  the trust store cannot do that           .user_id .remedy
 │   ├── UnknownUserError        a user who is not trusted here
 │   └── RemovedUserError        a user who was removed here              .name .removed_at
@@ -274,11 +277,39 @@ class CodeError(PairingError, ValueError):
 
 
 class IdentityError(DeguRpcError):
-    """The identity on disk cannot be used: `path` is where, `remedy` what to do about it."""
+    """The identity or its home cannot be used: `path` is where, `remedy` what to do about it."""
 
     def __init__(self, path: Path, problem: str, remedy: str) -> None:
         super().__init__(f'{path} {problem}; {remedy}')
         self.path = path
+        self.remedy = remedy
+
+
+class ConfigError(DeguRpcError):
+    """A setting cannot be what it is: `key` is which, `source` who said so, `remedy` what to do."""
+
+    def __init__(self, key: str, source: str, problem: str, remedy: str) -> None:
+        super().__init__(f'{key}, from {source}: {problem}; {remedy}')
+        self.key = key
+        self.source = source
+        self.remedy = remedy
+
+
+class NodeRunningError(DeguRpcError):
+    """A node has the home already: `home` is the directory, `pid` its process, if that is known."""
+
+    def __init__(self, home: Path, pid: int | None) -> None:
+        process = '' if pid is None else f', process {pid}'
+        super().__init__(f'a node runs with {home} already{process}; degu status shows it')
+        self.home = home
+        self.pid = pid
+
+
+class SystemdError(DeguRpcError):
+    """The user's systemd did not do what it was told; `remedy` says what to do instead."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f'{problem}; {remedy}')
         self.remedy = remedy
 
 

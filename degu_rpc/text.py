@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-_CONTROLS = {
-    control: chr(control).encode('unicode_escape').decode()
-    for control in (
-        *(*range(0x20), *range(0x7F, 0xA0)),
-        # What turns the direction of a text, ends a line of it, or cannot be seen.
-        *(0x61C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF),
-        *(*range(0xD800, 0xE000), *range(0xE0000, 0xE0080)),
-    )
-}
+import json
+import re
+from typing import Any
+
+_CONTROLS = re.compile(
+    r'[\x00-\x1f\x7f-\x9f'
+    # What turns the direction of a text, ends a line of it, or cannot be seen.
+    r'\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff'
+    r'\ud800-\udfff\U000e0000-\U000e007f]'
+)
 
 
 def escape_controls(text: str) -> str:
@@ -18,4 +19,16 @@ def escape_controls(text: str) -> str:
 
     Controls are escaped, and what would make a text look like another one.
     """
-    return text.translate(_CONTROLS)
+    return _CONTROLS.sub(lambda found: found[0].encode('unicode_escape').decode(), text)
+
+
+def format_json(value: Any) -> str:
+    """Return JSON of several lines for people, safe as `escape_controls` makes it.
+
+    Raises TypeError for what has no form in JSON.
+    """
+    # The newlines between the lines are the only ones that are not escaped already.
+    lines = json.dumps(value, indent=2, ensure_ascii=False).split('\n')
+    return '\n'.join(
+        _CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], line) for line in lines
+    )

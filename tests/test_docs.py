@@ -44,6 +44,7 @@ from degu.pki import CertificateFault
 from degu.wire import METHODS
 from degu_rpc.errors import PairingFault
 from degu_rpc.files import limits as files_limits
+from degu_rpc.node import limits as node_limits
 from degu_rpc.peers import limits as peers_limits
 from degu_rpc.rpc import limits as rpc_limits
 
@@ -62,7 +63,7 @@ PROGRAMS = {'curl'}  # what a machine may lack
 OPTIONS = doctest.ELLIPSIS
 RAN = 'every block did what the page says'
 
-# Not part of the API: how the others are built, and the command.
+# Not part of the API: how the others are built, what a node is made of, and the command.
 INTERNAL = {
     'degu.channel',
     'degu.exchange',
@@ -71,6 +72,17 @@ INTERNAL = {
     'degu.stop',
     'degu.workers',
     'degu_rpc.cli',
+    'degu_rpc.node.behind',
+    'degu_rpc.node.control',
+    'degu_rpc.node.doctor',
+    'degu_rpc.node.neighbours',
+    'degu_rpc.node.notify',
+    'degu_rpc.node.peers',
+    'degu_rpc.node.shares',
+    'degu_rpc.node.status',
+    'degu_rpc.node.systemd',
+    'degu_rpc.node.upkeep',
+    'degu_rpc.node.windows',
     'degu_rpc.text',
 }
 
@@ -322,7 +334,7 @@ def format_limit(name: str, value: float | None) -> str:
     if value is None:
         return 'none'
     if name.lower().endswith('_s'):
-        return f'{value:g} s'
+        return f'{value:.10g} s'
     for unit, size in (('MiB', 1024 * 1024), ('KiB', 1024)):
         if name not in {'max_connections', 'max_headers'} and value >= size and value % size == 0:
             return f'{value // size} {unit}'
@@ -339,7 +351,9 @@ def test_the_table_of_limits_is_the_table_in_the_code() -> None:
 
 
 @pytest.mark.parametrize(
-    'table', [rpc_limits, files_limits, peers_limits], ids=['calls', 'files', 'peers']
+    'table',
+    [rpc_limits, files_limits, peers_limits, node_limits],
+    ids=['calls', 'files', 'peers', 'node'],
 )
 def test_the_limits_of_a_wing_are_those_in_the_code(table: types.ModuleType) -> None:
     found = {name: value for name, value, *_ in table_of(LIMITS) if hasattr(table, name)}

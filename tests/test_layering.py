@@ -49,8 +49,8 @@ USES = {
     'rpc': {'errors', 'text', 'peers'},
     'files': {'errors', 'text', 'router', 'peers'},
     'sync': {'errors', 'peers', 'rpc', 'files'},
-    'node': {'errors', 'router', 'peers', 'rpc', 'files', 'sync'},
-    'cli': {'', 'errors', 'peers', 'rpc', 'files', 'node'},
+    'node': {'errors', 'router', 'unix', 'peers', 'rpc', 'files', 'sync'},
+    'cli': {'', 'errors', 'text', 'unix', 'router', 'peers', 'rpc', 'files', 'node'},
     '': {'errors', 'router', 'unix', 'peers', 'rpc', 'files', 'sync', 'node'},
 }
 """What each part of degu_rpc may use of the others; '' is the package's own public names."""

@@ -1,67 +1,120 @@
 """The command `degu`: one file for each group of commands, thin; the work is done below.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+A command talks to the node of its home over that node's unix socket (degu_rpc.node.api): what it
+can do, a program can do. Each is imported when it is used, so that `degu status` need not wait for
+what `degu doctor` needs.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from degu import __version__
+from degu_rpc.cli.exits import Exit
+from degu_rpc.cli.session import Command, build_shared_options
 
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from degu_rpc.cli.failures import Failure
+
+_COMMANDS = {
+    'demo': 'demo',
+    'up': 'running',
+    'down': 'running',
+    'status': 'running',
+    'pair': 'pairing',
+    'unpair': 'pairing',
+    'peers': 'pairing',
+    'id': 'pairing',
+    'ls': 'files',
+    'get': 'files',
+    'serve': 'serve',
+    'methods': 'calls',
+    'call': 'calls',
+    'stubs': 'calls',
+    'doctor': 'doctor',
+    'service': 'service',
+    'config': 'config',
+    'completion': 'completion',
+}
+"""The module of each command, in the order of the help; the function has the command's name."""
+
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        module = _COMMANDS.get(name)
+        if module is None:
+            return None
+        found: click.Command = getattr(
+            importlib.import_module(f'degu_rpc.cli.{module}'), 'id_' if name == 'id' else name
+        )
+        return found
+
+
+_EPILOG = '\b\nExit status:\n' + '\n'.join(f'  {each.value:3}  {each.text}' for each in Exit)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={'help_option_names': ['-h', '--help']},
+    epilog=_EPILOG,
+    params=build_shared_options(),
+)
+@click.version_option(__version__, prog_name='degu')
+def commands(**_shared: object) -> None:
+    """Devices on a local network call each other's functions and hand each other files.
+
+    Run a node on each machine with `degu up`, pair them with `degu pair`.
+    """
 
 
 def main() -> None:
     """Run the command `degu` and exit with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command, print what went wrong, and return the exit status."""
+    from degu_rpc.cli.failures import Failure, explain
+
     try:
-        commands.main(prog_name='degu', standalone_mode=False)
-    except click.Abort:
-        click.echo('interrupted', err=True)
-        sys.exit(INTERRUPTED)
+        # A status comes from click itself, which ends --help and --version so.
+        status: int | None = commands.main(arguments, prog_name='degu', standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if '--json' not in arguments:
+            error.show()
+            return error.exit_code
+        return _report(Failure(Exit.USAGE, error.format_message()), arguments)
+    except click.Abort:
+        # Ctrl-C, or no answer to a question.
+        return _report(Failure(Exit.INTERRUPTED, 'interrupted'), arguments)
+    except Exception as error:
+        failure = explain(error)
+        if failure is None:
+            raise
+        return _report(failure, arguments)
+    return status or Exit.DONE
 
 
-@click.group(context_settings={'help_option_names': ['-h', '--help']})
-@click.version_option(__version__, prog_name='degu')
-def commands() -> None:
-    """Devices on a local network call each other and hand each other files.
+def _report(failure: Failure, arguments: list[str]) -> int:
+    from degu_rpc.text import escape_controls
 
-    Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
-    """
-
-
-@commands.command()
-def demo() -> None:
-    """Show it all on this machine: two homes with their own identities, as two processes.
-
-    They call each other over mutual TLS and over unix sockets; one fetches the standard library of
-    this Python from the other, is killed on the way, resumes, and every file is verified; strangers
-    are refused. Needs nothing and leaves nothing behind.
-
-    Exit status: 0 if all of it really happened, 1 if not, 130 interrupted.
-    """
-    from degu_rpc.cli.demo import run_demo
-
-    run_demo()
+    if '--json' in arguments:
+        click.echo(json.dumps(failure.build_document()), err=True)
+    else:
+        click.echo(f'degu: {escape_controls(failure.message)}', err=True)
+        if failure.remedy:
+            click.echo(f'      {escape_controls(failure.remedy)}', err=True)
+    return failure.exit_status
 
 
-@commands.command()
-@click.argument('socket')
-@click.argument('services', nargs=-1, metavar='[SERVICE]...')
-@click.option('--prefix', default='/rpc', show_default=True, help='Where the services are mounted.')
-def stubs(socket: str, services: tuple[str, ...], prefix: str) -> None:
-    """Write typed client classes of the services that are served at SOCKET, as Python source.
-
-    SOCKET is the path of a unix socket, or unix: and the path. The services there must include
-    meta.v1.Meta. Without a SERVICE, all of them are written that you may call.
-
-    Exit status: 0 done, 1 the server cannot be reached or refuses, 2 wrong usage.
-    """
-    from degu_rpc.cli.stubs import read_stubs
-
-    click.echo(read_stubs(socket, services, prefix), nl=False)
+__all__ = ['Command', 'commands', 'main', 'run']

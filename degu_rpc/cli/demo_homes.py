@@ -1,6 +1,7 @@
 """What the processes of `degu demo` do, each with an identity of its own.
 
-- `serve_home()` runs a node: the service below, and a share of the standard library.
+- `serve_home()` runs a node: it makes its identity, and serves the service below and the standard
+  library as a share. Nobody is trusted yet.
 - `fetch_library()` is the process that gets killed: it brings the library over from another home.
 
 Both are started as fresh interpreters and end when the pipe to the demo does.
@@ -10,25 +11,26 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc import Context, FileShare, Router, RpcApp, RpcClient, Service, fetch
-from degu_rpc.node import Node
+from degu_rpc import Context, RpcClient, RpcError, Service, fetch
+from degu_rpc.cli.demo_library import find_library, list_library
+from degu_rpc.errors import CallError
+from degu_rpc.node.config import Config, Share
+from degu_rpc.node.device import Node
 from degu_rpc.peers import Identity, MachineClient, TrustStore
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from pathlib import Path
 
     from degu_rpc import Progress
 
 SERVICE = 'demo.v1.Home'
 LOOPBACK = '127.0.0.1'
-LEFT_OUT = frozenset({'site-packages', 'dist-packages', '__pycache__'})
-"""Of the top of the library: what was installed beside it, which may be of any size."""
+SHARE = 'library'
 
 
 class Home(NamedTuple):
@@ -72,16 +74,6 @@ class HomeApi:
     def measure(self, machine_id: str, port: int, calls: int) -> float: ...  # type: ignore[empty-body]
 
 
-def find_library() -> Path:
-    """Return the standard-library directory of the running Python."""
-    return Path(sysconfig.get_path('stdlib')).resolve()
-
-
-def list_library() -> list[str]:
-    """List what at the top of the library is to be fetched."""
-    return sorted(path.name for path in find_library().iterdir() if path.name not in LEFT_OUT)
-
-
 def _build_service(home: Home) -> Service:
     service = Service(SERVICE)
 
@@ -105,8 +97,11 @@ def _build_service(home: Home) -> Service:
     @service.method(allow='owner')
     def ask(machine_id: str, port: int) -> Seen:
         """Have this home call another one over TLS, and return how it is seen there."""
-        with RpcClient(home.build_client(machine_id, port)) as client:
-            return client.bind(HomeApi, SERVICE).greet(home.name)
+        try:
+            with RpcClient(home.build_client(machine_id, port)) as client:
+                return client.bind(HomeApi, SERVICE).greet(home.name)
+        except CallError as error:  # what the other one says is what was asked for
+            raise RpcError(error.code, error.message) from error
 
     @service.method(allow='owner')
     def measure(machine_id: str, port: int, calls: int) -> float:
@@ -133,15 +128,17 @@ def _leave_ctrl_c_to_the_demo() -> None:
 def serve_home(home: Home, pipe: Connection) -> None:
     """Run the node of a home until the demo closes its end of the pipe."""
     _leave_ctrl_c_to_the_demo()
-    with FileShare(find_library(), allow='peer') as share:
-        router = Router()
-        router.mount('/rpc', RpcApp([_build_service(home)]))
-        router.mount('/files', share)
-        identity = home.identity
-        with Node(TrustStore(identity), router, home.socket_path) as node:
-            pipe.send((identity.machine_id, node.tls_address[1]))
-            with contextlib.suppress(EOFError):
-                pipe.recv()
+    config = Config(
+        name=home.name,
+        port=0,
+        listen=(LOOPBACK,),
+        discovery=False,
+        shares={SHARE: Share(str(find_library()))},
+    )
+    with Node(home.directory, services=[_build_service(home)], config=config) as node:
+        pipe.send((node.trust.identity.machine_id, node.addresses[0].port))
+        with contextlib.suppress(EOFError):
+            pipe.recv()
 
 
 def fetch_library(
@@ -158,7 +155,7 @@ def fetch_library(
         def report(progress: Progress, files: int = files, fetched: int = fetched) -> None:
             pipe.send((files + progress.files_done, fetched + progress.bytes_fetched))
 
-        result = fetch(client, '/files', name, destination, progress=report)
+        result = fetch(client, f'/files/{SHARE}', name, destination, progress=report)
         files += result.files_fetched + result.files_present
         fetched += result.bytes_fetched
     pipe.send(None)

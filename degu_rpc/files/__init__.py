@@ -1,8 +1,18 @@
 """Move files between machines: a share to read from, and a fetch that verifies and resumes."""
 
+from degu_rpc.files.browse import Listed, list_share
 from degu_rpc.files.fetch import Fetched, Progress, fetch
 from degu_rpc.files.listing import Problem
 from degu_rpc.files.plan import Skipped
 from degu_rpc.files.share import FileShare
 
-__all__ = ['Fetched', 'FileShare', 'Problem', 'Progress', 'Skipped', 'fetch']
+__all__ = [
+    'Fetched',
+    'FileShare',
+    'Listed',
+    'Problem',
+    'Progress',
+    'Skipped',
+    'fetch',
+    'list_share',
+]

@@ -86,6 +86,13 @@ class Remote:
         """
         yield from self._list(path, 'recursive=1')
 
+    def list_directory(self, path: Path) -> Iterator[Entry]:
+        """Yield the entry at `path`, and for a directory what is in it, without hashing anything.
+
+        Raises ShareRefusedError, StaleError when it is gone, ListingError.
+        """
+        yield from self._list(path, '')
+
     def list_file(self, path: Path) -> Entry:
         """Return the entry at `path`, hashed now if need be; this can take long for a large file.
 
@@ -105,7 +112,7 @@ class Remote:
 
     def _list(self, path: Path, query: str) -> Iterator[Entry]:
         uri = '/ls/' + format_path(path) if path else '/ls'
-        response = self._get(path, f'{uri}?{query}', {'accept': Media.JSON.value})
+        response = self._get(path, f'{uri}?{query}' if query else uri, {'accept': Media.JSON.value})
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(path, response, 'a listing comes in chunks')
         pieces = self._checked(response.body)

@@ -8,6 +8,10 @@
 4. `Authenticated` gives each request that it lets through its caller, and `find_caller` is how an
    application asks. What another application on the same connection was told counts for nothing:
    a router asks all of them about a connection, and only what is wrapped is asked again later.
+5. A process of my own user may pass requests on for others, as a node does, and says in the header
+   `x-degu-caller` for whom. Who expects that takes the word of my own uid: it is the owner, so that
+   nobody gets more rights than it has. Who does not expect it refuses such a request, or everybody
+   would be the owner there.
 
 Authentication is per connection, authorization per request: `build_roles` makes what a caller's
 roles are compared with. There are no threads and no locks: what is looked up is never changed, only
@@ -16,6 +20,7 @@ replaced.
 
 from __future__ import annotations
 
+import base64
 import enum
 import functools
 import grp
@@ -25,6 +30,8 @@ import os
 import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from degu import net, pki
 from degu_rpc.errors import UnknownPeerError
@@ -41,6 +48,8 @@ OWNER = 'owner'
 """The role of my own user and my own uid; any other name can be a role too."""
 PEER = 'peer'
 """The role of other users, unless another is given."""
+CALLER = 'x-degu-caller'
+"""The header in which a process of my own user says for whom it calls."""
 
 # What the kernel reports for every user who has no number in this user namespace: could be anybody.
 OVERFLOW_UID = 65534
@@ -236,6 +245,26 @@ def _warn_of_missing_roles(uid: int) -> None:
     )
 
 
+@functools.cache  # once is enough: the caller is told each time
+def _warn_of_missing_option() -> None:
+    _log.warning(
+        'what is served here is behind a node and does not expect it: write '
+        'Authenticated(app, is_behind_node=True)'
+    )
+
+
+def format_caller(peer: Peer | None) -> str:
+    """Return who calls as the value of the header CALLER; nobody we know has no role at all."""
+    if peer is None:
+        peer = Peer(PeerKind.MACHINE, None, None, 'unknown', _NO_ROLES, None, None)
+    return base64.b64encode(msgspec.json.encode(peer)).decode()
+
+
+def parse_caller(text: str) -> Peer:
+    """Read what `format_caller` writes. Raises ValueError."""
+    return msgspec.json.decode(base64.b64decode(text, validate=True), type=Peer)
+
+
 def check_trust(trust: TrustStore) -> TrustStore:
     """Return a trust store. Raises TypeError for what is none."""
     if not hasattr(trust, 'users'):
@@ -252,7 +281,8 @@ class Authenticated:
     *app* is the RGI app to protect; its own `on_connect`, if it has one, is called after `_peer` is
     set. *trust* is the store of whom we trust; without it only local callers are known. A unix
     socket takes for the owner whoever has the uid of this process; *group_roles* says by name (or
-    number) of a group which roles its members have, who otherwise have none.
+    number) of a group which roles its members have, who otherwise have none. *is_behind_node* is
+    for a socket that is registered with a node: its requests are of whom the node says.
     """
 
     # Set once: all.
@@ -263,6 +293,7 @@ class Authenticated:
         trust: TrustStore | None = None,
         *,
         group_roles: Mapping[str | int, Collection[str]] = MappingProxyType({}),
+        is_behind_node: bool = False,
     ) -> None:
         """Remember what to protect, and whom to ask.
 
@@ -272,6 +303,7 @@ class Authenticated:
         self._app = app
         self._trust = None if trust is None else check_trust(trust)
         self._group_roles = _resolve_groups(group_roles)
+        self._is_behind_node = is_behind_node
 
     def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
         """Set `connection['_peer']`; reject (False, the reason logged) who is not who they say."""
@@ -287,16 +319,31 @@ class Authenticated:
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Handle a request with the wrapped app; 403 for whom we trust no longer.
 
-        A certificate that has run out meanwhile counts as one that is not trusted.
+        A certificate that has run out meanwhile counts as one that is not trusted. 403 also for a
+        local caller who says to call for somebody else, where that is not expected.
         """
         users = self._read_users()
         if users is not connection['_users'] or time.time() > connection['_valid_until']:
             refusal = self._find_refusal(connection, users)
             if refusal is not None:
-                headers = {'connection': 'close', 'content-type': 'text/plain; charset=utf-8'}
-                return 403, 'Forbidden', headers, f'{refusal}\n'.encode()
-        request['_peer'] = connection['_peer']
+                return _refuse(request, refusal)
+        peer = connection['_peer']
+        if peer is not None and peer.kind is PeerKind.LOCAL and CALLER in request['headers']:
+            try:
+                peer = self._take_word(peer, request['headers'].pop(CALLER))
+            except ValueError as error:
+                return _refuse(request, str(error))
+        request['_peer'] = peer
         return self._app(connection, request)
+
+    def _take_word(self, peer: Peer, said: str) -> Peer:
+        """Return for whom a local caller calls. Raises ValueError where that does not count."""
+        if not self._is_behind_node:
+            _warn_of_missing_option()
+            raise ValueError('this program does not know callers of whom a node tells it')
+        if OWNER not in peer.roles:
+            raise ValueError(f'{peer.name} cannot call for somebody else')
+        return parse_caller(said)
 
     def _read_users(self) -> Mapping[str, TrustedUser]:
         return _NOBODY if self._trust is None else self._trust.users()
@@ -336,3 +383,9 @@ class Authenticated:
         connection['_users'] = users  # what this is true of ...
         connection['_valid_until'] = valid_until  # ... and for how long, by time.time()
         return None
+
+
+def _refuse(request: Mapping[str, Any], why: str) -> Response:
+    headers = {'connection': 'close', 'content-type': 'text/plain; charset=utf-8'}
+    body = None if request['method'] == 'HEAD' else f'{why}\n'.encode()
+    return 403, 'Forbidden', headers, body

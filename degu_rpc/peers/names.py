@@ -29,6 +29,16 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_new_name(name: str) -> str:
+    """Return a name for a user or a machine. Raises ValueError for one that cannot be.
+
+    An id is none, or somebody could be called what somebody else is.
+    """
+    if pki.is_id(name):
+        raise ValueError(f'a name cannot be an id, and {name} is one; choose another')
+    return check_name(name)
+
+
 def find_machine(users: Iterable[TrustedUser], name: str) -> str:
     """Return the id of the machine that is called `name`, or that is the one of a user so called.
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from degu.client import Connection, SSLClient
     from degu.rgi import Response
     from degu_rpc.peers.caller import Peer
+    from degu_rpc.peers.dial import DialedClient
     from degu_rpc.peers.identity import Identity
     from degu_rpc.peers.trust import TrustStore
 
@@ -111,7 +112,7 @@ def _refuse(status: int, reason: str, why: str) -> Response:
 
 
 def renew_over(
-    client: SSLClient, path: str, identity: Identity, now: datetime | None = None
+    client: SSLClient | DialedClient, path: str, identity: Identity, now: datetime | None = None
 ) -> Identity:
     """Get a new certificate for this machine and keep it; return what I am now.
 
@@ -127,7 +128,7 @@ def renew_over(
 
 
 def rotate_over(
-    client: SSLClient, path: str, identity: Identity, now: datetime | None = None
+    client: SSLClient | DialedClient, path: str, identity: Identity, now: datetime | None = None
 ) -> Identity:
     """Change this machine's key, and so its id, and retire the former one; return who I am now.
 

@@ -58,7 +58,7 @@ from degu_rpc.peers.limits import (
     MAX_USERS,
     ROTATION_PERIOD_S,
 )
-from degu_rpc.peers.names import check_name
+from degu_rpc.peers.names import check_name, check_new_name
 from degu_rpc.peers.private import check_private, locked, make_directory, read_private
 
 if TYPE_CHECKING:
@@ -257,6 +257,8 @@ class TrustStore:
         if user_id == self.identity.user_id:
             raise ValueError('my own user is trusted by itself; add_machine() names a machine')
         given = check_given_roles(roles)
+        for new in (name, *machines.values()):
+            check_new_name(new)
         with locked(self.directory):
             epochs = self._read_removed_epochs()
             removed = epochs.get(user_id, 0)
@@ -337,6 +339,7 @@ class TrustStore:
 
         Raises ValueError for the id or the name, and as `deny` does.
         """
+        check_new_name(name)
         self._change(user_id, lambda old: {'machines': {**old.machines, machine_id: name}})
 
     def deny(self, user_id: str, machine_id: str) -> None:

@@ -11,7 +11,7 @@
     <machine id>                       the same as a name, where two machines have one
 
 1. The text is read; what is none of these forms is refused.
-2. For the last four, the identity in `home` says who we are and its trust store whom we trust. A
+2. For the last four, the identity of the home says who we are and its trust store whom we trust. A
    name becomes an id, and whoever answers must prove that id.
 3. A client of a named machine owns the `Discovery` that looks for it, and closes it with itself.
 

@@ -247,6 +247,10 @@ class Browser:
                 return
             yield address
 
+    def know(self, machine_id: str) -> None:
+        """Keep a place for a machine, however many strangers there are."""
+        self._sightings.know(machine_id)
+
     def forget(self, machine_id: str, address: Address) -> None:
         """Drop an address where the machine is not."""
         self._sightings.forget(machine_id, address)

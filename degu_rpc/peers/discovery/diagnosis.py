@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 # Source: RFC 6762 §3.
-_PORT = 5353
+MDNS_PORT = 5353
 _GROUP_IPV4 = '224.0.0.251'
 _GROUP_IPV6 = 'ff02::fb'
 _IP_MREQN = struct.Struct('@4s4si')  # ip(7)
@@ -139,18 +139,18 @@ def _hears_itself(index: int, version: int) -> bool:
         if version == 4:
             group = socket.inet_aton(_GROUP_IPV4)
             membership = _IP_MREQN.pack(group, bytes(4), index)
-            s.bind((_GROUP_IPV4, _PORT))
+            s.bind((_GROUP_IPV4, MDNS_PORT))
             s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
             s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, membership)
             s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 255)
-            s.sendto(sent, (_GROUP_IPV4, _PORT))
+            s.sendto(sent, (_GROUP_IPV4, MDNS_PORT))
         else:
             group = socket.inet_pton(socket.AF_INET6, _GROUP_IPV6)
-            s.bind((_GROUP_IPV6, _PORT, 0, index))
+            s.bind((_GROUP_IPV6, MDNS_PORT, 0, index))
             s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, _IPV6_MREQ.pack(group, index))
             s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
             s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
-            s.sendto(sent, (_GROUP_IPV6, _PORT, 0, index))
+            s.sendto(sent, (_GROUP_IPV6, MDNS_PORT, 0, index))
         while deadline.remaining():
             s.settimeout(max(deadline.remaining(), 0.001))
             try:

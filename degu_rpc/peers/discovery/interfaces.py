@@ -21,7 +21,9 @@ _SIOCGIFFLAGS = 0x8913
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
 _IFF_POINTOPOINT = 0x10
+_IFF_RUNNING = 0x40  # its cable is plugged in, its Wi-Fi is joined
 _IFF_MULTICAST = 0x1000
+_USABLE = _IFF_UP | _IFF_RUNNING
 _IFREQ = struct.Struct('16sH22x')
 
 
@@ -32,6 +34,7 @@ class Interface(NamedTuple):
     number: int
     networks: tuple[IPv4Interface | IPv6Interface, ...]
     is_up: bool = True
+    """Whether it is switched on and connected to something."""
     is_loopback: bool = False
     is_point_to_point: bool = False
     has_multicast: bool = True
@@ -72,7 +75,7 @@ def read_interfaces() -> list[Interface]:
                         name,
                         index,
                         tuple(networks.get(index, ())),
-                        is_up=bool(flags & _IFF_UP),
+                        is_up=flags & _USABLE == _USABLE,
                         is_loopback=bool(flags & _IFF_LOOPBACK),
                         is_point_to_point=bool(flags & _IFF_POINTOPOINT),
                         has_multicast=bool(flags & _IFF_MULTICAST),

@@ -1,7 +1,7 @@
 """The mDNS sockets of this machine, and the thread that owns them.
 
 1. A `Link` opens the sockets on the local interfaces, and follows the interfaces as they come and
-   go (rtnetlink).
+   go (rtnetlink). What was seen in a network that is gone is not seen any more.
 2. `register` announces a `Registration`, and tells it anew when the interfaces change.
 3. `start` has a `Listener` see the records of each packet, and asks its question, at growing
    intervals and again when the interfaces change.
@@ -152,6 +152,8 @@ class Link:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for registration in self._registrations:
+            self._drop_answers(registration)
         await self._zeroconf.async_close()
 
     def _keep(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
@@ -191,6 +193,8 @@ class Link:
         try:
             async with self._announcing:
                 self.interfaces = choose_interfaces(read_interfaces(), self.interface_names)
+                for listener in self._listeners:
+                    listener.sightings.keep_on_link(self.interfaces)
                 for registration in self._registrations:
                     await self._update(registration)
             # Here zeroconf itself lets one in after the other, and then announces beside the next.
@@ -226,11 +230,22 @@ class Link:
                 return
             self._registrations.remove(registration)
             sent = await self._zeroconf.async_unregister_service(registration.info)
+            self._drop_answers(registration)
         await sent
 
     def announces(self, name: str) -> bool:
         """Tell whether this is the name of something that we announce ourselves."""
         return any(registration.name == name for registration in self._registrations)
+
+    def _drop_answers(self, registration: Registration) -> None:
+        """Take back the answers that are still to be sent: after the goodbye they would undo it."""
+        name = registration.info.name
+        zeroconf = self._zeroconf.zeroconf
+        for queue in (zeroconf.out_queue, zeroconf.out_delay_queue):
+            for group in queue.queue:
+                for record in list(group.answers):
+                    if name in (record.name, getattr(record, 'alias', None)):
+                        del group.answers[record]
 
     async def _update(self, registration: Registration) -> None:
         before = registration.info

@@ -80,6 +80,11 @@ def find_on_link(
     return [(str(found), port) if found.version == 4 else (str(found), port, 0, 0)]
 
 
+def _is_on_link(address: Address, interfaces: Collection[Interface]) -> bool:
+    host, port, _, scope = (*address, 0, 0)[:4]
+    return address in find_on_link(ip_address(host).packed, scope or None, port, interfaces)
+
+
 def _holds(interface: Interface, ip: IPv4Address | IPv6Address) -> bool:
     for own in interface.networks:
         if ip.version == own.version and ip in own.network:
@@ -177,6 +182,16 @@ class Sightings:
             seen.pop(address, None)
             if not seen:
                 self._remove(machine_id)
+
+    def keep_on_link(self, interfaces: Collection[Interface]) -> None:
+        """Take out what lies in no network of *interfaces* any more, once they have changed."""
+        with self._changed:
+            for machine_id, seen in list(self._seen.items()):
+                for address in list(seen):
+                    if not _is_on_link(address, interfaces):
+                        del seen[address]
+                if not seen:
+                    self._remove(machine_id)
 
     def find(self, machine_id: str) -> Sighting | None:
         """Return where a machine was seen, None if nowhere."""

@@ -101,9 +101,14 @@ def _parse_address(text: str) -> Address:
 
 def format_qr(code: PairingCode, addresses: Sequence[Address]) -> str:
     """Draw what `format_invitation` returns in lines of half blocks. Raises what that raises."""
+    return draw_qr(format_invitation(code, addresses))
+
+
+def draw_qr(text: str) -> str:
+    """Draw a QR code in lines of half blocks, for a terminal with light text on a dark ground."""
     import segno
 
-    qr = segno.make_qr(format_invitation(code, addresses))
+    qr = segno.make_qr(text)
     rows = [list(row) for row in qr.matrix_iter(border=_QUIET_ZONE)]
     rows.append([0] * len(rows[0]))  # the number of rows is odd
     return '\n'.join(

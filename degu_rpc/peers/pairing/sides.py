@@ -29,7 +29,7 @@ from degu import pki
 from degu_rpc.errors import PairingError, PairingFault
 from degu_rpc.peers.caller import PEER, check_given_roles
 from degu_rpc.peers.identity import Identity
-from degu_rpc.peers.names import check_name
+from degu_rpc.peers.names import check_new_name
 from degu_rpc.peers.pairing.pake import Intent
 from degu_rpc.peers.trust import TrustStore
 
@@ -131,7 +131,7 @@ class Peering(Side):
 
         Raises ValueError for a name or roles that cannot be, IdentityError, OSError.
         """
-        self._name = check_name(name)
+        self._name = check_new_name(name)
         self._roles = check_given_roles(roles)
         self._trust = trust
         self.identity = _read_identity(trust)
@@ -210,7 +210,7 @@ class Admission(Side):
         Raises ValueError for a name that cannot be, IdentityError where the key of the user is not
         on this machine, OSError.
         """
-        self._name = check_name(name)
+        self._name = check_new_name(name)
         self._trust = trust
         self.identity = _read_identity(trust)
         self.identity.require_user_key()
@@ -273,7 +273,7 @@ class Joining(Side):
         Raises ValueError for a name that cannot be, FileExistsError if an identity is there that
         has the key of its user, IdentityError if it cannot be used, OSError.
         """
-        self._name = check_name(name)
+        self._name = check_new_name(name)
         self._directory = Path(directory).resolve()
         try:
             self._certified: Identity | None = Identity.open(directory)
@@ -363,7 +363,7 @@ def _read_identity(trust: TrustStore) -> Identity:
 def _parse(offer: bytes, kind: type[_T]) -> _T:
     try:
         parsed = msgspec.json.decode(offer, type=kind)
-        check_name(parsed.name)  # type: ignore[attr-defined]  # each has one
+        check_new_name(parsed.name)  # type: ignore[attr-defined]  # each has one
     except (msgspec.DecodeError, ValueError) as error:
         raise PairingError(PairingFault.MESSAGE, str(error)) from error
     return parsed

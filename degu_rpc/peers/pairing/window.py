@@ -217,21 +217,29 @@ class PairingWindow:
         Raises PairingError, which says what happened and what to do; RuntimeError outside of the
         `with` block.
         """
+        while (paired := self.poll(PAIRING_WINDOW_S)) is None:
+            pass
+        return paired
+
+    def poll(self, timeout_s: float) -> Paired | None:
+        """Wait so long, and return which machine has paired, None if none has yet.
+
+        Raises what wait() raises.
+        """
         if not self._deadline:
             raise RuntimeError('the window is not open: write with PairingWindow(...) as window')
         with self._changed:
-            while self._outcome is None:
-                if not self._wait():
-                    self._expire()
+            if self._outcome is None and not self._wait(timeout_s):
+                self._expire()
         if isinstance(self._outcome, PairingError):
             raise self._outcome
         return self._outcome
 
-    def _wait(self) -> bool:
-        """Wait for a change; return False once the time is up."""
+    def _wait(self, timeout_s: float = PAIRING_WINDOW_S) -> bool:
+        """Wait for a change, or so long; return False once the time of the window is up."""
         remaining_s = self._deadline - self._clock()
         if remaining_s > 0:
-            self._changed.wait(remaining_s)
+            self._changed.wait(min(remaining_s, timeout_s))
         return remaining_s > 0
 
     def _expire(self) -> None:

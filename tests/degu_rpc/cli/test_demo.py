@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ DEMO = [sys.executable, '-m', 'degu_rpc.cli', 'demo']
 def test_help_says_what_it_does_and_how_it_exits():
     done = subprocess.run([*DEMO, '--help'], capture_output=True, text=True, check=True)
     assert 'mutual TLS' in done.stdout
-    assert 'Exit status: 0 if all of it really happened' in done.stdout
+    assert 'Exit status: 0 done' in done.stdout
 
 
 @pytest.fixture
@@ -36,8 +37,11 @@ def test_the_demo_shows_everything_and_leaves_nothing_behind(temporary):
         env={**os.environ, 'TMPDIR': str(temporary)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'laptop -> studio' in done.stdout
-    assert 'studio -> laptop' in done.stdout
+    code = re.search(r'studio shows: (\w{4}-\w{4})   or: (\d+-\w+-\w+)\n', done.stdout)
+    assert code is not None
+    assert 'laptop paired with studio, studio with laptop, in ' in done.stdout
+    assert 'laptop -> studio: "hello laptop, this is studio"' in done.stdout
+    assert 'studio -> laptop: "hello studio, this is laptop"' in done.stdout
     assert f'sees uid {os.getuid()}, role owner' in done.stdout
     assert len(re.findall(r'calls on one connection: [\d,]+ calls/s', done.stdout)) == 2
     total = re.search(r': ([\d,]+) files, ', done.stdout)
@@ -48,13 +52,14 @@ def test_the_demo_shows_everything_and_leaves_nothing_behind(temporary):
     assert f'verified: {total[1]} files are the same' in done.stdout
     assert 'no certificate: refused' in done.stdout
     assert "a stranger's certificate: refused" in done.stdout
+    assert 'laptop -> studio: refused, at the next call' in done.stdout
     assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_the_demo_that_is_interrupted_leaves_nothing_behind(temporary):
     process = subprocess.Popen(
-        DEMO,
+        [*DEMO, '--json'],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -63,8 +68,12 @@ def test_the_demo_that_is_interrupted_leaves_nothing_behind(temporary):
     )
     with process:
         assert process.stdout is not None
-        while 'fetches the standard library' not in process.stdout.readline():
-            assert process.poll() is None
+        text = ''
+        while 'fetches the standard library' not in text:
+            document = json.loads(process.stdout.readline())
+            assert document['v'] == 1
+            assert document['type'] in ('step', 'detail')
+            text = document['text']
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
         process.stdout.read()
     assert process.returncode == 130

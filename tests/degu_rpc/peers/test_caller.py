@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from degu import IPv4_LOOPBACK, pki
 from degu.client import Client, SSLClient
+from degu.net import Credentials
 from degu.rgi import Validator
 from degu.tls import build_client_sslctx, build_server_sslctx
 from degu_rpc import Router
@@ -33,7 +34,13 @@ from degu_rpc.peers import (
     derive_peer,
     find_caller,
 )
-from degu_rpc.peers.caller import OVERFLOW_UID, _warn_of_missing_middleware
+from degu_rpc.peers.caller import (
+    CALLER,
+    OVERFLOW_UID,
+    _warn_of_missing_middleware,
+    _warn_of_missing_option,
+    format_caller,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,7 +200,7 @@ def test_a_connection_does_not_outlive_its_certificate(
     not_after = pki.parse_validity(bob.machine_cert).not_after
     monkeypatch.setattr(time, 'time', lambda: not_after.timestamp() + 1)
     monkeypatch.setattr(caller, 'read_clock', lambda now: not_after + timedelta(seconds=1))
-    status, _, headers, body = app(connection, {})
+    status, _, headers, body = app(connection, {'method': 'GET'})
     assert (status, headers['connection']) == (403, 'close')
     assert b'has expired' in body
 
@@ -326,6 +333,45 @@ def test_a_local_caller_is_known_by_uid(serve: Callable[..., Any], tmp_path: Pat
         os.getegid(),
     )
     assert body == repr(expected).encode()
+
+
+def test_a_request_behind_a_node_is_of_whom_the_node_says(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    def tell(_connection: dict[str, Any], request: dict[str, Any]) -> Any:
+        return 200, 'OK', {}, repr(find_caller(request)).encode()
+
+    ben = Peer(PeerKind.MACHINE, 'u' * 48, 'm' * 48, 'Ben', frozenset({'peer'}), None, None)
+    server = serve(Validator(Authenticated(tell, is_behind_node=True)), str(tmp_path / 'sock'))
+    with Client(server.address).connect() as conn:
+        for peer in (ben, ben._replace(kind=PeerKind.LOCAL, name='uid:7', uid=7, gid=7)):
+            response = conn.get('/', {CALLER: format_caller(peer)})
+            assert response.body.read() == repr(peer).encode()
+        assert b'frozenset()' in conn.get('/', {CALLER: format_caller(None)}).body.read()
+        assert b"frozenset({'owner'})" in conn.get('/', {}).body.read()
+        assert conn.get('/', {CALLER: 'nonsense'}).status == 403
+
+
+def test_who_does_not_expect_a_node_refuses_what_it_passes_on(
+    serve: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_of_missing_option.cache_clear()
+    server = serve(Validator(Authenticated(answer)), str(tmp_path / 'sock'))
+    for method in ('GET', 'GET', 'HEAD'):
+        with Client(server.address).connect() as conn:
+            response = conn.request(method, '/', {CALLER: format_caller(None)}, None)
+            assert (response.status, response.headers['connection']) == (403, 'close')
+    assert caplog.text.count('is_behind_node=True') == 1
+
+
+def test_a_caller_of_another_uid_cannot_call_for_somebody() -> None:
+    app = Authenticated(answer, is_behind_node=True)
+    connection: dict[str, Any] = {'client': None, 'credentials': Credentials(1, OWN_UID + 1, 0)}
+    with socket.socket() as sock:
+        app.on_connect(sock, connection)
+    owner = Peer(PeerKind.LOCAL, None, None, 'root', frozenset({OWNER}), 0, 0)
+    request = {'method': 'GET', 'headers': {CALLER: format_caller(owner)}}
+    assert app(connection, request)[0] == 403
 
 
 def test_plain_tcp_is_served_as_nobody(serve: Callable[..., Any]) -> None:

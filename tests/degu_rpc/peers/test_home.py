@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from degu_rpc.peers import IdentityError, find_home, open_home
+from degu_rpc.peers import Identity, IdentityError, find_home, open_home
+from degu_rpc.peers.home import find_config_directory
 
 if TYPE_CHECKING:
     from degu_rpc.peers import Identity
@@ -43,15 +44,25 @@ def test_relative_path_in_the_environment_is_refused(monkeypatch: pytest.MonkeyP
     assert caught.value.path == pathlib.Path('mine')
 
 
-def test_identity_there_is_opened(alice: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('DEGU_HOME', str(alice.directory))
-    assert open_home() == open_home(alice.directory) == alice
+def test_identity_there_is_opened(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Identity.create(tmp_path / 'identity')
+    monkeypatch.setenv('DEGU_HOME', str(tmp_path))
+    assert open_home() == open_home(tmp_path) == made
 
 
 def test_no_identity_there_is_an_error_that_says_what_to_do(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('DEGU_HOME', str(tmp_path / 'none'))
-    with pytest.raises(IdentityError, match=r'none holds no identity; make one') as caught:
+    with pytest.raises(IdentityError, match=r'none holds no identity; make one: degu up') as caught:
         open_home()
-    assert 'DEGU_HOME' in caught.value.remedy
+    assert caught.value.path == tmp_path / 'none'
+
+
+def test_settings_are_in_the_home_but_for_the_usual_one(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path / 'data'))
+    monkeypatch.setenv('XDG_CONFIG_HOME', str(tmp_path / 'config'))
+    assert find_config_directory(tmp_path / 'data' / 'degu') == tmp_path / 'config' / 'degu'
+    assert find_config_directory(tmp_path / 'other') == tmp_path / 'other'

@@ -6,8 +6,10 @@ from types import MappingProxyType
 
 import pytest
 
+from degu import pki
 from degu_rpc.errors import AmbiguousNameError, UnknownMachineError
 from degu_rpc.peers import TrustedUser, find_machine
+from degu_rpc.peers.names import check_new_name
 
 A, B, C = (letter * 48 for letter in 'abc')
 
@@ -76,6 +78,12 @@ def test_name_of_several_machines_is_an_error_with_their_ids(
         find_machine(users, name)
     assert caught.value.name == name
     assert set(caught.value.machines) == {A, B}
+
+
+def test_new_name_is_no_id() -> None:
+    assert check_new_name('studio') == 'studio'
+    with pytest.raises(ValueError, match='cannot be an id'):
+        check_new_name(pki.derive_user_id(pki.build_key().public_key()))
 
 
 def test_names_do_nothing_to_a_terminal() -> None:

@@ -154,6 +154,21 @@ def test_a_settled_store_is_not_read_again(
     assert store.users() is users  # within _LOOK_S
 
 
+def test_a_new_name_is_no_id_and_one_that_is_there_can_be_denied(
+    store: TrustStore, bob: Identity
+) -> None:
+    for name, machines in ((bob.user_id, {}), ('Bob', {bob.machine_id: bob.machine_id})):
+        with pytest.raises(ValueError, match='cannot be an id'):
+            store.add(bob.user_cert, name, machines=machines)
+    store.add(bob.user_cert, 'Bob', machines={bob.machine_id: 'laptop'})
+    with pytest.raises(ValueError, match='cannot be an id'):
+        store.add_machine(bob.user_id, bob.machine_id, bob.user_id)
+    path = store.directory / f'{bob.user_id}.json'
+    path.write_text(path.read_text().replace('laptop', bob.machine_id))
+    store.deny(bob.user_id, bob.machine_id)
+    assert store.users()[bob.user_id].denied == {bob.machine_id}
+
+
 def test_a_change_keeps_what_it_does_not_name(store: TrustStore, bob: Identity) -> None:
     add(store, bob, machines={IDS[0]: 'laptop'})
     store.deny(bob.user_id, IDS[1])

@@ -34,7 +34,7 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrustStore, TrustSt
     """Give a studio and a laptop, which have paired."""
     directory = tmp_path_factory.mktemp('homes')
     studio, laptop = (
-        TrustStore(Identity.create(directory / name)) for name in ('studio', 'laptop')
+        TrustStore(Identity.create(directory / name / 'identity')) for name in ('studio', 'laptop')
     )
     with PairingWindow(studio, 'studio') as window:
         pair(window.address, window.code, laptop, 'laptop')
@@ -112,7 +112,7 @@ def test_target_of_another_form_is_refused(
     homes: tuple[TrustStore, TrustStore], target: str
 ) -> None:
     with pytest.raises(ValueError):  # several checks refuse, each with its words
-        connect(target, home=homes[0].identity.directory)
+        connect(target, home=homes[0].identity.directory.parent)
 
 
 def test_unix_socket(tmp_path: pathlib.Path, app: Any) -> None:
@@ -157,7 +157,7 @@ def test_machine_is_called_where_somebody_says_it_is(
     studio, laptop = homes
     with SSLServer(studio.server_sslctx, ('127.0.0.1', 0), Authenticated(app, studio)) as server:
         url = format_url(MachineUrl(studio.identity.machine_id, *server.address))
-        with connect(url, home=laptop.identity.directory) as client:
+        with connect(url, home=laptop.identity.directory.parent) as client:
             assert client['a.B'].greet() == 'hello, laptop'
 
 
@@ -168,7 +168,7 @@ def test_another_machine_than_the_one_that_was_meant_is_refused(
     with SSLServer(studio.server_sslctx, ('127.0.0.1', 0), Authenticated(app, studio)) as server:
         url = format_url(MachineUrl('a' * 48, *server.address))
         with (
-            connect(url, home=laptop.identity.directory) as client,
+            connect(url, home=laptop.identity.directory.parent) as client,
             pytest.raises(RpcError) as caught,
         ):
             client['a.B'].greet()
@@ -179,7 +179,7 @@ def test_identity_is_the_one_of_this_device_unless_told(
     homes: tuple[TrustStore, TrustStore], app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     studio, laptop = homes
-    monkeypatch.setenv('DEGU_HOME', str(laptop.identity.directory))
+    monkeypatch.setenv('DEGU_HOME', str(laptop.identity.directory.parent))
     with SSLServer(studio.server_sslctx, ('127.0.0.1', 0), Authenticated(app, studio)) as server:
         url = format_url(MachineUrl(studio.identity.machine_id, *server.address))
         with connect(url) as client:
@@ -198,13 +198,13 @@ def test_machine_without_an_identity_of_our_own_is_an_error(
 
 def test_name_that_no_machine_has_is_an_error(homes: tuple[TrustStore, TrustStore]) -> None:
     with pytest.raises(UnknownMachineError, match="known are 'studio'") as caught:
-        connect('attic/clock', home=homes[1].identity.directory)
+        connect('attic/clock', home=homes[1].identity.directory.parent)
     assert (caught.value.name, caught.value.known) == ('attic', ('studio',))
 
 
 def test_prefix_behind_a_service_is_checked(homes: tuple[TrustStore, TrustStore]) -> None:
     with pytest.raises(ValueError, match="like /rpc, not 'rpc'"):
-        connect('studio/clock', 'rpc', home=homes[1].identity.directory)
+        connect('studio/clock', 'rpc', home=homes[1].identity.directory.parent)
 
 
 def test_only_a_name_that_is_looked_for_needs_zeroconf(
@@ -220,7 +220,7 @@ except Exception as error:
     print(type(error).__name__, 'zeroconf' in sys.modules)
 """
     output = subprocess.run(
-        [sys.executable, '-c', code, str(homes[1].identity.directory)],
+        [sys.executable, '-c', code, str(homes[1].identity.directory.parent)],
         capture_output=True,
         check=True,
         text=True,

@@ -55,6 +55,19 @@ def list_addresses(table: Sightings) -> list[Any]:
     return list(given)
 
 
+def test_what_lies_in_no_network_any_more_is_not_seen() -> None:
+    table = Sightings()
+    link_local = ('fe80::9', 8443, 0, HOME.number)
+    table.add(OTHER, [HERE, link_local], LONG_S)
+    table.add(KNOWN, [('10.0.0.6', 8443)], LONG_S)
+    table.keep_on_link(ALL)
+    assert list_addresses(table) == [HERE, link_local]
+    table.keep_on_link([WIFI])
+    assert [seen.machine_id for seen in table.list_all()] == [KNOWN]
+    table.add(OTHER, [HERE], LONG_S)
+    assert list_addresses(table) == [HERE]
+
+
 # --- addresses -----------------------------------------------------------------------------------
 
 

@@ -330,6 +330,7 @@ def b64(data: bytes) -> str:
         ),
         pytest.param(lambda *_: {'name': 'a\x1b[2Jb'}, 'message', id='a name with controls'),
         pytest.param(lambda *_: {'name': ''}, 'message', id='an empty name'),
+        pytest.param(lambda *_: {'name': MACHINE_ID}, 'message', id='the id of somebody'),
         pytest.param(lambda *_: {'name': 'x' * 65}, 'message', id='a long name'),
         pytest.param(lambda *_: {'roles': ['owner']}, 'message', id='roles for itself'),
         pytest.param(lambda *_: {'trusts': 1}, 'message', id='a number for a yes'),

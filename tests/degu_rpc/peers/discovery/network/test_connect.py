@@ -93,7 +93,7 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Identity, Identity]
     """Give a studio and a laptop, which have paired."""
     directory = tmp_path_factory.mktemp('paired')
     studio, laptop = (
-        TrustStore(Identity.create(directory / name)) for name in ('studio', 'laptop')
+        TrustStore(Identity.create(directory / name / 'identity')) for name in ('studio', 'laptop')
     )
     with PairingWindow(studio, 'studio') as window:
         pair(window.address, window.code, laptop, 'laptop')
@@ -109,7 +109,7 @@ def test_a_paired_machine_is_called_by_its_name_and_what_is_behind_it_too(
     with far.start_python(SERVE, studio.directory) as server:
         server.expect('announced')
         targets = ('studio', 'studio/clock', studio.machine_id, f'{studio.machine_id}/clock')
-        assert near.python(ASK, laptop.directory, *targets).splitlines() == [
+        assert near.python(ASK, laptop.directory.parent, *targets).splitlines() == [
             'the door of studio for laptop',
             'a clock for laptop',
             'the door of studio for laptop',
@@ -121,7 +121,7 @@ def test_a_paired_machine_is_called_by_its_name_and_what_is_behind_it_too(
 def test_client_that_is_closed_while_it_looks_ends_its_calls_and_threads(
     cable: Cable, homes: tuple[Identity, Identity]
 ) -> None:
-    code, took_s, threads = cable[0].python(CLOSE, homes[1].directory).splitlines()
+    code, took_s, threads = cable[0].python(CLOSE, homes[1].directory.parent).splitlines()
     assert code == 'canceled'
     assert float(took_s) < 2
     assert threads == "['MainThread']"
@@ -130,5 +130,5 @@ def test_client_that_is_closed_while_it_looks_ends_its_calls_and_threads(
 def test_client_that_cannot_be_made_leaves_no_thread(
     cable: Cable, homes: tuple[Identity, Identity]
 ) -> None:
-    output = cable[0].python(FAIL, homes[1].directory)
+    output = cable[0].python(FAIL, homes[1].directory.parent)
     assert output == "an interceptor must be callable, not 7 ['MainThread']\n"

@@ -287,6 +287,42 @@ def test_a_goodbye_takes_a_machine_out(cable: Cable) -> None:
         watcher.expect('gone')
 
 
+# Asks who is there, again and again, until it is told to end.
+ASK = """
+import os, select, socket, sys
+from zeroconf import DNSOutgoing, DNSQuestion
+message = DNSOutgoing(0)
+message.add_question(DNSQuestion('_degu._tcp.local.', 12, 1))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton('10.9.0.1'))
+    sock.bind(('10.9.0.1', 5353))
+    print('asking', flush=True)
+    while not select.select([sys.stdin], [], [], 0.02)[0]:
+        message.add_question(DNSQuestion(f'{os.urandom(8).hex()}.local.', 1, 1))
+        sock.sendto(message.packets()[0], ('224.0.0.251', 5353))
+        message = DNSOutgoing(0)
+        message.add_question(DNSQuestion('_degu._tcp.local.', 12, 1))
+"""
+
+
+def test_no_answer_comes_after_a_goodbye(cable: Cable) -> None:
+    near, far = cable
+    linger = WATCH.replace("print('gone', flush=True)", 'time.sleep(2)\n    ' + 'print(%s)')
+    linger %= "'gone' if browser.sightings() == [] else 'back again'"
+    with far.start_python(ANNOUNCE, ID, '4') as announcer, near.start_python(linger, ID) as watcher:
+        announcer.expect('announced')
+        watcher.expect('seen')
+        with near.start_python(ASK) as asker:
+            asker.expect('asking')
+            time.sleep(0.5)  # for questions in all states of being answered
+            announcer.tell()
+            announcer.expect('taken back')
+            watcher.expect('gone')
+            asker.tell()
+
+
 CROWD = """
 import sys, time
 from degu_rpc.peers import Discovery

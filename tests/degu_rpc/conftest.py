@@ -20,7 +20,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PROJECT = Path(__file__).parents[5]
+PROJECT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
 UNSHARE = ['unshare', '--net', '--mount']
 AVAHI_CONFIG = """
@@ -188,9 +188,9 @@ def open_cable(directory: Path) -> Iterator[tuple[Namespace, Namespace]]:
 
 @pytest.fixture
 def cable(
-    require_program: Callable[[str], str], tmp_path: Path
+    require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Namespace, Namespace]]:
-    """Give `open_cable` in a directory of the test."""
+    """Give `open_cable` in a directory with a short path: sockets are made far below it."""
     for program in ('unshare', 'nsenter', 'ip', 'mount'):
         require_program(program)
     if subprocess.run([*UNSHARE, 'true'], check=False, stdin=subprocess.DEVNULL).returncode:
@@ -198,5 +198,5 @@ def cable(
         if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    with open_cable(tmp_path) as ends:
+    with open_cable(tmp_path_factory.mktemp('cable')) as ends:
         yield ends

@@ -1,0 +1,1 @@
+"""A running device: identity, listeners, discovery, services and shares, in one place."""

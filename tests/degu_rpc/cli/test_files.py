@@ -1,0 +1,152 @@
+"""`degu ls` and `degu get`: between two nodes, and what can be wrong."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PATTERN = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture
+def shared(tmp_path):
+    directory = tmp_path / 'shared'
+    (directory / 'deep' / 'er').mkdir(parents=True)
+    (directory / 'a.txt').write_text('hello\n')
+    (directory / 'deep' / 'b.bin').write_bytes(PATTERN)
+    (directory / 'deep' / 'er' / 'naïve \x1b[31m.txt').write_text('x')
+    (directory / os.fsdecode(b'\xff')).write_text('no UTF-8')
+    os.utime(directory / 'a.txt', ns=(0, 1_700_000_000_000_000_000))
+    return directory
+
+
+@pytest.fixture
+def node(device, shared):
+    device.home.mkdir(mode=0o700)
+    (device.home / 'config.toml').write_text(
+        f'[shares.things]\npath = "{shared}"\n'
+        f'[shares.secret]\npath = "{shared}"\nallow = ["nobody"]\n'
+    )
+    with device.up():
+        yield device
+
+
+@pytest.fixture
+def there(node, other, pair_devices):
+    """Give what the other device calls the node, at whose shares it looks."""
+    pair_devices(node, other)
+    return node.check('status', '--json').documents[0]['urls'][0]
+
+
+def test_ls_shows_what_may_be_read(other, there, shared):
+    assert other.check('ls', there).stdout == 'things/\n'
+    (share,) = other.check('ls', there, '--json').documents
+    assert (share['type'], share['name']) == ('share', 'things')
+    assert set(other.check('ls', f'{there}/things').stdout.splitlines()) == {
+        'a.txt',
+        'deep/',
+        '\\udcff',
+    }
+    assert other.check('ls', f'{there}/things/deep/er').stdout == 'naïve \\x1b[31m.txt\n'
+    assert other.check('ls', '-l', f'{there}/things/a.txt').stdout.split() == [
+        '6',
+        '2023-11-14',
+        '22:13',
+        'a.txt',
+    ]
+    documents = other.check('ls', f'{there}/things/deep', '--json').documents
+    assert {(d['name'], d['kind'], d['size']) for d in documents} == {
+        ('b.bin', 'file', len(PATTERN)),
+        ('er', 'directory', 0),
+    }
+
+
+def test_get_brings_it_over_and_not_twice(other, there, shared, tmp_path):
+    target = tmp_path / 'target'
+    said = other.check('get', f'{there}/things', target).stdout
+    assert said.startswith('4 files, 1.0 MiB')
+    assert 'verified' in said
+    copy = target / 'things'
+    assert (copy / 'deep' / 'b.bin').read_bytes() == PATTERN
+    assert sorted(p.name for p in copy.rglob('*') if '.degu' not in p.parts) == sorted(
+        p.name for p in shared.rglob('*')
+    )
+    assert other.check('get', f'{there}/things', target).stdout.startswith('0 files')
+    assert other.check('get', f'{there}/things/a.txt', tmp_path).stdout.startswith('1 file, 6 B')
+    one = other.check('get', f'{there}/things/a.txt', f'{there}/things/deep', target, '--json')
+    assert [d['files_fetched'] for d in one.documents] == [1, 2]
+    assert (target / 'a.txt').read_text() == 'hello\n'
+
+
+@pytest.mark.parametrize(
+    ('source', 'status', 'words'),
+    [
+        ('/things/none', 4, '404'),
+        ('/none', 4, '404'),
+        ('/secret', 4, '404'),
+    ],
+)
+def test_what_is_not_there_or_not_for_us(other, there, tmp_path, source, status, words):
+    for command in (['ls', there + source], ['get', there + source, tmp_path / 'x']):
+        done = other.run(*command)
+        assert done.returncode == status, done.stderr
+        assert words in done.stderr
+
+
+def test_a_path_of_ours_can_have_a_colon(other, there, tmp_path):
+    other.check('get', f'{there}/things/a.txt', tmp_path / 'x:y')
+    assert (tmp_path / 'x:y' / 'a.txt').read_text() == 'hello\n'
+
+
+@pytest.mark.parametrize('command', [['ls'], ['get']])
+def test_timeout_is_how_long_another_machine_is_tried(node, other, there, tmp_path, command):
+    what = [f'{there}/things', tmp_path] if command == ['get'] else [there]
+    pid = node.check('status', '--json').documents[0]['pid']
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    try:
+        done = other.run(*command, *what, '--timeout', '0.5')
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert done.returncode == 5
+    assert time.monotonic() - started < 3  # CONNECT_S
+
+
+def test_wrong_usage(other, device):
+    assert other.run('ls', 'things').returncode == 2
+    assert other.run('get', 'studio:').returncode == 2
+    assert other.run('ls', 'studio:x').returncode == 4  # nobody of that name
+    assert device.run('ls', 'studio:x').returncode == 10
+
+
+def test_get_draws_a_bar_on_a_terminal_and_ctrl_c_says_how_to_go_on(other, there, shared, tmp_path):
+    with (shared / 'large').open('wb') as file:
+        for _ in range(400):
+            file.write(PATTERN)
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, '-m', 'degu_rpc.cli', 'get', f'{there}/things', tmp_path / 'target'],
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            env={**other.environment, 'TERM': 'xterm'},
+        ) as process:
+            said = b''
+            while b'MiB' not in said:
+                said += os.read(ours, 4096)
+            process.send_signal(signal.SIGINT)
+            while b'go on where it stopped' not in said:
+                said += os.read(ours, 4096)
+            assert process.wait(60) == 130
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert not (tmp_path / 'target' / 'things' / 'large').exists()
+    assert 'verified' in other.check('get', f'{there}/things', tmp_path / 'target').stdout
+    assert (tmp_path / 'target' / 'things' / 'large').stat().st_size == 400 * len(PATTERN)
