@@ -79,6 +79,7 @@ INTERNAL = {
     'degu_rpc.node.notify',
     'degu_rpc.node.peers',
     'degu_rpc.node.shares',
+    'degu_rpc.node.signals',
     'degu_rpc.node.status',
     'degu_rpc.node.systemd',
     'degu_rpc.node.upkeep',

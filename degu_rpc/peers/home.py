@@ -41,7 +41,7 @@ def find_home() -> Path:
 
 
 def find_config_directory(home: Path) -> Path:
-    """Return where the settings of a home (resolved) are: in it, or where XDG has the usual ones."""
+    """Return where the settings of a resolved home are: in it, or where XDG has the usual ones."""
     import platformdirs
 
     is_usual = home == _find_usual_home().resolve()

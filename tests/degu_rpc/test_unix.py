@@ -333,12 +333,14 @@ def test_without_proc_a_stale_socket_is_refused_with_the_reason(
 
 @pytest.mark.parametrize('name', ['socket', '{}/../{}/socket', '{}/link/socket'])
 def test_bound_socket_is_not_removed_however_its_name_was_written(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'link').symlink_to('.')
+    directory = tmp_path_factory.mktemp('u')  # a name of 108 bytes at most holds it twice
+    path = str(directory / 'socket')
+    monkeypatch.chdir(directory)
+    (directory / 'link').symlink_to('.')
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(name.format(tmp_path, tmp_path.name))
+        sock.bind(name.format(directory, directory.name))
         before = identify(path)
         with pytest.raises(OSError, match='does not listen'):
             listen_unix(path)

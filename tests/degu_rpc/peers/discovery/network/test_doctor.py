@@ -31,6 +31,19 @@ sys.stdin.readline()
 sock.close()
 """
 
+# Keeps a VPN up, as its program does, until it is told to end.
+TUNNEL = """
+import fcntl, os, struct, subprocess, sys
+tun = os.open('/dev/net/tun', os.O_RDWR)
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+fcntl.ioctl(tun, TUNSETIFF, struct.pack('16sH22x', b'vpn', IFF_TUN | IFF_NO_PI))
+subprocess.run(['ip', 'address', 'add', '10.8.0.1/24', 'dev', 'vpn'], check=True)
+subprocess.run(['ip', 'link', 'set', 'vpn', 'up'], check=True)
+print('up', flush=True)
+sys.stdin.readline()
+os.close(tun)
+"""
+
 
 def look(near: Any, check: str) -> list[tuple[str, str, str]]:
     found = json.loads(near.python(LOOK, near.directory / 'home'))
@@ -94,10 +107,9 @@ def test_without_multicast_it_is_a_fault_and_without_a_network_a_warning(cable: 
 def test_a_vpn_alone_is_a_warning(cable: Cable) -> None:
     near, _ = cable
     near.run('ip', 'link', 'set', 'near', 'down')
-    near.run('ip', 'tuntap', 'add', 'vpn', 'mode', 'tun')
-    near.run('ip', 'address', 'add', '10.8.0.1/24', 'dev', 'vpn')
-    near.run('ip', 'link', 'set', 'vpn', 'up')
-    ((level, words, remedy),) = look(near, 'discovery')
+    with near.start_python(TUNNEL) as tunnel:
+        tunnel.expect('up')
+        ((level, words, remedy),) = look(near, 'discovery')
     assert (level, 'VPN only' in words, '(vpn)' in words) == ('warning', True, True)
     assert 'degu config set machines' in remedy
 
