@@ -150,7 +150,7 @@ class Input:
             if self.closed:
                 raise BodyClosedError(self)
             try:
-                data = self._channel.read_some(self.remaining)
+                data = self._channel.read_some(min(self.remaining, MAX_PIECE))
                 if not data:
                     raise self._underflow()
             except BaseException as error:

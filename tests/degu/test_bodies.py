@@ -232,6 +232,12 @@ def test_input_iterates_in_pieces_that_add_up(make_pair):
     assert all(pieces)
 
 
+def test_input_iterates_in_pieces_of_a_mebibyte_though_more_was_received(make_pair):
+    channel, _ = make_pair()
+    channel.buffered = bytes(MAX_PIECE + 7)
+    assert [len(piece) for piece in Input(channel, MAX_PIECE + 7)] == [MAX_PIECE, 7]
+
+
 def test_input_iteration_goes_on_where_a_read_stopped(make_input):
     body = make_input(b'hello world', 11)
     assert body.read(6) == b'hello '
