@@ -450,15 +450,16 @@ def _encode_msgpack(value: Any) -> bytes:
 def _decode_msgpack(data: bytes) -> Any:
     try:
         # unpackb makes room for as many items as a header claims, so first see that they are there.
-        _skip_msgpack(data)
-        _count_msgpack(data)
+        if len(data) <= MAX_VALUES and _is_nested_little(data):
+            _skip_msgpack(data)
+        else:
+            _walk_msgpack(data)
         value = msgpack.unpackb(
             data, timestamp=3, object_pairs_hook=_build_map, ext_hook=_refuse_extension
         )
     except (ValueError, OverflowError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise _fail(f'not acceptable msgpack: {reason}') from None
-    _check_plain_nesting(value, data)
     return value
 
 
@@ -502,43 +503,50 @@ _MSGPACK_SIZES = dict(
 _MSGPACK_STEPS = [_measure_msgpack(first) for first in range(256)]
 
 
-def _count_msgpack(data: bytes) -> None:
-    """Raise ValueError for too many values and keys in `data`, one whole message."""
-    if len(data) <= MAX_VALUES:
-        return
+def _walk_msgpack(data: bytes) -> None:
+    """Raise ValueError unless one value is there, with not too many in it, nested not too deep.
+
+    Without recursion, for what has too many arrays and maps to let the decoder recurse into them.
+    """
+    outer: list[int] = []  # for each array and map around this place, what is still to come in it
+    missing = 1
     position = count = 0
-    while position < len(data):
+    while missing or outer:
+        if not missing:
+            missing = outer.pop()
+            continue
+        if position >= len(data):
+            raise ValueError('input data was truncated')
+        missing -= 1
         count += 1
-        if count > MAX_VALUES:
-            raise ValueError(_TOO_MANY)
-        step, width = _MSGPACK_STEPS[data[position]]
+        first = data[position]
+        step, width = _MSGPACK_STEPS[first]
         if width:
             step += int.from_bytes(data[position + 1 : position + 1 + width])
+        elif 0x80 <= first <= 0x9F or 0xDC <= first <= 0xDF:
+            size = (
+                first & 0xF
+                if first < 0xA0
+                else int.from_bytes(data[position + 1 : position + step])
+            )
+            outer.append(missing)
+            missing = size if first & 0xF0 == 0x90 or first in (0xDC, 0xDD) else 2 * size
+            if len(outer) > MAX_NESTING:
+                raise ValueError(f'nested deeper than {MAX_NESTING}')
+        if count > MAX_VALUES:
+            raise ValueError(_TOO_MANY)
         position += step
+    if position > len(data):
+        raise ValueError('input data was truncated')
 
 
 # What is left of a message without these bytes is at least the first byte of each array and map.
 _NO_CONTAINERS = bytes(set(range(256)) - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
 
 
-def _check_plain_nesting(value: Any, data: bytes) -> None:
-    """Raise CodecError for arrays and maps nested too deep.
-
-    Afterwards is soon enough here: unpackb does not recurse.
-    """
-    if len(data.translate(None, _NO_CONTAINERS)) <= MAX_NESTING:
-        return
-    level = [value]
-    for _ in range(MAX_NESTING + 1):
-        containers = [item for item in level if isinstance(item, list | dict)]
-        if not containers:
-            return
-        level = [
-            item
-            for container in containers
-            for item in (container.values() if isinstance(container, dict) else container)
-        ]
-    raise _fail(f'nested deeper than {MAX_NESTING}')
+def _is_nested_little(data: bytes) -> bool:
+    """Return whether so few arrays and maps are in `data` that it cannot be nested too deep."""
+    return len(data.translate(None, _NO_CONTAINERS)) <= MAX_NESTING
 
 
 def _pick_flat_msgpack(data: bytes, flat: FlatDecoder) -> Callable[[bytes], Any] | None:
@@ -549,7 +557,7 @@ def _pick_flat_msgpack(data: bytes, flat: FlatDecoder) -> Callable[[bytes], Any]
     if flat.is_scalar or (
         (flat.keys is None or data[:1] == _MAP_STARTS.get(flat.keys))
         and len(data) <= MAX_VALUES
-        and len(data.translate(None, _NO_CONTAINERS)) <= MAX_NESTING
+        and _is_nested_little(data)
     ):
         return flat.msgpack
     return None

@@ -624,7 +624,7 @@ def test_json_integer_that_would_take_long_to_read_is_refused() -> None:
 
 @pytest.mark.parametrize('head', [b'\x91', b'\x81\xa1a'])
 def test_msgpack_nesting_bomb_is_refused(head: bytes) -> None:
-    with pytest.raises(CodecError):
+    with pytest.raises(CodecError, match='nested deeper'):  # seen without recursion
         MSGPACK.decode(head * 100_000)
     with pytest.raises(CodecError, match='nested deeper'):
         MSGPACK.decode(head * 200 + b'\xc0')
@@ -638,8 +638,24 @@ def test_msgpack_length_bomb_takes_no_memory(head: int) -> None:
     if head == 0xDF:
         bomb = (bytes([head]) + struct.pack('>I', size // 2) + b'\xa1a') * 500
     data = bomb.ljust(size, b'\xc0')
-    with _memory_limit(), pytest.raises(CodecError, match='truncated'):
+    with _memory_limit(), pytest.raises(CodecError, match='nested deeper'):
         MSGPACK.decode(data)
+    few = bomb[: 50 * len(bomb) // 500]
+    with _memory_limit(), pytest.raises(CodecError, match='truncated'):
+        MSGPACK.decode(few.ljust(100_000, b'\xc0'))
+
+
+def test_msgpack_with_many_arrays_and_maps_is_read_and_every_part_of_it_is_truncated() -> None:
+    values: list[Any] = ['a' * 40, b'b' * 300, [], {}, {'k': [1.5]}, [2**40] * 20, list(range(20))]
+    value = [*values, *({'n': n, 'map': {str(i): i for i in range(n)}} for n in range(0, 40, 3))]
+    value += [[[]]] * 70
+    data: bytes = msgpack.packb(value)
+    assert MSGPACK.decode(data) == value
+    for size in range(len(data)):
+        with pytest.raises(CodecError, match='truncated'):
+            MSGPACK.decode(data[:size])
+    with pytest.raises(CodecError, match='extra'):
+        MSGPACK.decode(data + b'\xc0')
 
 
 @pytest.mark.parametrize('item', [b'\x80', b'\x90', b'\xc0', b'\xa2ab', b'\x91\x90'])
