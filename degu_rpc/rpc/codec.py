@@ -519,22 +519,23 @@ def _walk_msgpack(data: bytes) -> None:
             raise ValueError('input data was truncated')
         missing -= 1
         count += 1
+        if count > MAX_VALUES:
+            raise ValueError(_TOO_MANY)
         first = data[position]
         step, width = _MSGPACK_STEPS[first]
         if width:
             step += int.from_bytes(data[position + 1 : position + 1 + width])
         elif 0x80 <= first <= 0x9F or 0xDC <= first <= 0xDF:
-            size = (
+            outer.append(missing)
+            if len(outer) > MAX_NESTING:
+                raise ValueError(f'nested deeper than {MAX_NESTING}')
+            missing = (
                 first & 0xF
                 if first < 0xA0
                 else int.from_bytes(data[position + 1 : position + step])
             )
-            outer.append(missing)
-            missing = size if first & 0xF0 == 0x90 or first in (0xDC, 0xDD) else 2 * size
-            if len(outer) > MAX_NESTING:
-                raise ValueError(f'nested deeper than {MAX_NESTING}')
-        if count > MAX_VALUES:
-            raise ValueError(_TOO_MANY)
+            if first < 0x90 or first >= 0xDE:  # a map has keys, too
+                missing *= 2
         position += step
     if position > len(data):
         raise ValueError('input data was truncated')

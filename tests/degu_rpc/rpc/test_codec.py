@@ -645,6 +645,15 @@ def test_msgpack_length_bomb_takes_no_memory(head: int) -> None:
         MSGPACK.decode(few.ljust(100_000, b'\xc0'))
 
 
+@pytest.mark.parametrize('head', [b'\x91', b'\x81\xa1a'], ids=['arrays', 'maps'])
+def test_msgpack_nesting_limit_is_the_same_beside_many_arrays(head: bytes) -> None:
+    beside = b'\x90' * 65
+    wrap = b'\xdc' + struct.pack('>H', 66) + beside
+    MSGPACK.decode(wrap + head * (MAX_NESTING - 1) + b'\xc0')
+    with pytest.raises(CodecError, match='nested deeper'):
+        MSGPACK.decode(wrap + head * MAX_NESTING + b'\xc0')
+
+
 def test_msgpack_with_many_arrays_and_maps_is_read_and_every_part_of_it_is_truncated() -> None:
     values: list[Any] = ['a' * 40, b'b' * 300, [], {}, {'k': [1.5]}, [2**40] * 20, list(range(20))]
     value = [*values, *({'n': n, 'map': {str(i): i for i in range(n)}} for n in range(0, 40, 3))]
