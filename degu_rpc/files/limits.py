@@ -12,6 +12,8 @@ MAX_PATH_TEXT = 7 * 1024
 """Characters of a percent-encoded path: what fits in a request line, with room for a prefix."""
 MAX_RECORD = 64 * 1024
 """Bytes of one record: room for a path and a symlink target of 4096 bytes, all percent-encoded."""
+MAX_FIELDS = 256
+"""Fields of one record."""
 MAX_ENTRIES = 1_000_000
 """Entries in a listing, what was skipped included; about 1 KiB of memory each."""
 MAX_LISTING_TEXT = 512 * 1024 * 1024

@@ -16,8 +16,9 @@ from degu.rgi import Range
 from degu_rpc.errors import FilesError, IntegrityError, ListingError, ShareRefusedError
 from degu_rpc.files.blocks import Manifest, build_manifest, is_root, manifest_size, parse_manifest
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST
-from degu_rpc.files.listing import Entry, Kind, Media, parse_listing
+from degu_rpc.files.listing import Entry, Kind, parse_listing
 from degu_rpc.files.paths import Path, format_path
+from degu_rpc.files.records import Media
 from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:

@@ -36,15 +36,7 @@ from degu_rpc.errors import ContentChangedError, PathError, UnknownPeerError
 from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, format_manifest, is_root
 from degu_rpc.files.content import HashCache, Hashed, hash_steps, signature_of
 from degu_rpc.files.limits import CHUNK_SIZE, HASH_ATTEMPTS, HEARTBEAT_S, MAX_PATH_TEXT
-from degu_rpc.files.listing import (
-    HEARTBEAT,
-    Entry,
-    Kind,
-    Media,
-    Problem,
-    choose_media,
-    format_entry,
-)
+from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.paths import (
     Path,
     Root,
@@ -53,6 +45,7 @@ from degu_rpc.files.paths import (
     format_target,
     parse_path,
 )
+from degu_rpc.files.records import HEARTBEAT, Media, choose_media, format_record
 from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
@@ -367,7 +360,7 @@ def _chunks(entries: Iterator[Entry | None], media: Media) -> Iterator[bytes]:
     sent_at = monotonic()
     for entry in entries:
         if entry is not None:
-            chunk += format_entry(entry, media)
+            chunk += format_record(entry, media)
         if len(chunk) >= CHUNK_SIZE or monotonic() - sent_at >= HEARTBEAT_S:
             yield bytes(chunk) or HEARTBEAT[media]
             chunk.clear()

@@ -13,7 +13,8 @@ import pytest
 from degu.rgi import ContentRange, Range, Validator
 from degu_rpc.files import FileShare, limits, share
 from degu_rpc.files.blocks import build_manifest, parse_manifest
-from degu_rpc.files.listing import Entry, Kind, Media, Problem, parse_listing
+from degu_rpc.files.listing import Entry, Kind, Problem, parse_listing
+from degu_rpc.files.records import Media
 from degu_rpc.peers import Authenticated
 
 BIG = bytes(range(256)) * 2000

@@ -1,4 +1,4 @@
-"""degu_rpc.files.listing: entries survive the way, anything else is a ListingError."""
+"""degu_rpc.files.records and listing: entries survive the way, anything else is a ListingError."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 
 from degu_rpc.errors import ListingError
 from degu_rpc.files.limits import MAX_RECORD
-from degu_rpc.files.listing import (
-    HEARTBEAT,
-    Entry,
-    Kind,
-    Media,
-    Problem,
-    choose_media,
-    format_entry,
-    parse_listing,
-)
+from degu_rpc.files.listing import Entry, Kind, Problem, parse_listing
+from degu_rpc.files.records import HEARTBEAT, Media, choose_media, format_record
 
 texts = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30)
 entries = st.builds(
@@ -43,7 +35,7 @@ def cut(data, step):
 
 @given(st.lists(entries, max_size=5), medias, st.integers(1, 300))
 def test_parse_of_format_is_identity_however_it_is_cut(listed, media, step):
-    records = [format_entry(entry, media) + HEARTBEAT[media] for entry in listed]
+    records = [format_record(entry, media) + HEARTBEAT[media] for entry in listed]
     assert list(parse_listing(cut(b''.join(records), step), media.value)) == listed
 
 
@@ -58,7 +50,7 @@ def test_any_bytes_give_entries_or_a_listing_error(pieces, media):
 
 @pytest.mark.parametrize('media', MEDIAS)
 def test_an_end_in_the_middle_of_a_record_is_refused(media):
-    record = format_entry(Entry('a', Kind.FILE, size=7), media)
+    record = format_record(Entry('a', Kind.FILE, size=7), media)
     for end in range(1, len(record)):
         with pytest.raises(ListingError):
             list(parse_listing([record[:end]], media.value))

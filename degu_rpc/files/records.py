@@ -1,0 +1,111 @@
+"""Streams of records as they travel: values <-> bytes, and nothing else.
+
+A record is a msgspec Struct. In JSON a stream has one object a line; in msgpack one map after the
+other. An empty line (nil in msgpack) says that the sender is still at work. The stream may be cut
+into chunks anywhere. Bytes in a record are base64 in JSON and themselves in msgpack.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, TypeVar
+
+import msgpack
+import msgspec
+
+from degu_rpc.errors import ListingError
+from degu_rpc.files.limits import MAX_FIELDS, MAX_RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Record = TypeVar('Record', bound=msgspec.Struct)
+
+_PIECE = 16 * 1024
+
+
+class Media(enum.Enum):
+    """The two forms of a stream; the value is the content type."""
+
+    JSON = 'application/x-ndjson'
+    MSGPACK = 'application/msgpack'
+
+
+HEARTBEAT = {Media.JSON: b'\n', Media.MSGPACK: b'\xc0'}
+"""A record that says nothing."""
+
+
+def choose_media(accept: str) -> Media:
+    """Return the form that an `accept` header asks for: JSON, unless it names msgpack."""
+    types = {item.partition(';')[0].strip().lower() for item in accept.split(',')}
+    return Media.MSGPACK if Media.MSGPACK.value in types else Media.JSON
+
+
+def format_record(record: msgspec.Struct, media: Media) -> bytes:
+    """Format one record."""
+    if media is Media.JSON:
+        return msgspec.json.encode(record) + b'\n'
+    return msgspec.msgpack.encode(record)
+
+
+def parse_records(
+    pieces: Iterable[bytes],
+    content_type: object,
+    kind: type[Record],
+    max_record: int = MAX_RECORD,
+) -> Iterator[Record]:
+    """Parse a stream of records of one kind, cut anywhere; each has up to `max_record` bytes.
+
+    Raises ListingError for another content type, a record that is none of its kind, one that is too
+    long, and an end in the middle of one.
+    """
+    if content_type not in {media.value for media in Media}:
+        raise ListingError(f'its content type is {content_type!r}')
+    try:
+        if content_type == Media.JSON.value:
+            yield from _parse_json(pieces, kind, max_record)
+        else:
+            yield from _parse_msgpack(pieces, kind, max_record)
+    except (msgspec.DecodeError, msgpack.UnpackException, ValueError, RecursionError) as error:
+        raise ListingError(f'a record is malformed: {error}') from error
+
+
+def _parse_json(pieces: Iterable[bytes], kind: type[Record], max_record: int) -> Iterator[Record]:
+    decoder = msgspec.json.Decoder(kind)
+    rest = b''
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b'\n')
+        for line in lines:
+            if len(line) > max_record:
+                raise ListingError(f'a record is longer than {max_record} bytes')
+            if line:
+                yield decoder.decode(line)
+        if len(rest) > max_record:
+            raise ListingError(f'a record is longer than {max_record} bytes')
+    if rest:
+        raise ListingError('it ends in the middle of a record')
+
+
+def _parse_msgpack(
+    pieces: Iterable[bytes], kind: type[Record], max_record: int
+) -> Iterator[Record]:
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=max_record + _PIECE,
+        max_str_len=max_record,
+        max_bin_len=max_record,
+        max_map_len=MAX_FIELDS,
+        max_array_len=0,
+        max_ext_len=0,
+    )
+    received = parsed = 0
+    for piece in pieces:
+        for start in range(0, len(piece), _PIECE):
+            part = piece[start : start + _PIECE]
+            received += len(part)
+            unpacker.feed(part)
+            for record in unpacker:
+                parsed = unpacker.tell()
+                if record is not None:
+                    yield msgspec.convert(record, kind)
+    if parsed != received:
+        raise ListingError('it ends in the middle of a record')
