@@ -96,9 +96,13 @@ class Manifest(NamedTuple):
         start = index * self.block_size
         return start, min(start + self.block_size, self.size)
 
+    def leaf(self, index: int) -> bytes:
+        """Return the hash of block `index`."""
+        return self.leaves[index * LEAF_SIZE : (index + 1) * LEAF_SIZE]
+
     def matches(self, index: int, block: Buffer) -> bool:
         """Tell whether these bytes are block `index`."""
-        return hash_block(block) == self.leaves[index * LEAF_SIZE : (index + 1) * LEAF_SIZE]
+        return hash_block(block) == self.leaf(index)
 
 
 def format_manifest(manifest: Manifest) -> bytes:

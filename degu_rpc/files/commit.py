@@ -2,7 +2,8 @@
 
 A Workspace is our private directory in a root, `.degu`:
 
-    tmp/     content that is on its way, named by its root (so that a later run finds it); 0600
+    tmp/     content that is on its way, named by its root (so that a later run finds it); 0600;
+             and a note beside it on what of it is durable (partial.py)
     swap/    content that is about to change places with what is at its final name
     trash/   what was displaced, as {when}-{random}/{path}: only age or quota empties it
     lock     held while final names change
@@ -45,7 +46,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import BlockedError, ContentChangedError
 from degu_rpc.files.content import Signature, hash_file, signature_of
-from degu_rpc.files.limits import EXCHANGE_ATTEMPTS
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, MAX_MANIFEST
 from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 SYNC_FILE_RANGE_WRITE = 2
 SYMLINK_PREFIX = b'symlink.'
+NOTE_SUFFIX = b'.note'
 
 # ctypes because Python binds neither call, and no other call can exchange two names or start
 # writing a file to the disk without waiting for it.
@@ -75,10 +77,11 @@ class Outcome(enum.Enum):
 
 
 class Temporary(NamedTuple):
-    """An open, locked file in tmp/, and its name there."""
+    """An open, locked file in tmp/, its name there, and whether a note beside it may be left."""
 
     fd: int
     name: bytes
+    has_note: bool = False
 
 
 class Symlink(NamedTuple):
@@ -106,6 +109,7 @@ class Workspace:
 
     def __init__(self, root: Root) -> None:
         """Open or make the directories. Raises BlockedError where others could write, OSError."""
+        self.is_durable = True
         # Set once. `_unsynced` and `_trash_name` change with the one thread that commits.
         self._root = root
         with contextlib.ExitStack() as stack:
@@ -171,6 +175,29 @@ class Workspace:
         with os.scandir(self._tmp) as entries:
             return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
 
+    def read_note(self, temporary: Temporary) -> bytes:
+        """Return the note on a temporary file; nothing if there is none. Raises OSError."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(temporary.name + NOTE_SUFFIX, flags, dir_fd=self._tmp)
+        except FileNotFoundError:
+            return b''
+        with os.fdopen(fd, 'rb') as file:
+            return file.read(MAX_MANIFEST)
+
+    def write_note(self, temporary: Temporary, data: bytes) -> None:
+        """Write the note on a temporary file, whole or not at all. Raises OSError."""
+        name = temporary.name + NOTE_SUFFIX
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(name + b'.new', flags, 0o600, dir_fd=self._tmp), 'wb') as file:
+            file.write(data)
+        os.rename(name + b'.new', name, src_dir_fd=self._tmp, dst_dir_fd=self._tmp)
+
+    def remove_note(self, temporary: Temporary) -> None:
+        """Remove the note on a temporary file, if there is one. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary.name + NOTE_SUFFIX, dir_fd=self._tmp)
+
     # --- the tree -------------------------------------------------------------------------------
 
     def make_directory(self, path: Path) -> bool:
@@ -203,6 +230,10 @@ class Workspace:
                 self._recover()
                 outcomes = [self._place(replacement) for replacement in batch]
                 self.sync_directories()
+            for replacement in batch:
+                content = replacement.content
+                if isinstance(content, Temporary) and content.has_note:
+                    self.remove_note(content)
         finally:
             for replacement in batch:
                 close(replacement)
@@ -218,13 +249,15 @@ class Workspace:
     def recover(self) -> int:
         """Clear swap/ of what a killed commit left there; return how many entries there were.
 
-        A symlink in tmp/ has not reached its final name and is removed. Content that is what its
-        name says has not either, and goes back to tmp/, where its transfer will find it. Anything
-        else was displaced and goes to the trash.
+        A symlink in tmp/ has not reached its final name and is removed, as is a note on no file.
+        Content that is what its name says has not either, and goes back to tmp/, where its transfer
+        will find it. Anything else was displaced and goes to the trash.
         """
         with self._locked():
-            for name in _names(self._tmp):
-                if name.startswith(SYMLINK_PREFIX):
+            names = set(_names(self._tmp))
+            for name in names:
+                content, is_note, _ = name.partition(NOTE_SUFFIX)
+                if name.startswith(SYMLINK_PREFIX) or (is_note and content not in names):
                     os.unlink(name, dir_fd=self._tmp)
             return self._recover()
 

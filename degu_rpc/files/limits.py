@@ -25,6 +25,17 @@ MAX_MANIFEST = 64 * 1024 * 1024
 MAX_ERROR_TEXT = 4 * 1024
 """Bytes of an error's explanation that are read; a longer one costs the connection."""
 
+# --- a pack: many small files in one answer ---
+
+PACK_ITEMS = 1024
+"""Files in a pack."""
+PACK_SIZE = 8 * 1024 * 1024
+"""Bytes of content in a pack, after which it takes no more."""
+MAX_PACKED = 256 * 1024
+"""Bytes of one record of it: a small file in base64, with what is said of it."""
+MAX_PACK_REQUEST = 1024 * 1024
+"""Bytes of the question."""
+
 # --- a share ---
 
 MAX_REMEMBERED = 64 * 1024 * 1024
@@ -43,6 +54,9 @@ CONNECTIONS = 2
 7.0 s with one, 5.3 s with two, 5.0 s with four."""
 FETCH_ATTEMPTS = 3
 """How often a file that changes at the source is begun, the first time included."""
+NOTE_SIZE = 256 * 1024 * 1024
+NOTE_INTERVAL_S = 5.0
+"""After how many bytes or seconds the blocks that arrived are made durable, and noted."""
 EXCHANGE_ATTEMPTS = 16
 """How often a name may appear and vanish under our hands before we give up."""
 QUEUE_FILES = 64
@@ -55,4 +69,9 @@ KEEP_FREE = 512 * 1024 * 1024
 KEEP_FREE_FRACTION = 100
 """What is left free on the disk: the smaller of KEEP_FREE bytes and 1/100 of it."""
 PROGRESS_INTERVAL_S = 0.1
-"""How long `progress` is not called again."""
+"""How long `progress` is not called again, and a cancel may wait."""
+RATE_WINDOW_S = 5.0
+"""How far back the rate looks that `progress` tells."""
+MAX_PIECE = 1024 * 1024
+MIN_PIECE = 16 * 1024
+"""Bytes that are moved at once, the smaller with a low rate limit."""

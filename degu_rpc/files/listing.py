@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-_Text = Annotated[str, msgspec.Meta(pattern=r'\A[!-~]*\Z')]
+Text = Annotated[str, msgspec.Meta(pattern=r'\A[!-~]*\Z')]
+"""What is percent-encoded, or a root: ASCII without spaces and controls."""
+Time = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""Nanoseconds since 1970."""
 
 
 class Kind(enum.Enum):
@@ -54,13 +57,13 @@ class Problem(enum.Enum):
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One entry of a listing. Texts are percent-encoded; sizes are bytes, times nanoseconds."""
 
-    path: _Text
+    path: Text
     kind: Kind
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)] = 0
-    mtime_ns: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
+    mtime_ns: Time = 0
     mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0
-    target: _Text = ''
-    root: _Text = ''
+    target: Text = ''
+    root: Text = ''
     problem: Problem | None = None
 
 
