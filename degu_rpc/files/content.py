@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import ContentChangedError
-from degu_rpc.files.blocks import Manifest, ManifestHasher
+from degu_rpc.files.blocks import SMALL_SIZE, Manifest, ManifestHasher
 from degu_rpc.files.limits import MAX_REMEMBERED
 from degu_rpc.files.paths import Path, format_path
 
@@ -86,6 +86,21 @@ def hash_file(fd: int, path: Path) -> tuple[Signature, Manifest]:
         except StopIteration as end:
             result: tuple[Signature, Manifest] = end.value
             return result
+
+
+def read_small(fd: int, path: Path) -> tuple[Signature, bytes | None]:
+    """Read an open file of up to SMALL_SIZE bytes at once; nothing of a larger one.
+
+    Returns (signature, content or None). Raises ContentChangedError, with `path`, when the file
+    changed meanwhile; OSError.
+    """
+    signature = signature_of(os.fstat(fd))
+    if signature.size > SMALL_SIZE:
+        return signature, None
+    content = os.pread(fd, signature.size, 0)
+    if len(content) != signature.size or signature_of(os.fstat(fd)) != signature:
+        raise ContentChangedError(format_path(path))
+    return signature, content
 
 
 class Hashed(NamedTuple):

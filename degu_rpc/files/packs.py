@@ -33,8 +33,8 @@ class Wanted(msgspec.Struct, frozen=True):
 class Packed(msgspec.Struct, frozen=True, omit_defaults=True):
     """A file of a pack, or why it is not in it.
 
-    `status` is 200, or 403 for what may not be read, 404 for no such file, 409 for one that changes,
-    413 for one that is larger than SMALL_SIZE, 503 for one that did not fit.
+    `status` is 200, or 403 for what may not be read, 404 for no such file, 409 for one that
+    changes, 413 for one that is larger than SMALL_SIZE, 503 for one that did not fit.
     """
 
     status: Annotated[int, msgspec.Meta(ge=200, le=599)]

@@ -15,6 +15,7 @@ contents or final names: that is commit.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -32,6 +33,9 @@ Path = tuple[bytes, ...]
 
 PRIVATE_NAME = b'.degu'
 """Our own directory in a root: refused as a name everywhere, in any case."""
+
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
+"""What the system says of a path that leads to nothing, or through what is not followed."""
 
 _SEGMENT = re.compile(r'(?:[!-$&-.0-~]|%[0-9A-Fa-f]{2})+').fullmatch
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -165,16 +169,7 @@ class Root:
         if not path:
             raise PathError(path, 'not a regular file')
         with self.directory(path[:-1]) as parent:
-            name = check_name(path[-1])
-            # Look first: opening a device can do things.
-            _require_regular(path, os.stat(name, dir_fd=parent, follow_symlinks=False))
-            fd = os.open(name, _FILE_FLAGS, dir_fd=parent)
-        try:
-            _require_regular(path, os.fstat(fd))
-        except PathError:
-            os.close(fd)
-            raise
-        return fd
+            return open_file_in(parent, path[-1])
 
     def lstat(self, path: Path) -> os.stat_result:
         """Look at what is at `path`, without following a symlink."""
@@ -253,6 +248,19 @@ def _make_below(parent: int, name: bytes) -> bool:
     return True
 
 
-def _require_regular(path: Path, found: os.stat_result) -> None:
+def open_file_in(parent: int, name: bytes) -> int:
+    """Open a regular file in an open directory, as `Root.open_file()` does."""
+    # Look first: opening a device can do things.
+    _require_regular(name, os.stat(check_name(name), dir_fd=parent, follow_symlinks=False))
+    fd = os.open(name, _FILE_FLAGS, dir_fd=parent)
+    try:
+        _require_regular(name, os.fstat(fd))
+    except PathError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_regular(name: bytes, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise PathError(format_path(path), 'not a regular file')
+        raise PathError(format_path((name,)), 'not a regular file')

@@ -4,10 +4,12 @@
     GET /file/{path}       the bytes; `range`; `etag` is the root where it is known
     GET /manifest/{root}   the leaves of a file that was hashed: see blocks.py
     GET /data/{root}       the bytes of a file that was hashed; `range`; 409 once it has changed
+    POST /pack             many small files in one answer: see packs.py
 
-HEAD answers each of them without the body. 400 is a path that leads nowhere allowed, 403 a caller
-without a role that was allowed, 404 what is not there (or is no file: symlinks are never followed),
-405 another method, 409 a file that changed, 416 a range outside the file.
+HEAD answers each that has GET without the body. 400 is a path that leads nowhere allowed, 403 a
+caller without a role that was allowed, 404 what is not there (or is no file: symlinks are never
+followed), 405 another method, 409 a file that changed, 413 a question that is too large, 416 a range
+outside the file.
 
 1. The caller's roles are looked up in `request['_peer'].roles`; default deny.
 2. Every path goes through paths.py, so nothing outside the directory can be reached, nor `.degu`.
@@ -24,7 +26,6 @@ May be called by many threads. Writes nothing.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import stat
@@ -32,12 +33,22 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from degu_rpc.errors import ContentChangedError, PathError, UnknownPeerError
-from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, format_manifest, is_root
-from degu_rpc.files.content import HashCache, Hashed, hash_steps, signature_of
-from degu_rpc.files.limits import CHUNK_SIZE, HASH_ATTEMPTS, HEARTBEAT_S, MAX_PATH_TEXT
+from degu_rpc.errors import ContentChangedError, ListingError, PathError, UnknownPeerError
+from degu_rpc.files.blocks import build_manifest, format_manifest, is_root
+from degu_rpc.files.content import HashCache, Hashed, hash_steps, read_small, signature_of
+from degu_rpc.files.limits import (
+    CHUNK_SIZE,
+    HASH_ATTEMPTS,
+    HEARTBEAT_S,
+    MAX_PACK_REQUEST,
+    MAX_PATH_TEXT,
+    PACK_ITEMS,
+)
 from degu_rpc.files.listing import Entry, Kind, Problem
+from degu_rpc.files.packing import read_pack
+from degu_rpc.files.packs import Wanted
 from degu_rpc.files.paths import (
+    NOT_THERE,
     Path,
     Root,
     check_path,
@@ -45,22 +56,22 @@ from degu_rpc.files.paths import (
     format_target,
     parse_path,
 )
-from degu_rpc.files.records import HEARTBEAT, Media, choose_media, format_record
+from degu_rpc.files.records import HEARTBEAT, Media, choose_media, format_record, parse_records
 from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator
+    from collections.abc import Collection, Generator, Iterable, Iterator
     from types import TracebackType
 
 
 _PLAIN: dict[str, Any] = {'content-type': 'application/octet-stream'}
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 _REASONS = {
     400: 'Bad Request',
     403: 'Forbidden',
     404: 'Not Found',
     405: 'Method Not Allowed',
     409: 'Conflict',
+    413: 'Content Too Large',
     416: 'Range Not Satisfiable',
 }
 
@@ -77,6 +88,7 @@ class _Request(NamedTuple):
     headers: dict[str, Any]
     query: str
     segments: list[str]
+    body: Any
 
 
 class _RefusalError(Exception):
@@ -109,6 +121,7 @@ class FileShare:
             'file': self._send_file,
             'manifest': self._send_manifest,
             'data': self._send_data,
+            'pack': self._send_pack,
         }
         self._hashes = HashCache()
         self._root = Root(directory)
@@ -151,9 +164,13 @@ class FileShare:
         answer = self._endpoints.get(endpoint)
         if answer is None:
             raise _RefusalError(404, f'there are only {", ".join(self._endpoints)}')
-        if request['method'] not in {'GET', 'HEAD'}:
-            raise _RefusalError(405, 'a share can only be read', {'allow': 'GET, HEAD'})
-        return answer(_Request(connection, request['headers'], request['query'], segments))
+        allowed = {'POST'} if endpoint == 'pack' else {'GET', 'HEAD'}
+        if request['method'] not in allowed:
+            methods = ', '.join(sorted(allowed))
+            raise _RefusalError(405, f'here is only {methods}', {'allow': methods})
+        return answer(
+            _Request(connection, request['headers'], request['query'], segments, request['body'])
+        )
 
     # --- /ls ------------------------------------------------------------------------------------
 
@@ -226,7 +243,7 @@ class FileShare:
                 except PathError:
                     return  # something else is there since its parent was read
                 except OSError as error:
-                    if error.errno not in _NOT_THERE:
+                    if error.errno not in NOT_THERE:
                         raise
                     return  # gone, or something else is there
                 signature = hashed.signature
@@ -263,6 +280,27 @@ class FileShare:
         hashed = self._find_root(request.segments)
         return self._send(request, hashed.path, hashed)
 
+    def _send_pack(self, request: _Request) -> _Response:
+        if request.segments or request.body is None:
+            raise _RefusalError(400, 'a pack is asked for with the paths of files')
+        try:
+            wanted = [
+                parse_path(record.path)
+                for record in parse_records(
+                    _limited(request.body), request.headers.get('content-type'), Wanted
+                )
+            ]
+        except PathError as error:
+            raise _RefusalError(400, f'not a path: {error.reason}') from error
+        except ListingError as error:
+            raise _RefusalError(400, error.reason) from error
+        if len(wanted) > PACK_ITEMS:
+            raise _RefusalError(413, f'a pack has up to {PACK_ITEMS} files')
+        media = choose_media(request.headers.get('accept', ''))
+        records = (format_record(packed, media) for packed in read_pack(self._root, wanted))
+        chunks = request.connection['rgi.ChunkedOutput'](_join(records))
+        return _Response(200, 'OK', {'content-type': media.value}, chunks)
+
     def _send_manifest(self, request: _Request) -> _Response:
         hashed = self._find_root(request.segments)
         return _Response(200, 'OK', dict(_PLAIN), format_manifest(hashed.manifest))
@@ -281,16 +319,12 @@ class FileShare:
         `expected` is what it must still be. Raises _RefusalError, ContentChangedError, OSError.
         """
         file = self._open(path)
-        signature = signature_of(os.fstat(file.fileno()))
+        signature, content = read_small(file.fileno(), path)
         if expected is not None and signature != expected.signature:
             self._hashes.forget(path)
             raise ContentChangedError(format_path(path))
         headers = {**_PLAIN, 'accept-ranges': 'bytes', 'x-mtime-ns': str(signature.mtime_ns)}
-        content = None
-        if signature.size <= SMALL_SIZE:
-            content = file.read(signature.size)
-            if signature_of(os.fstat(file.fileno())) != signature:
-                raise ContentChangedError(format_path(path))
+        if content is not None:
             headers['etag'] = f'"{build_manifest(content).root}"'
         elif known := expected or self._hashes.find(path, signature):
             headers['etag'] = f'"{known.root}"'
@@ -324,6 +358,29 @@ class FileShare:
             raise _not_there(error) from error
 
 
+def _limited(body: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of a request's body, up to MAX_PACK_REQUEST bytes."""
+    size = 0
+    for piece in body:
+        size += len(piece)
+        if size > MAX_PACK_REQUEST:
+            raise _RefusalError(413, f'the question has up to {MAX_PACK_REQUEST} bytes')
+        yield piece
+
+
+def _join(records: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield records in chunks of some length, and the empty one at their end."""
+    chunk = bytearray()
+    for record in records:
+        chunk += record
+        if len(chunk) >= CHUNK_SIZE:
+            yield bytes(chunk)
+            chunk.clear()
+    if chunk:
+        yield bytes(chunk)
+    yield b''
+
+
 def _path_of(segments: list[str]) -> Path:
     """Return the path of a request; one "/" at its end means nothing."""
     if segments and not segments[-1]:
@@ -336,7 +393,7 @@ def _path_of(segments: list[str]) -> Path:
 
 def _not_there(error: Exception) -> _RefusalError:
     """Return the refusal for a path that leads to nothing, or to what is not followed."""
-    if isinstance(error, OSError) and error.errno not in _NOT_THERE:
+    if isinstance(error, OSError) and error.errno not in NOT_THERE:
         raise error
     return _RefusalError(404, 'there is no such entry, or it is not of the kind that was asked for')
 

@@ -11,10 +11,12 @@ import msgspec
 import pytest
 
 from degu.rgi import ContentRange, Range, Validator
-from degu_rpc.files import FileShare, limits, share
-from degu_rpc.files.blocks import build_manifest, parse_manifest
+from degu_rpc.files import FileShare, limits, packing, share
+from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, parse_manifest
+from degu_rpc.files.limits import MAX_PACKED, PACK_ITEMS
 from degu_rpc.files.listing import Entry, Kind, Problem, parse_listing
-from degu_rpc.files.records import Media
+from degu_rpc.files.packs import Packed, Wanted
+from degu_rpc.files.records import Media, format_record, parse_records
 from degu_rpc.peers import Authenticated
 
 BIG = bytes(range(256)) * 2000
@@ -410,10 +412,80 @@ def test_content_whose_file_vanished_is_404(connection, top):
     assert refused(connection.get(f'/data/{root}')) == 404
 
 
+# --- packs --------------------------------------------------------------------------------------
+
+
+def ask_pack(connection, *paths, media=Media.MSGPACK, headers=None):
+    question = b''.join(format_record(Wanted(path), media) for path in paths)
+    said = {'content-type': media.value, 'accept': media.value, **(headers or {})}
+    response = connection.post('/pack', said, question)
+    if response.status != 200:
+        return refused(response)
+    pieces = list(response.body)
+    return list(parse_records(pieces, response.headers['content-type'], Packed, MAX_PACKED))
+
+
+@pytest.mark.parametrize('media', list(Media))
+def test_a_pack_has_each_small_file_with_its_root_and_time(connection, top, media):
+    paths = ['small', 'dir/inner/f', 'small']
+    for packed, path in zip(ask_pack(connection, *paths, media=media), paths, strict=True):
+        content = (top / path).read_bytes()
+        assert packed == Packed(
+            200, build_manifest(content).root, (top / path).stat().st_mtime_ns, content
+        )
+
+
+def test_what_is_wrong_with_one_file_is_said_in_its_place(connection, top):
+    (top / 'grown').write_bytes(bytes(SMALL_SIZE + 1))
+    (top / 'most').write_bytes(bytes(SMALL_SIZE))
+    os.mkfifo(top / 'fifo')
+    paths = ['grown', 'nowhere', 'fifo', 'dir', 'dir-link/secret', 'small/x', '', 'small', 'most']
+    answer = [packed.status for packed in ask_pack(connection, *paths)]
+    assert answer == [413, 404, 404, 404, 404, 404, 404, 200, 200]
+
+
+@pytest.mark.parametrize(
+    'path', ['../x', 'a/../../x', '%2e%2e/x', '/etc/passwd', '.degu/lock', 'a%00']
+)
+def test_i6_a_pack_with_a_path_that_leads_elsewhere_is_refused_whole(connection, path):
+    assert ask_pack(connection, 'small', path) == 400
+
+
+def test_a_pack_takes_no_more_than_its_limits(connection, top, monkeypatch):
+    monkeypatch.setattr(packing, 'PACK_SIZE', 2)
+    assert [packed.status for packed in ask_pack(connection, *['small'] * 3)] == [200, 503, 503]
+    assert len(ask_pack(connection, *['nowhere'] * PACK_ITEMS)) == PACK_ITEMS
+    assert ask_pack(connection, *['nowhere'] * (PACK_ITEMS + 1)) == 413
+
+
+def test_a_question_that_is_too_long_is_refused(connection, monkeypatch):
+    monkeypatch.setattr(share, 'MAX_PACK_REQUEST', 100)
+    assert ask_pack(connection, 'a' * 100) == 413
+
+
+@pytest.mark.parametrize(
+    ('body', 'content_type'),
+    [
+        (None, Media.JSON.value),
+        (b'{"path":"small"}', Media.JSON.value),
+        (b'{"path":5}\n', Media.JSON.value),
+        (b'{"path":"small"}\n', 'text/plain'),
+        (b'\xff', Media.MSGPACK.value),
+    ],
+)
+def test_a_question_that_is_none_is_refused(connection, body, content_type):
+    assert refused(connection.post('/pack', {'content-type': content_type}, body)) == 400
+
+
+def test_a_pack_is_only_for_those_who_may_read(serve, top):
+    with FileShare(top, 'friend') as app, serve(app, 'stranger').connect() as connection:
+        assert ask_pack(connection, 'small') == 403
+
+
 # --- the rest -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('uri', ['/', '/files/small', '/pack', '/LS', '/ls%2f'])
+@pytest.mark.parametrize('uri', ['/', '/files/small', '/packs', '/LS', '/ls%2f'])
 def test_other_endpoints_are_404(connection, uri):
     assert refused(connection.get(uri)) == 404
 
