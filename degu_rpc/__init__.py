@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         UnknownPeerError,
         UnreachableError,
     )
-    from degu_rpc.files.fetch import Fetched, Progress, fetch
+    from degu_rpc.files.fetch import Fetched, Mirror, fetch
+    from degu_rpc.files.progress import Progress
     from degu_rpc.files.share import FileShare
     from degu_rpc.node.device import Node
     from degu_rpc.peers.caller import Authenticated, Peer
@@ -73,6 +74,7 @@ __all__ = [
     'MachineClient',
     'Metrics',
     'MetricsApp',
+    'Mirror',
     'Node',
     'PairingError',
     'PairingWindow',
@@ -126,6 +128,7 @@ _MODULES = {
     'JSON': 'degu_rpc.rpc.codec',
     'JsonRpcApp': 'degu_rpc.rpc.jsonrpc',
     'MSGPACK': 'degu_rpc.rpc.codec',
+    'Mirror': 'degu_rpc.files.fetch',
     'MachineClient': 'degu_rpc.peers.dial',
     'Metrics': 'degu_rpc.rpc.metrics',
     'MetricsApp': 'degu_rpc.rpc.metrics',
@@ -133,7 +136,7 @@ _MODULES = {
     'PairingError': 'degu_rpc.errors',
     'PairingWindow': 'degu_rpc.peers.pairing',
     'Peer': 'degu_rpc.peers.caller',
-    'Progress': 'degu_rpc.files.fetch',
+    'Progress': 'degu_rpc.files.progress',
     'ResultStream': 'degu_rpc.rpc.result_stream',
     'Router': 'degu_rpc.router',
     'RpcApp': 'degu_rpc.rpc.connect',

@@ -153,7 +153,7 @@ def fetch_library(
     for name in names:
 
         def report(progress: Progress, files: int = files, fetched: int = fetched) -> None:
-            pipe.send((files + progress.files_done, fetched + progress.bytes_fetched))
+            pipe.send((files + progress.files_done, fetched + progress.bytes_moved))
 
         result = fetch(client, f'/files/{SHARE}', name, destination, progress=report)
         files += result.files_fetched + result.files_present

@@ -107,9 +107,9 @@ class Replacement(NamedTuple):
 class Workspace:
     """Our private directory in a root, and the commits that go through it. See the module."""
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, *, durable: bool = True) -> None:
         """Open or make the directories. Raises BlockedError where others could write, OSError."""
-        self.is_durable = True
+        self.is_durable = durable
         # Set once. `_unsynced` and `_trash_name` change with the one thread that commits.
         self._root = root
         with contextlib.ExitStack() as stack:

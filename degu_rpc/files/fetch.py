@@ -6,32 +6,33 @@
    hash, and if they agree only mode and time are set.
 2. Check that there is room, make the directories, set what is only metadata. The room is checked
    again for each file that turns out to be larger than it was listed.
-3. A few threads, each with a connection, take one file after the other. A small one comes in one
-   answer with its root. For a larger one the share is asked for the root and the manifest; what an
-   earlier run left in the temporary file is hashed and kept where it matches; the missing runs of
-   blocks are asked for by content and each block is checked before it is written.
+3. A few threads for each source, each with a connection, do the jobs that a board gives them
+   (board.py): packs of small files, and runs of blocks of large ones, several at one file. How they
+   are done is in receive.py.
 4. The thread that called commits what is complete, in batches (see commit.py).
 5. Modes and times of the directories, deepest first; what was made is synced.
 
 A file that changed at the source meanwhile is listed again and fetched in its new version; one that
-does not come to rest, vanishes or cannot be read is reported in the result. Bytes that do not match
-although the file did not change are an IntegrityError. After any error, a cancel or a kill: every
-name holds its old or its new content, what was displaced is in the trash, and a second run goes on
-from what was verified.
+does not come to rest, vanishes or cannot be read is reported in the result. A source that fails, or
+whose bytes do not match although the file did not change, is not asked again: where there is no
+other, that is the error. After any error, a cancel or a kill: every name holds its old or its new
+content, what was displaced is in the trash, and a second run goes on from what was verified.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pathlib
 import queue
 import stat
 import threading
-from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc.errors import NoSpaceError, TransferCanceledError
+from degu_rpc.errors import NoSpaceError
+from degu_rpc.files.blocks import SMALL_SIZE
+from degu_rpc.files.board import Asking, Board, LargeJob, Pack, Run, Settled, Source
 from degu_rpc.files.commit import Outcome, Replacement, Symlink, Workspace, close
 from degu_rpc.files.limits import (
     BATCH_FILES,
@@ -39,36 +40,34 @@ from degu_rpc.files.limits import (
     CONNECTIONS,
     KEEP_FREE,
     KEEP_FREE_FRACTION,
-    PROGRESS_INTERVAL_S,
+    MAX_PACK_REQUEST,
+    PACK_ITEMS,
+    PACK_SIZE,
     QUEUE_FILES,
 )
 from degu_rpc.files.listing import Entry, Problem
+from degu_rpc.files.packs import NOT_IN_PACK, RECORD_COST, split_packs
 from degu_rpc.files.paths import Path, Root, format_path, parse_target, path_from_native
 from degu_rpc.files.plan import File, Plan, Skipped, plan_fetch
-from degu_rpc.files.receive import Receiver
+from degu_rpc.files.progress import Meter, Progress, RateLimit
+from degu_rpc.files.receive import Receiver, SourceError
 from degu_rpc.files.remote import Remote, StaleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from degu.client import Client
     from degu_rpc.peers import DialedClient
 
 
-class Progress(NamedTuple):
-    """How far a transfer is. Done includes what was already here; bytes and seconds."""
+_log = logging.getLogger('degu_rpc.files')
 
-    files_done: int
-    files_total: int
-    bytes_done: int
-    bytes_total: int
-    bytes_fetched: int
-    elapsed_s: float
 
-    @property
-    def rate(self) -> float:
-        """Bytes a second that came over the network."""
-        return self.bytes_fetched / self.elapsed_s if self.elapsed_s else 0.0
+class Mirror(NamedTuple):
+    """Another share that may have the same content: how to reach it, and where it is mounted."""
+
+    client: Client | DialedClient
+    prefix: str
 
 
 class Fetched(NamedTuple):
@@ -91,21 +90,30 @@ def fetch(
     path: str | bytes | os.PathLike[str],
     destination: str | os.PathLike[str],
     *,
+    mirrors: Sequence[Mirror] = (),
+    durable: bool = True,
+    rate_limit: float | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> Fetched:
     """Bring `path` over from the share mounted at `prefix`, into the directory `destination`.
 
     It gets the last name of `path` there; the contents of a whole share (`path` is '') go straight
-    into it. `destination` is made if it is missing. `progress` is called now and then, never twice
-    at once; setting `cancel` ends the fetch with TransferCanceledError.
+    into it. `destination` is made if it is missing. `mirrors` are other shares with the same paths:
+    they bring what they have of the same content, and take over when the first one fails or lies.
+    With `durable` false nothing is synced to the disk, so a power cut may cost what was brought.
+    `rate_limit` is bytes a second. `progress` is called now and then, never twice at once; setting
+    `cancel` ends the fetch with TransferCanceledError.
 
-    Raises FilesError (see degu_rpc.errors), the core's DeguError, OSError.
+    Raises FilesError (see degu_rpc.errors), the core's DeguError, OSError; ValueError for a rate
+    that is not positive.
     """
+    sources = [Mirror(client, prefix), *mirrors]
+    limit = RateLimit(rate_limit)
     directory = pathlib.Path(destination).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    with Root(directory) as root, Workspace(root) as workspace:
-        transfer = _Transfer(client, prefix, root, workspace, progress, cancel)
+    with Root(directory) as root, Workspace(root, durable=durable) as workspace:
+        transfer = _Transfer(sources, root, workspace, Meter(progress, cancel), limit)
         try:
             return transfer.run(path_from_native(path))
         except StaleError as stale:
@@ -122,34 +130,28 @@ def fetch(
 class _Transfer:
     """One fetch.
 
-    Guarded by self._lock: `_jobs`, `_skipped`, `_progress`, `_reported_at`, `_spare`. Used by
-    the thread that commits only: `_batch`, the other counters. Set once: the rest. The queue brings
-    it what the workers have: a Replacement, an exception, or None from each worker at its end.
+    Guarded by self._lock: `_skipped`, `_spare`. Used by the thread that commits only: `_batch`, the
+    other counters. Set once: the rest. The queue brings it what the workers have: a Replacement,
+    an exception, or None from each worker at its end.
     """
 
     def __init__(
         self,
-        client: Client | DialedClient,
-        prefix: str,
+        sources: Sequence[Mirror],
         root: Root,
         workspace: Workspace,
-        callback: Callable[[Progress], None] | None,
-        cancel: threading.Event | None,
+        meter: Meter,
+        limit: RateLimit,
     ) -> None:
-        self._client = client
-        self._prefix = prefix
+        self._sources = sources
         self._root = root
         self._workspace = workspace
-        self._callback = callback
-        self._cancel = cancel or threading.Event()
-        self._failed = threading.Event()
-        self._started_at = monotonic()
+        self._meter = meter
+        self._limit = limit
+        self._board = Board((), (), 0)
         self._queue: queue.Queue[Replacement | BaseException | None] = queue.Queue(QUEUE_FILES)
         self._lock = threading.Lock()
-        self._jobs: Iterator[File] = iter(())
         self._skipped: list[Skipped] = []
-        self._progress = Progress(0, 0, 0, 0, 0, 0.0)
-        self._reported_at = self._started_at
         self._spare = 0
         self._batch: list[Replacement] = []
         self._files_fetched = 0
@@ -158,7 +160,7 @@ class _Transfer:
     def run(self, source: Path) -> Fetched:
         """Do all of it; see the module."""
         self._workspace.recover()
-        with Remote(self._client, self._prefix, self._check_canceled) as remote:
+        with Remote(*self._sources[0], self._meter.check) as remote:
             plan = plan_fetch(self._root, source, remote.list_tree(source))
         self._begin(plan)
         for path in plan.directories:
@@ -171,14 +173,13 @@ class _Transfer:
             if path:
                 self._finish_directory(path, entry)
         self._workspace.sync_directories()
-        self._count(files=0, report=True)
-        files_done, _, _, _, bytes_fetched, elapsed_s = self._progress
+        done = self._meter.finish()
         return Fetched(
             self._files_fetched,
-            files_done - self._files_fetched,
+            done.files_done - self._files_fetched,
             self._files_replaced,
-            bytes_fetched,
-            elapsed_s,
+            done.bytes_moved,
+            done.elapsed_s,
             tuple(self._skipped),
         )
 
@@ -186,9 +187,9 @@ class _Transfer:
         """Set the totals and see that there is room. Raises NoSpaceError."""
         needed = sum(file.entry.size for file in plan.files)
         here = [*plan.present, *plan.metadata]
-        files_total = len(plan.files) + len(plan.symlinks) + len(here)
         bytes_here = sum(file.entry.size for file in here)
-        self._progress = Progress(len(here), files_total, bytes_here, bytes_here + needed, 0, 0.0)
+        self._meter.expect(len(plan.files) + len(plan.symlinks) + len(here), bytes_here + needed)
+        self._meter.count(files=len(here), size=bytes_here)
         self._skipped = plan.skipped
         disk = os.statvfs(self._root.name)
         keep = min(KEEP_FREE, disk.f_blocks * disk.f_frsize // KEEP_FREE_FRACTION)
@@ -213,16 +214,21 @@ class _Transfer:
 
     def _bring(self, plan: Plan) -> None:
         """Run the workers and commit what they bring, until all is done or something failed."""
-        self._jobs = iter(plan.files)
+        small = [file for file in plan.files if file.entry.size <= SMALL_SIZE]
+        large = [file for file in plan.files if file.entry.size > SMALL_SIZE]
+        packs = split_packs(small, _weigh, PACK_ITEMS, PACK_SIZE)
+        self._board = Board(map(Pack, packs), large, len(self._sources))
         workers = [
-            threading.Thread(target=self._work, name=f'fetch-{number}')
-            for number in range(min(CONNECTIONS, len(plan.files)))
+            threading.Thread(target=self._work, args=(source,), name=f'fetch-{source}-{number}')
+            for source in range(len(self._sources))
+            for number in range(CONNECTIONS)
         ]
         running = 0
         try:
-            for worker in workers:
-                worker.start()
-                running += 1
+            if plan.files:
+                for worker in workers:
+                    worker.start()
+                    running += 1
             for file in plan.symlinks:
                 self._bring_symlink(file)
             while running:
@@ -235,7 +241,8 @@ class _Transfer:
                     self._add(item)
             self._commit()
         finally:
-            self._failed.set()
+            self._meter.fail()
+            self._board.stop()
             while running:
                 item = self._queue.get()
                 running -= item is None
@@ -246,11 +253,15 @@ class _Transfer:
                     worker.join()
             for replacement in self._batch:
                 close(replacement)
+            for content in self._board.close():
+                content.close()
+        if self._board.error is not None:
+            raise self._board.error
 
     def _bring_symlink(self, file: File) -> None:
         target = parse_target(file.entry.target)
         if file.local is not None and self._readlink(file.target) == target:
-            self._count(files=1)
+            self._meter.count(files=1)
             return
         mtime_ns = file.entry.mtime_ns
         self._add(Replacement(Symlink(target), file.target, 0, 0, mtime_ns, file.local))
@@ -274,63 +285,109 @@ class _Transfer:
         outcomes = self._workspace.commit(batch)
         self._files_fetched += len(outcomes)
         self._files_replaced += sum(outcome is not Outcome.CREATED for outcome in outcomes)
-        self._count(files=len(outcomes))
+        self._meter.count(files=len(outcomes))
 
     # --- the workers ----------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, source: Source) -> None:
+        """Do the jobs that there are for one source, with one connection."""
         try:
-            with Remote(self._client, self._prefix, self._check_canceled) as remote:
-                receiver = Receiver(remote, self._root, self._workspace, self._moved, self._reserve)
-                while (file := self._next_job()) is not None:
-                    self._check_canceled()
-                    received = receiver.receive(file)
-                    if received is None:
-                        self._count(files=1)
-                    elif isinstance(received, Problem):
-                        self._skip(file, received)
+            with Remote(*self._sources[source], self._meter.check) as remote:
+                receiver = Receiver(
+                    remote,
+                    self._root,
+                    self._workspace,
+                    self._meter,
+                    self._limit,
+                    self._reserve,
+                    is_first=source == 0,
+                )
+                while (job := self._board.take(source)) is not None:
+                    self._meter.check()
+                    if isinstance(job, Pack):
+                        settled = self._receive_pack(job, source, receiver)
                     else:
-                        self._queue.put(received)
+                        settled = self._do(job, source, receiver)
+                    for one in settled:
+                        self._settle(one)
         except BaseException as error:  # noqa: BLE001  # it is raised in the thread that commits
             self._queue.put(error)
         finally:
             self._queue.put(None)
 
-    def _next_job(self) -> File | None:
-        with self._lock:
-            return next(self._jobs, None)
+    def _do(self, job: LargeJob, source: Source, receiver: Receiver) -> list[Settled]:
+        """Do one job for a large file; return what is settled by that."""
+        try:
+            if isinstance(job, Asking):
+                has_it = receiver.has(job.download)
+                return self._board.finish_asking(job, source, has_it=has_it)
+            if isinstance(job, Run):
+                receiver.receive_run(job)
+                return self._board.finish(job)
+            opened = receiver.open(job.download)
+        except StaleError:
+            return self._board.refuse(job, source)
+        except SourceError as error:
+            return self._lose(source, error, job)
+        if opened is True:
+            return self._board.finish(job)
+        if opened is False:
+            self._meter.count(files=1)
+            return self._board.give_up(job, None)
+        return self._board.give_up(job, opened)
+
+    def _receive_pack(self, job: Pack, source: Source, receiver: Receiver) -> list[Settled]:
+        again: list[File] = []
+        large: list[File] = []
+        done = 0
+        try:
+            for file, received in receiver.receive_pack(job.files):
+                done += 1
+                if isinstance(received, Replacement):
+                    self._queue.put(received)
+                elif isinstance(received, Problem):
+                    self._skip(file, received)
+                elif received is None:
+                    self._meter.count(files=1)
+                else:
+                    (again if received == NOT_IN_PACK else large).append(file)
+        except SourceError as error:
+            again += job.files[done:]
+            return self._lose(source, error, None) + self._board.finish_pack(again, large)
+        return self._board.finish_pack(again, large)
+
+    def _lose(self, source: Source, error: SourceError, job: LargeJob | None) -> list[Settled]:
+        cause = error.__cause__
+        assert isinstance(cause, Exception)  # see receive.py
+        if len(self._sources) > 1:
+            _log.warning('%r is given up: %s', self._sources[source].client, cause)
+        return self._board.lose(source, cause, job)
+
+    def _settle(self, settled: Settled) -> None:
+        """See to a large file on which nobody works any more."""
+        file, content = settled.download.file, settled.content
+        if settled.is_complete:
+            assert content is not None  # it was opened
+            entry = file.entry
+            temporary = content.finish()
+            self._queue.put(
+                Replacement(
+                    temporary, file.target, entry.size, entry.mode, entry.mtime_ns, file.local
+                )
+            )
+            return
+        if content is not None:
+            content.close()
+        if settled.problem is not None:
+            self._skip(file, settled.problem)
 
     def _skip(self, file: File, problem: Problem) -> None:
         with self._lock:
             self._skipped.append(Skipped(format_path(file.source), problem))
-            self._progress = self._progress._replace(
-                files_total=self._progress.files_total - 1,
-                bytes_total=self._progress.bytes_total - file.entry.size,
-            )
+        self._meter.expect(-1, -file.entry.size)
 
-    def _moved(self, size: int, *, fetched: bool) -> None:
-        self._check_canceled()
-        self._count(size=size, fetched=size if fetched else 0)
 
-    def _check_canceled(self) -> None:
-        if self._cancel.is_set() or self._failed.is_set():
-            raise TransferCanceledError
-
-    def _count(
-        self, *, files: int = 0, size: int = 0, fetched: int = 0, report: bool = False
-    ) -> None:
-        """Count what was done, and tell the caller now and then."""
-        with self._lock:
-            now = monotonic()
-            old = self._progress
-            # A file that is begun again is counted again, but not beyond the total.
-            self._progress = old._replace(
-                files_done=old.files_done + files,
-                bytes_done=min(old.bytes_done + size, old.bytes_total),
-                bytes_fetched=old.bytes_fetched + fetched,
-                elapsed_s=now - self._started_at,
-            )
-            if report or now - self._reported_at >= PROGRESS_INTERVAL_S:
-                self._reported_at = now
-                if self._callback is not None:
-                    self._callback(self._progress)
+def _weigh(file: File) -> int:
+    """Return what a file counts towards the size of a pack, whose question is limited, too."""
+    question = len(format_path(file.source)) + RECORD_COST
+    return max(file.entry.size, question * (PACK_SIZE // MAX_PACK_REQUEST))

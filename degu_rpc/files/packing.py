@@ -14,7 +14,7 @@ from degu_rpc.errors import ContentChangedError, PathError
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.content import read_small
 from degu_rpc.files.limits import PACK_SIZE
-from degu_rpc.files.packs import Packed
+from degu_rpc.files.packs import NOT_IN_PACK, Packed
 from degu_rpc.files.paths import NOT_THERE, Path, Root, open_file_in
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def read_pack(root: Root, wanted: Iterable[Path]) -> Iterator[Packed]:
             continue
         try:
             for path in paths:
-                packed = Packed(503) if size >= PACK_SIZE else _read(directory, path)
+                packed = Packed(NOT_IN_PACK) if size >= PACK_SIZE else _read(directory, path)
                 size += len(packed.content)
                 yield packed
         finally:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 T = TypeVar('T')
 
+NOT_IN_PACK = 503
+"""The status of a file that did not fit."""
+RECORD_COST = 16
+"""Bytes of a Wanted besides its path, at most."""
+
 
 class Wanted(msgspec.Struct, frozen=True):
     """A file that is asked for, by its path in the share, percent-encoded."""

@@ -42,8 +42,8 @@ class Partial:
     """What is here of one content. Close it, or use it with `with`, or `finish()` it."""
 
     # Set once: root, manifest, _workspace, _temporary, _is_durable.
-    # Guarded by self._lock: _here and _noted (a byte for each block), _unnoted (bytes written since
-    # the last note), _noted_at, _is_noting (one thread makes a note).
+    # Guarded by self._lock: _here and _noted (a byte for each block), _written (bytes), _unnoted
+    # (bytes since the last note), _noted_at, _is_noting (one thread makes a note).
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Partial:
         self._lock = threading.Lock()
         self._here = bytearray(manifest.block_count)
         self._noted = bytearray(manifest.block_count)
+        self._written = 0
         self._unnoted = 0
         self._noted_at = monotonic()
         self._is_noting = False
@@ -94,6 +95,12 @@ class Partial:
         """The descriptor of the temporary file."""
         return self._temporary.fd
 
+    @property
+    def written(self) -> int:
+        """How many bytes were written."""
+        with self._lock:
+            return self._written
+
     def missing(self) -> list[int]:
         """Return the numbers of the blocks that are not here, in order."""
         with self._lock:
@@ -101,10 +108,16 @@ class Partial:
 
     def write(self, index: int, block: Buffer) -> None:
         """Write block `index`. Raises IntegrityError for bytes that are not that block, OSError."""
-        if not self.manifest.matches(index, block):
+        if not self.offer(index, block):
             raise IntegrityError(self.root, index, 'the bytes do not match the manifest')
+
+    def offer(self, index: int, block: Buffer) -> bool:
+        """Write block `index` if these bytes are it; say whether they are. Raises OSError."""
+        if not self.manifest.matches(index, block):
+            return False
         write_at(self._temporary.fd, block, self.manifest.block_range(index)[0])
         self._count(index)
+        return True
 
     def adopt(self, index: int, buffer: memoryview) -> bool:
         """Take block `index` as it stands in the temporary file, if it is right; say whether.
@@ -161,6 +174,7 @@ class Partial:
         start, stop = self.manifest.block_range(index)
         with self._lock:
             self._here[index] = 1
+            self._written += stop - start
             self._unnoted += stop - start
             is_due = self._unnoted >= NOTE_SIZE or monotonic() - self._noted_at >= NOTE_INTERVAL_S
             if not is_due or self._is_noting:

@@ -1,47 +1,52 @@
-"""Bring the content of one file into a temporary file: verified, and not asked for twice.
+"""Do the jobs of a fetch: what one worker asks one source, and what it does with the answers.
 
-1. A small file comes in one answer, with its root. If the file that is here has the same bytes,
-   only its mode and time are set.
-2. For a larger one the share is asked for its root (it may have to hash), then for the manifest.
-3. What an earlier run left in the temporary file is hashed; blocks that match are kept. The missing
-   runs of blocks are asked for by content, and each block is checked before it is written.
-4. A file that changes at the source is begun again, with its new root. A block that does not match
-   although the file has not changed is an IntegrityError.
+1. Small files come in packs, each with its root. If the file that is here has the same bytes, only
+   its mode and time are set.
+2. For a larger one the source is asked for its root (it may have to hash), then for the manifest.
+   What is here of it already is found (partial.py, reuse.py); the rest is cut into runs.
+3. A run of blocks is asked for by content, and each block is checked before it is written.
+4. A source that no longer has what it announced is asked anew. One whose bytes do not match
+   although its file has not changed lies: that, and whatever else goes wrong with a source, is a
+   SourceError, and that source is lost. What goes wrong here (the disk) is raised as it is.
 
 A Receiver belongs to one thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from degu.errors import DeguError
 from degu_rpc.errors import (
     ContentChangedError,
+    FilesError,
     IntegrityError,
     ListingError,
     PathError,
-    ShareRefusedError,
+    TransferCanceledError,
 )
-from degu_rpc.files.blocks import SMALL_SIZE, Manifest, is_root
+from degu_rpc.files.blocks import is_root
 from degu_rpc.files.commit import Replacement, Workspace
 from degu_rpc.files.content import hash_file
-from degu_rpc.files.limits import FETCH_ATTEMPTS
-from degu_rpc.files.listing import Kind, Problem
-from degu_rpc.files.paths import Path, Root, format_path
+from degu_rpc.files.limits import RUN_SIZE
+from degu_rpc.files.listing import Entry, Kind, Problem
+from degu_rpc.files.packs import NOT_IN_PACK
+from degu_rpc.files.partial import Partial, store_small
+from degu_rpc.files.paths import Root, format_path
 from degu_rpc.files.remote import Remote, StaleError
+from degu_rpc.files.reuse import copy_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Protocol
 
+    from degu.bodies import Input
+    from degu_rpc.files.board import Download, Run
+    from degu_rpc.files.packs import Packed
     from degu_rpc.files.plan import File
-
-    class Moved(Protocol):
-        """Called with the size in bytes of each piece that is done, and whether it was fetched."""
-
-        def __call__(self, size: int, *, fetched: bool) -> None:
-            """Count it. What this raises ends the transfer: this is where a cancel comes in."""
+    from degu_rpc.files.progress import Meter, RateLimit
 
     class Reserve(Protocol):
         """Called with the size in bytes of what was not planned, before it is written."""
@@ -50,57 +55,86 @@ if TYPE_CHECKING:
             """Take it from what is free. Raises NoSpaceError."""
 
 
+class SourceError(Exception):
+    """A source is no good; the reason is the cause. Never leaves this package."""
+
+
 class Receiver:
-    """Brings one file after the other from one remote into one workspace."""
+    """Does the jobs of one worker, with one connection."""
 
     def __init__(
-        self, remote: Remote, root: Root, workspace: Workspace, moved: Moved, reserve: Reserve
+        self,
+        remote: Remote,
+        root: Root,
+        workspace: Workspace,
+        meter: Meter,
+        limit: RateLimit,
+        reserve: Reserve,
+        *,
+        is_first: bool,
     ) -> None:
-        """Remember where from, where to, whom to tell, and whom to ask for more room."""
+        """Remember where from, where to, whom to tell, how fast, and whom to ask for more room.
+
+        `is_first` says that the files were listed by this source: what it has now is what counts.
+        """
         self._remote = remote
         self._root = root
         self._workspace = workspace
-        self._moved = moved
+        self._meter = meter
+        self._limit = limit
         self._reserve = reserve
-        self._written = 0
+        self._is_first = is_first
+        self._buffer = memoryview(b'')
 
-    def receive(self, file: File) -> Replacement | Problem | None:
-        """Bring `file` and return what to commit; None if it is here, a Problem if it cannot come.
+    # --- small files ----------------------------------------------------------------------------
 
-        Raises IntegrityError, ListingError, ShareRefusedError, NoSpaceError, DeguError, OSError.
+    def receive_pack(
+        self, files: list[File]
+    ) -> Iterator[tuple[File, Replacement | Problem | int | None]]:
+        """Bring small files; yield each with what to commit, or why there is nothing.
+
+        None is for a file that is here, a Problem for one that cannot be had, a number is the
+        status with which it is to be brought some other way. Raises SourceError, NoSpaceError,
+        OSError.
         """
-        if file.entry.size <= SMALL_SIZE:
-            try:
-                return self._receive_small(file)
-            except StaleError:
-                pass  # gone, or grown: look again
-            except ShareRefusedError as refusal:
-                if refusal.status == 403:
-                    return Problem.UNREADABLE
-                raise
-        return self._receive_large(file)
+        self._limit.wait(sum(file.entry.size for file in files), self._meter)
+        paths = [file.source for file in files]
+        answers = self._remote.read_pack(paths)
+        for file in files:
+            self._meter.check()
+            with _asking():
+                packed = next(answers)
+            yield file, self._take_packed(file, packed)
+        with _asking():
+            next(answers, None)  # so that it sees the end
 
-    def _receive_small(self, file: File) -> Replacement | None:
-        content, root, mtime_ns = self._remote.read_small(file.source, SMALL_SIZE)
-        self._moved(len(content), fetched=True)
-        entry = file.entry
-        if self._is_here(file, len(content), root):
-            self._workspace.set_metadata(file.target, entry.mode, mtime_ns)
+    def _take_packed(self, file: File, packed: Packed) -> Replacement | Problem | int | None:
+        if packed.status == 403:
+            return Problem.UNREADABLE
+        entry, size = file.entry, len(packed.content)
+        is_listed = (size, packed.mtime_ns) == (entry.size, entry.mtime_ns)
+        if not self._is_first and packed.status != NOT_IN_PACK and not is_listed:
+            return Problem.VANISHED
+        if packed.status != 200:
+            return packed.status
+        self._meter.count(size=size, moved=size)
+        if self._is_here(file, size, packed.root):
+            self._workspace.set_metadata(file.target, entry.mode, packed.mtime_ns)
             return None
-        self._reserve(max(len(content) - entry.size, 0))
-        temporary = self._workspace.open_temporary(root)
-        try:
-            _write(temporary.fd, content, 0)
-            os.ftruncate(temporary.fd, len(content))
-        except BaseException:
-            os.close(temporary.fd)
-            raise
-        return Replacement(temporary, file.target, len(content), entry.mode, mtime_ns, file.local)
+        self._reserve(max(size - entry.size, 0))
+        temporary = store_small(self._workspace, packed.root, packed.content)
+        return Replacement(temporary, file.target, size, entry.mode, packed.mtime_ns, file.local)
 
-    def _receive_large(self, file: File) -> Replacement | Problem | None:
-        reserved, root = file.entry.size, ''
-        self._written = 0
-        for _ in range(FETCH_ATTEMPTS):
+    # --- large files ----------------------------------------------------------------------------
+
+    def open(self, download: Download) -> Problem | bool:
+        """Find out what the content is and what of it is missing; fill in the download's runs.
+
+        Returns True, False if the file is here, or why it cannot be had. Raises StaleError when the
+        source has it no more, SourceError, NoSpaceError, OSError.
+        """
+        file = download.file
+        with _asking():
             try:
                 entry = self._remote.list_file(file.source)
             except StaleError:
@@ -109,75 +143,96 @@ class Receiver:
                 return entry.problem or Problem.VANISHED
             if not is_root(entry.root):
                 raise ListingError(f'{format_path(file.source)} comes without the root asked for')
-            if entry.root != root:
-                # What is begun stays, for a later run: another content takes room besides it.
-                more = max(self._written + entry.size - reserved, 0)
-                self._reserve(more)
-                reserved, root = reserved + more, entry.root
-            try:
-                return self._receive_content(file._replace(entry=entry))
-            except StaleError:
-                continue
-            except IntegrityError:
-                # It may have changed while it was sent; then its root is another one now.
-                self._remote.close()
-                if self._root_now(file.source) == entry.root:
-                    raise
-        return Problem.CHANGING
-
-    def _root_now(self, path: Path) -> str:
-        try:
-            return self._remote.list_file(path).root
-        except StaleError:
-            return ''
-
-    def _receive_content(self, file: File) -> Replacement | None:
-        """Bring the content `file.entry.root`. Raises StaleError when the share has it no more."""
-        entry = file.entry
-        manifest = self._remote.read_manifest(file.source, entry.root, entry.size)
+        if not self._is_first and not _is_same(entry, file.entry):
+            return Problem.VANISHED
+        # What was begun of former contents stays, for a later run: this one takes room besides it.
+        more = max(download.written + entry.size - download.reserved, 0)
+        self._reserve(more)
+        download.reserved += more
+        with _asking():
+            manifest = self._remote.read_manifest(file.source, entry.root, entry.size)
         if self._is_here(file, entry.size, entry.root):
             self._workspace.set_metadata(file.target, entry.mode, entry.mtime_ns)
-            self._moved(entry.size, fetched=False)
-            return None
-        temporary = self._workspace.open_temporary(entry.root)
+            self._meter.count(size=entry.size)
+            return False
+        download.file = file._replace(entry=entry)
+        content = Partial(self._workspace, entry.root, manifest, self._found)
         try:
-            buffer = memoryview(bytearray(min(manifest.block_size, manifest.size)))
-            missing = []
-            for index in range(manifest.block_count):
-                start, stop = manifest.block_range(index)
-                if _read(temporary.fd, buffer, start, stop) and manifest.matches(
-                    index, buffer[: stop - start]
-                ):
-                    self._moved(stop - start, fetched=False)
-                else:
-                    missing.append(index)
-            for first, last in find_runs(missing):
-                self._receive_run(file, manifest, first, last, temporary.fd, buffer)
-            os.ftruncate(temporary.fd, manifest.size)
+            self._reuse(download.file, content)
         except BaseException:
-            os.close(temporary.fd)
+            content.close()
             raise
-        return Replacement(
-            temporary, file.target, entry.size, entry.mode, entry.mtime_ns, file.local
-        )
+        download.content = content
+        download.runs.extend(find_runs(content.missing(), RUN_SIZE // manifest.block_size))
+        return True
 
-    def _receive_run(
-        self, file: File, manifest: Manifest, first: int, last: int, fd: int, buffer: memoryview
-    ) -> None:
-        """Bring the blocks `first` to `last`, both included, and write each that is right."""
-        begin, end = manifest.block_range(first)[0], manifest.block_range(last)[1]
-        body = self._remote.open_data(file.source, file.entry.root, begin, end)
-        for index in range(first, last + 1):
+    def has(self, download: Download) -> bool:
+        """Ask whether the source has the content of an open download, too. Raises SourceError."""
+        with _asking():
+            try:
+                entry = self._remote.list_file(download.file.source)
+            except StaleError:
+                return False
+        return entry.kind is Kind.FILE and entry.root == download.file.entry.root
+
+    def receive_run(self, run: Run) -> None:
+        """Bring the blocks of a run. Raises StaleError, SourceError, OSError."""
+        file, content = run.download.file, run.download.content
+        assert content is not None  # a download with runs is open
+        manifest = content.manifest
+        begin, end = manifest.block_range(run.first)[0], manifest.block_range(run.last)[1]
+        with _asking():
+            body = self._remote.open_data(file.source, content.root, begin, end)
+        for index in range(run.first, run.last + 1):
             start, stop = manifest.block_range(index)
-            block = buffer[: stop - start]
-            body.readinto(block)
-            if not manifest.matches(index, block):
-                raise IntegrityError(
-                    format_path(file.source), index, 'the bytes do not match the manifest'
-                )
-            _write(fd, block, start)
-            self._written += len(block)
-            self._moved(stop - start, fetched=True)
+            block = self._read(body, stop - start)
+            try:
+                content.write(index, block)
+            except IntegrityError as error:
+                self._remote.close()
+                self._explain(file, content.root, error)
+
+    def _explain(self, file: File, root: str, error: IntegrityError) -> None:
+        """Raise StaleError if the file changed while it was sent, otherwise SourceError."""
+        with _asking():
+            entry = self._remote.list_file(file.source)
+            if entry.root != root:
+                raise StaleError.of(file.source, 'it changed while it was sent')
+            raise IntegrityError(format_path(file.source), error.block, error.reason) from None
+
+    def _read(self, body: Input, size: int) -> memoryview:
+        """Read so many bytes, no faster than allowed, into the buffer."""
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytearray(size))
+        position = 0
+        while position < size:
+            piece = self._buffer[position : min(position + self._limit.piece_size, size)]
+            self._limit.wait(len(piece), self._meter)
+            with _asking():
+                body.readinto(piece)
+            self._meter.count(size=len(piece), moved=len(piece))
+            self._meter.check()
+            position += len(piece)
+        return self._buffer[:size]
+
+    # --- what is here ---------------------------------------------------------------------------
+
+    def _found(self, size: int) -> None:
+        self._meter.check()
+        self._meter.count(size=size)
+
+    def _reuse(self, file: File, content: Partial) -> None:
+        """Take what can be had from the file that is here under this name."""
+        if file.local is None:
+            return
+        try:
+            fd = self._root.open_file(file.target)
+        except (PathError, FileNotFoundError, PermissionError):
+            return  # no regular file, or none that can be read
+        try:
+            copy_blocks(fd, content, self._found)
+        finally:
+            os.close(fd)
 
     def _is_here(self, file: File, size: int, root: str) -> bool:
         """Tell whether what is at the final name has this content. Only an equal size is read."""
@@ -186,7 +241,7 @@ class Receiver:
         try:
             fd = self._root.open_file(file.target)
         except (PathError, FileNotFoundError, PermissionError):
-            return False  # no regular file, or none that can be read
+            return False
         try:
             return hash_file(fd, file.target)[1].root == root
         except ContentChangedError:
@@ -195,34 +250,31 @@ class Receiver:
             os.close(fd)
 
 
-def find_runs(indexes: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the runs (first, last) in ascending numbers.
+@contextlib.contextmanager
+def _asking() -> Iterator[None]:
+    """Make whatever goes wrong with a source a SourceError."""
+    try:
+        yield
+    except (StaleError, TransferCanceledError):
+        raise
+    except (DeguError, FilesError, OSError) as error:
+        raise SourceError from error
 
-    >>> find_runs([0, 1, 2, 5, 7, 8])
-    [(0, 2), (5, 5), (7, 8)]
+
+def _is_same(entry: Entry, other: Entry) -> bool:
+    return (entry.size, entry.mtime_ns) == (other.size, other.mtime_ns)
+
+
+def find_runs(indexes: Iterable[int], longest: int) -> list[tuple[int, int]]:
+    """Return the runs (first, last) of up to `longest` numbers in ascending ones.
+
+    >>> find_runs([0, 1, 2, 5, 7, 8], 2)
+    [(0, 1), (2, 2), (5, 5), (7, 8)]
     """
     runs: list[tuple[int, int]] = []
     for index in indexes:
-        if runs and runs[-1][1] == index - 1:
+        if runs and runs[-1][1] == index - 1 and index - runs[-1][0] < longest:
             runs[-1] = (runs[-1][0], index)
         else:
             runs.append((index, index))
     return runs
-
-
-def _read(fd: int, buffer: memoryview, start: int, stop: int) -> bool:
-    """Read bytes `start` to `stop` into the buffer; return whether they were there."""
-    position = start
-    while position < stop:
-        count = os.preadv(fd, [buffer[position - start : stop - start]], position)
-        if count == 0:
-            return False
-        position += count
-    return True
-
-
-def _write(fd: int, data: bytes | memoryview, position: int) -> None:
-    with memoryview(data) as view:
-        written = 0
-        while written < len(view):
-            written += os.pwrite(fd, view[written:], position + written)

@@ -8,28 +8,27 @@ cancel comes in. A Remote belongs to one thread.
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from degu.bodies import ChunkedInput, Input
 from degu.rgi import Range
 from degu_rpc.errors import FilesError, IntegrityError, ListingError, ShareRefusedError
-from degu_rpc.files.blocks import Manifest, build_manifest, is_root, manifest_size, parse_manifest
-from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST
+from degu_rpc.files.blocks import Manifest, build_manifest, manifest_size, parse_manifest
+from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST, MAX_PACKED
 from degu_rpc.files.listing import Entry, Kind, parse_listing
+from degu_rpc.files.packs import Packed, Wanted
 from degu_rpc.files.paths import Path, format_path
-from degu_rpc.files.records import Media
+from degu_rpc.files.records import Media, format_record, parse_records
 from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from degu.client import Client, Connection, Response
     from degu_rpc.peers import DialedClient
 
-
-_MTIME = re.compile(r'-?[0-9]{1,19}').fullmatch
+    _Headers = dict[str, str | Range]
 
 
 class StaleError(FilesError):
@@ -39,13 +38,10 @@ class StaleError(FilesError):
         super().__init__(str(refusal))
         self.refusal = refusal
 
-
-class SmallFile(NamedTuple):
-    """A file that came in one answer, checked against the root that came with it."""
-
-    content: bytes
-    root: str
-    mtime_ns: int
+    @classmethod
+    def of(cls, path: Path, why: str) -> StaleError:
+        """Return the error for content that is another one by now, as we found out ourselves."""
+        return cls(ShareRefusedError(format_path(path), 409, why))
 
 
 class Remote:
@@ -126,26 +122,39 @@ class Remote:
             self._check()
             yield piece
 
-    def read_small(self, path: Path, max_size: int) -> SmallFile:
-        """Read a file of up to `max_size` bytes, and check that it is what the share says it is.
+    def read_pack(self, paths: Sequence[Path]) -> Iterator[Packed]:
+        """Yield what the share has of each of these small files, in order, its root checked.
 
-        Raises StaleError when it is gone or larger, IntegrityError, ShareRefusedError.
+        Raises IntegrityError, ListingError, ShareRefusedError.
         """
-        response = self._get(path, '/file/' + format_path(path))
-        body = response.body
-        if not isinstance(body, Input):
-            raise self._odd(path, response, 'a file comes with its length')
-        if body.content_length > max_size:
-            self.close()
-            raise StaleError(ShareRefusedError(format_path(path), 409, 'it grew'))
-        content = body.read()
-        root = str(response.headers.get('etag', '')).strip('"')
-        mtime = str(response.headers.get('x-mtime-ns', ''))
-        if not is_root(root) or not _MTIME(mtime) or abs(int(mtime)) >= 2**63:
-            raise self._odd(path, response, 'a small file comes with its root and time')
-        if build_manifest(content).root != root:
-            raise IntegrityError(format_path(path), 0, 'the bytes do not match the root')
-        return SmallFile(content, root, int(mtime))
+        question = b''.join(
+            format_record(Wanted(format_path(path)), Media.MSGPACK) for path in paths
+        )
+        headers: _Headers = {'content-type': Media.MSGPACK.value, 'accept': Media.MSGPACK.value}
+        try:
+            response = self._ask(paths[0], 'POST', '/pack', headers, question)
+        except StaleError as stale:
+            raise stale.refusal from stale
+        if not isinstance(response.body, ChunkedInput):
+            raise self._odd(paths[0], response, 'a pack comes in chunks')
+        pieces = self._checked(response.body)
+        content_type = response.headers.get('content-type')
+        answers = parse_records(pieces, content_type, Packed, MAX_PACKED)
+        is_whole = False
+        try:
+            for path in paths:
+                packed = next(answers, None)
+                if packed is None:
+                    raise ListingError('a pack has less than was asked for')
+                if packed.status == 200 and build_manifest(packed.content).root != packed.root:
+                    raise IntegrityError(format_path(path), 0, 'the bytes do not match the root')
+                yield packed
+            if next(answers, None) is not None:
+                raise ListingError('a pack has more than was asked for')
+            is_whole = True
+        finally:
+            if not is_whole:
+                self.close()
 
     def read_manifest(self, path: Path, root: str, size: int) -> Manifest:
         """Read and check the manifest of the content `root`, which has `size` bytes.
@@ -181,8 +190,13 @@ class Remote:
             raise self._odd(path, response, f'{stop - start} bytes were asked for')
         return body
 
-    def _get(self, path: Path, uri: str, headers: dict[str, str | Range] | None = None) -> Response:
-        response = self._request(self._prefix + uri, headers or {})
+    def _get(self, path: Path, uri: str, headers: _Headers | None = None) -> Response:
+        return self._ask(path, 'GET', uri, headers or {}, None)
+
+    def _ask(
+        self, path: Path, method: str, uri: str, headers: _Headers, question: bytes | None
+    ) -> Response:
+        response = self._request(method, self._prefix + uri, headers, question)
         if response.status in {200, 206}:
             return response
         body = response.body
@@ -196,14 +210,14 @@ class Remote:
             raise StaleError(refusal)
         raise refusal
 
-    def _request(self, uri: str, headers: dict[str, str | Range]) -> Response:
+    def _request(self, method: str, uri: str, headers: _Headers, body: bytes | None) -> Response:
         if self._connection is not None and not self._connection.closed:
             try:
-                return self._connection.request('GET', uri, headers)
+                return self._connection.request(method, uri, headers, body)
             except ConnectionError:
                 self.close()
         self._connection = self._client.connect()
-        return self._connection.request('GET', uri, headers)
+        return self._connection.request(method, uri, headers, body)
 
     def _odd(self, path: Path, response: Response, rule: str) -> ShareRefusedError:
         """Return the error for an answer of the wrong shape; the connection is closed with it."""

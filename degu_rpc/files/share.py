@@ -8,8 +8,8 @@
 
 HEAD answers each that has GET without the body. 400 is a path that leads nowhere allowed, 403 a
 caller without a role that was allowed, 404 what is not there (or is no file: symlinks are never
-followed), 405 another method, 409 a file that changed, 413 a question that is too large, 416 a range
-outside the file.
+followed), 405 another method, 409 a file that changed, 413 a question that is too large, 416 a
+range outside the file.
 
 1. The caller's roles are looked up in `request['_peer'].roles`; default deny.
 2. Every path goes through paths.py, so nothing outside the directory can be reached, nor `.degu`.

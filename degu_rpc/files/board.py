@@ -1,0 +1,255 @@
+"""Who brings what next: the work of one fetch, handed to the workers of its sources.
+
+1. The first source that is still good leads: it alone says what a file is now (packs, and the root
+   of a large file), so that a lie about that is nobody's but its own.
+2. A large file that was opened is cut into runs of blocks, which every source may bring that says
+   it has the content with this root. Each block is checked, so who brings it does not matter.
+3. A source that fails or lies is lost: what it was at is given to others, and the next one leads.
+   What then nobody can bring is an error in the end: the one that the first lost source made.
+4. A file that changed is opened again, up to FETCH_ATTEMPTS times.
+
+A Board decides and does nothing: no network, no disk. It is used by all workers of a fetch; one
+lock guards all of it, the Downloads included.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from degu_rpc.files.limits import FETCH_ATTEMPTS
+from degu_rpc.files.listing import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from degu_rpc.files.partial import Partial
+    from degu_rpc.files.plan import File
+
+Source = int
+"""A source, by its place among those that the caller named."""
+
+
+class Download:
+    """A large file that is on its way."""
+
+    # Set while one worker opens it, before there are runs: file (with what the source says of it
+    # now), content, reserved (bytes). Guarded by the board's lock: the rest. `written` is how many
+    # bytes of former contents are in tmp/, `runs` are the first and last blocks that nobody is at,
+    # `at_work` the workers that are at something of it, `has` says which sources have this content,
+    # as far as they were asked.
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.content: Partial | None = None
+        self.reserved = file.entry.size
+        self.written = 0
+        self.attempts = 0
+        self.runs: collections.deque[tuple[int, int]] = collections.deque()
+        self.at_work = 0
+        self.has: dict[Source, bool] = {}
+
+
+class Pack(NamedTuple):
+    """Bring these small files."""
+
+    files: list[File]
+
+
+class Opening(NamedTuple):
+    """Find out what the content of this file is, and what of it is here."""
+
+    download: Download
+
+
+class Asking(NamedTuple):
+    """Find out whether this source has the content of this file, too."""
+
+    download: Download
+
+
+class Run(NamedTuple):
+    """Bring the blocks `first` to `last`, both included."""
+
+    download: Download
+    first: int
+    last: int
+
+
+LargeJob = Opening | Asking | Run
+Job = Pack | LargeJob
+
+
+class Settled(NamedTuple):
+    """A download on which nobody works any more: it is complete, or its content is to be closed.
+
+    `problem` is why it is given up, if it is; otherwise it will be opened again.
+    """
+
+    download: Download
+    content: Partial | None
+    is_complete: bool
+    problem: Problem | None = None
+
+
+class Board:
+    """The jobs of one fetch. See the module.
+
+    A worker takes a job, does it, and says what became of it, with one call. Each of these returns
+    what is settled by that; the worker sees to it.
+    """
+
+    def __init__(self, packs: Iterable[Pack], large: Iterable[File], sources: int) -> None:
+        """Begin with all to be done and `sources` sources, all of them good."""
+        self._condition = threading.Condition()
+        # Guarded by self._condition.
+        self._packs = collections.deque(packs)
+        self._packs_at_work = 0
+        self._new = collections.deque(Download(file) for file in large)
+        self._open: list[Download] = []
+        self._good = list(range(sources))
+        self._errors: list[Exception] = []
+        self._is_unserved = False
+        self._is_stopped = False
+
+    def take(self, source: Source) -> Job | None:
+        """Wait for a job for a worker of `source`; None if there will be none."""
+        with self._condition:
+            while not self._is_stopped and source in self._good:
+                job = self._find(source)
+                if job is not None or self._is_done():
+                    return job
+                self._condition.wait()
+            return None
+
+    def stop(self) -> None:
+        """Give out no more jobs."""
+        with self._condition:
+            self._is_stopped = True
+            self._condition.notify_all()
+
+    def close(self) -> list[Partial]:
+        """Return the contents that are open still, once no worker is left, to be closed."""
+        with self._condition:
+            return [download.content for download in self._open if download.content is not None]
+
+    @property
+    def error(self) -> Exception | None:
+        """Why something could not be brought: what the first source that was lost had to say."""
+        with self._condition:
+            if self._errors and (self._is_unserved or not self._is_done()):
+                return self._errors[0]
+            return None
+
+    # --- what became of a job -------------------------------------------------------------------
+
+    def finish(self, job: LargeJob) -> list[Settled]:
+        """It is done; the runs that an opening found are in its download."""
+        with self._condition:
+            return self._end(job)
+
+    def finish_asking(self, job: Asking, source: Source, *, has_it: bool) -> list[Settled]:
+        """The source said whether it has the content."""
+        with self._condition:
+            job.download.has[source] = has_it
+            return self._end(job)
+
+    def finish_pack(self, again: list[File], large: list[File]) -> list[Settled]:
+        """A pack is done, but for files that did not fit, and for those that are not small now."""
+        with self._condition:
+            self._packs_at_work -= 1
+            if again:
+                self._packs.append(Pack(again))
+            self._new.extend(Download(file) for file in large)
+            self._condition.notify_all()
+            return []
+
+    def give_up(self, job: Opening, problem: Problem | None) -> list[Settled]:
+        """There is nothing to bring: it is here, or the source says why it cannot be had."""
+        with self._condition:
+            self._open.remove(job.download)
+            self._condition.notify_all()
+            return [Settled(job.download, job.download.content, False, problem)] if problem else []
+
+    def refuse(self, job: LargeJob, source: Source) -> list[Settled]:
+        """The source does not have this content any more."""
+        with self._condition:
+            job.download.has[source] = False
+            self._put_back(job)
+            return self._end(job)
+
+    def lose(self, source: Source, error: Exception, job: LargeJob | None) -> list[Settled]:
+        """The source is no good, for this reason; what it was at is for others."""
+        with self._condition:
+            self._errors.append(error)
+            if source in self._good:
+                self._good.remove(source)
+            if job is None:
+                return self._settle()
+            self._put_back(job)
+            return self._end(job)
+
+    # --- with the lock held ---------------------------------------------------------------------
+
+    def _is_done(self) -> bool:
+        return not (self._packs or self._new or self._open or self._packs_at_work)
+
+    def _find(self, source: Source) -> Job | None:
+        for download in self._open:
+            if download.runs and download.has.get(source):
+                download.at_work += 1
+                return Run(download, *download.runs.popleft())
+        for download in self._open:
+            if download.runs and source not in download.has:
+                download.has[source] = False  # until it says otherwise: one worker asks
+                download.at_work += 1
+                return Asking(download)
+        if source != self._good[0]:
+            return None
+        if self._new:
+            download = self._new.popleft()
+            download.attempts += 1
+            download.at_work = 1
+            download.has = {source: True}
+            self._open.append(download)
+            return Opening(download)
+        if self._packs:
+            self._packs_at_work += 1
+            return self._packs.popleft()
+        return None
+
+    def _put_back(self, job: LargeJob) -> None:
+        if isinstance(job, Run):
+            job.download.runs.appendleft((job.first, job.last))
+
+    def _end(self, job: LargeJob) -> list[Settled]:
+        job.download.at_work -= 1
+        return self._settle()
+
+    def _settle(self) -> list[Settled]:
+        idle = [download for download in self._open if not download.at_work]
+        settled = [self._judge(download) for download in idle]
+        self._condition.notify_all()
+        return [one for one in settled if one is not None]
+
+    def _judge(self, download: Download) -> Settled | None:
+        """Take a download on which nobody works off the board, if nobody can go on with it."""
+        content = download.content
+        is_complete = content is not None and not download.runs
+        if download.runs and any(download.has.get(source, True) for source in self._good):
+            return None
+        self._open.remove(download)
+        problem = None
+        if not is_complete:
+            download.runs.clear()
+            download.content = None
+            if content is not None:
+                download.written += content.written
+            if not self._good:
+                self._is_unserved = True
+            elif download.attempts < FETCH_ATTEMPTS:
+                self._new.append(download)
+            else:
+                problem = Problem.CHANGING
+        return Settled(download, content, is_complete, problem)
