@@ -97,8 +97,10 @@ def find_port() -> int:
 def running(command: list[str], port: int) -> Iterator[int]:
     """Run a server program until the end of the block; yield its pid once it listens at `port`.
 
-    Raises RuntimeError with what it said if it does not.
+    It ends with this process, too, however that ends. Raises RuntimeError with what it said if it
+    does not listen.
     """
+    command = ['setpriv', '--pdeathsig', 'TERM', *command]
     with tempfile.TemporaryFile('w+') as output:
         process = subprocess.Popen(command, cwd=HERE, stdout=output, stderr=output)
         try:
