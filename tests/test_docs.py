@@ -331,13 +331,16 @@ def table_of(page: Path) -> list[list[str]]:
     return [[cell.strip().strip('`') for cell in row.strip('|').split('|')] for row in rows]
 
 
+COUNTS = {'max_connections', 'max_headers', 'PACK_ITEMS'}
+
+
 def format_limit(name: str, value: float | None) -> str:
     if value is None:
         return 'none'
     if name.lower().endswith('_s'):
         return f'{value:.10g} s'
     for unit, size in (('MiB', 1024 * 1024), ('KiB', 1024)):
-        if name not in {'max_connections', 'max_headers'} and value >= size and value % size == 0:
+        if name not in COUNTS and value >= size and value % size == 0:
             return f'{value // size} {unit}'
     return f'{value}'
 
