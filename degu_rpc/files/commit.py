@@ -33,9 +33,7 @@ and a killed process leaves no lock behind. A Workspace belongs to one thread, e
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import enum
-import errno
 import fcntl
 import itertools
 import os
@@ -45,24 +43,25 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import BlockedError, ContentChangedError
-from degu_rpc.files.content import Signature, hash_file, signature_of
+from degu_rpc.files.content import Signature, hash_file
 from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, MAX_MANIFEST
 from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
+from degu_rpc.files.system import (
+    exchange,
+    exists,
+    is_directory,
+    list_names,
+    look,
+    rename_to_free,
+    start_writing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
-SYNC_FILE_RANGE_WRITE = 2
 SYMLINK_PREFIX = b'symlink.'
 NOTE_SUFFIX = b'.note'
-
-# ctypes because Python binds neither call, and no other call can exchange two names or start
-# writing a file to the disk without waiting for it.
-_libc = ctypes.CDLL(None, use_errno=True)
-_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class Outcome(enum.Enum):
@@ -254,7 +253,7 @@ class Workspace:
         will find it. Anything else was displaced and goes to the trash.
         """
         with self._locked():
-            names = set(_names(self._tmp))
+            names = set(list_names(self._tmp))
             for name in names:
                 content, is_note, _ = name.partition(NOTE_SUFFIX)
                 if name.startswith(SYMLINK_PREFIX) or (is_note and content not in names):
@@ -262,10 +261,10 @@ class Workspace:
             return self._recover()
 
     def _recover(self) -> int:
-        names = _names(self._swap)
+        names = list_names(self._swap)
         for name in names:
             ours = self._is_ours(name)
-            if not (ours and _rename_to_free(self._swap, name, self._tmp, name)):
+            if not (ours and rename_to_free(self._swap, name, self._tmp, name)):
                 self._move_to_trash(name, (b'recovered', name))
         return len(names)
 
@@ -300,9 +299,9 @@ class Workspace:
         name = self._stage(replacement)
         self._unsynced.add(path[:-1])
         with self._root.directory(path[:-1]) as parent:
-            if _rename_to_free(self._tmp, name, parent, path[-1]):
+            if rename_to_free(self._tmp, name, parent, path[-1]):
                 return Outcome.CREATED
-            if _is_directory(parent, path[-1]):
+            if is_directory(parent, path[-1]):
                 raise BlockedError(format_path(path), 'a directory is there')
             os.rename(name, name, src_dir_fd=self._tmp, dst_dir_fd=self._swap)
             return self._replace(replacement, name, parent)
@@ -322,16 +321,16 @@ class Workspace:
         path = replacement.path
         for _ in range(EXCHANGE_ATTEMPTS):
             try:
-                _renameat2(self._swap, name, parent, path[-1], RENAME_EXCHANGE)
+                exchanged = exchange(self._swap, name, parent, path[-1])
             except FileNotFoundError:
-                if _rename_to_free(self._swap, name, parent, path[-1]):
+                if rename_to_free(self._swap, name, parent, path[-1]):
                     return Outcome.CREATED
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-                return _judge(self._replace_by_link(name, path, parent), replacement)
             else:
-                return _judge(self._move_to_trash(name, path), replacement)
+                if exchanged:
+                    displaced = self._move_to_trash(name, path)
+                else:
+                    displaced = self._replace_by_link(name, path, parent)
+                return _judge(displaced, replacement)
         raise BlockedError(format_path(path), 'it appears and vanishes all the time')
 
     def _replace_by_link(self, name: bytes, path: Path, parent: int) -> Signature:
@@ -340,11 +339,11 @@ class Workspace:
             os.link(path[-1], path[-1], src_dir_fd=parent, dst_dir_fd=slot, follow_symlinks=False)
             os.fsync(slot)
             os.rename(name, path[-1], src_dir_fd=self._swap, dst_dir_fd=parent)
-            return _look(slot, path[-1])
+            return look(slot, path[-1])
 
     def _move_to_trash(self, name: bytes, path: Path) -> Signature:
         """Move what is in swap/ to the trash, as `path`; return what it was."""
-        displaced = _look(self._swap, name)
+        displaced = look(self._swap, name)
         with self._trash_slot(path) as slot:
             os.rename(name, path[-1], src_dir_fd=self._swap, dst_dir_fd=slot)
             os.fsync(slot)
@@ -354,7 +353,7 @@ class Workspace:
     def _trash_slot(self, path: Path) -> Iterator[int]:
         """Hold open a directory of the trash in which the last name of `path` is free."""
         slot = self._open_trash(path[:-1])
-        if _exists(slot, path[-1]):
+        if exists(slot, path[-1]):
             os.close(slot)
             self._trash_name = _new_trash_name()
             slot = self._open_trash(path[:-1])
@@ -413,10 +412,9 @@ def _make_durable(batch: Sequence[Replacement]) -> None:
             fd = replacement.content.fd
             _set_metadata(fd, replacement.mode, replacement.mtime_ns)
             descriptors.append(fd)
-    # A hint only, so its result does not matter: the disk works on all of them at once, and the
-    # fsync that counts finds most of its work done.
+    # The disk works on all of them at once, and the fsync that counts finds most of its work done.
     for fd in descriptors:
-        _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
+        start_writing(fd)
     for fd in descriptors:
         os.fsync(fd)
 
@@ -430,48 +428,3 @@ def _set_metadata(fd: int, mode: int, mtime_ns: int) -> None:
 def _judge(displaced: Signature, replacement: Replacement) -> Outcome:
     seen = replacement.expected is not None and displaced.same_file(replacement.expected)
     return Outcome.REPLACED if seen else Outcome.REPLACED_UNSEEN
-
-
-def _names(directory: int) -> list[bytes]:
-    with os.scandir(directory) as entries:
-        return [os.fsencode(entry.name) for entry in entries]
-
-
-def _is_directory(directory: int, name: bytes) -> bool:
-    try:
-        return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def _exists(directory: int, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _look(directory: int, name: bytes) -> Signature:
-    return signature_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
-
-
-def _rename_to_free(source: int, name: bytes, target: int, new_name: bytes) -> bool:
-    """Rename unless the new name is taken; return whether it was free."""
-    try:
-        try:
-            _renameat2(source, name, target, new_name, RENAME_NOREPLACE)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            os.link(name, new_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-            os.unlink(name, dir_fd=source)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _renameat2(source: int, name: bytes, target: int, new_name: bytes, flags: int) -> None:
-    if _libc.renameat2(source, name, target, new_name, ctypes.c_uint(flags)) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fsdecode(name), None, os.fsdecode(new_name))
