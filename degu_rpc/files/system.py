@@ -1,8 +1,8 @@
 """What the system does with the names in open directories, each change in one step.
 
 A name is looked at without following a symlink, and changes so that nothing is overwritten. Where a
-file system has no renameat2 flags, a free name is taken with `link`, and `exchange()` says that it
-cannot. No state and no policy: which name changes when is for commit.py to say.
+file system has no renameat2 flags, a free name is taken with `link`, and `can_exchange()` is False.
+No state and no policy: which name changes when is for commit.py to say.
 """
 
 from __future__ import annotations
@@ -70,17 +70,32 @@ def rename_to_free(source: int, name: bytes, target: int, new_name: bytes) -> bo
     return True
 
 
-def exchange(source: int, name: bytes, target: int, new_name: bytes) -> bool:
-    """Let what has the two names change places; return False where the file system cannot.
+def exchange(source: int, name: bytes, target: int, new_name: bytes) -> None:
+    """Let what has the two names change places.
 
-    Raises FileNotFoundError when one of them is not there, OSError.
+    Raises FileNotFoundError when one of them is not there, OSError where the file system cannot:
+    ask `can_exchange()` first.
     """
+    _renameat2(source, name, target, new_name, RENAME_EXCHANGE)
+
+
+def can_exchange(directory: int, name: bytes) -> bool:
+    """Try whether names in an open directory can be exchanged, with two that begin with `name`.
+
+    Raises OSError.
+    """
+    names = [name + b'.1', name + b'.2']
+    for each in names:
+        os.close(os.open(each, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory))
     try:
-        _renameat2(source, name, target, new_name, RENAME_EXCHANGE)
+        exchange(directory, names[0], directory, names[1])
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
         return False
+    finally:
+        for each in names:
+            os.unlink(each, dir_fd=directory)
     return True
 
 
