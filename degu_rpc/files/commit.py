@@ -20,6 +20,8 @@ Commit, for a batch of complete and verified temporary files:
    conflict copy beside the file (I4; see conflicts.py), unless there is such a copy.
 5. One fsync for each directory that changed.
 
+A Workspace that is not durable leaves out every fsync, and nothing else.
+
 A kill at any moment leaves the final name with its old or its new content. One before the exchange
 may leave the new content in the trash; it is fetched again. One after the exchange may leave in the
 trash what would have become a conflict copy. `recover()` removes what has no use any more.
@@ -135,11 +137,13 @@ class Workspace:
         """Open or make the directories.
 
         `machine` is what this one is called in the names of conflict copies, None for the name of
-        the host. Raises BlockedError where others could write, OSError.
+        the host. With `durable` false nothing is synced to the disk: a power cut may cost what was
+        committed since, but names change in the same steps. Raises BlockedError where others could
+        write, OSError.
         """
-        self.is_durable = durable
         # Set once. `_unsynced` and `_trash_name` change with the one thread that commits.
         self._root = root
+        self.is_durable = durable
         self._machine = clean_machine(socket.gethostname() if machine is None else machine)
         with contextlib.ExitStack() as stack:
             private = _closing(stack, root.open_private())
@@ -250,13 +254,13 @@ class Workspace:
             os.close(fd)
 
     def commit(self, batch: Sequence[Replacement]) -> list[Committed]:
-        """Give every replacement its final name, durably; close the temporary files in any case.
+        """Give every replacement its final name; close the temporary files in any case.
 
         Returns what was found, for each. Raises BlockedError where a directory is at a final name,
         OSError; then the ones before it are committed and the others still in tmp/.
         """
         try:
-            _make_durable(batch)
+            self._prepare(batch)
             with self._locked():
                 committed = [self._place(replacement) for replacement in batch]
                 self.sync_directories()
@@ -273,8 +277,28 @@ class Workspace:
         """Make every name durable that was changed since the last time."""
         while self._unsynced:
             path = self._unsynced.pop()
-            with self._root.directory(path) as fd:
+            if self.is_durable:
+                with self._root.directory(path) as fd:
+                    os.fsync(fd)
+
+    def _prepare(self, batch: Sequence[Replacement]) -> None:
+        """Set the mode and time of each temporary file, and make all of them durable."""
+        descriptors = []
+        for replacement in batch:
+            if isinstance(replacement.content, Temporary):
+                fd = replacement.content.fd
+                _set_metadata(fd, replacement.mode, replacement.mtime_ns)
+                descriptors.append(fd)
+        if self.is_durable:
+            # The disk works on all of them at once, and fsync finds most of its work done.
+            for fd in descriptors:
+                start_writing(fd)
+            for fd in descriptors:
                 os.fsync(fd)
+
+    def _sync(self, fd: int) -> None:
+        if self.is_durable:
+            os.fsync(fd)
 
     def recover(self) -> None:
         """Remove from tmp/ what killed commits left there and no later run can use.
@@ -359,7 +383,7 @@ class Workspace:
             # Should another transfer have begun one of this name, it stays in the trash.
             rename_to_free(slot, last, self._tmp, name)
             raise
-        os.fsync(slot)
+        self._sync(slot)
         return True
 
     def _replace_by_link(self, name: bytes, path: Path, parent: int, slot: int) -> bool:
@@ -372,7 +396,7 @@ class Workspace:
                 if rename_to_free(self._tmp, name, parent, last):
                     return False
             else:
-                os.fsync(slot)
+                self._sync(slot)
                 os.rename(name, last, src_dir_fd=self._tmp, dst_dir_fd=parent)
                 return True
         raise _comes_and_goes(path)
@@ -405,7 +429,8 @@ class Workspace:
             os.close(slot)
 
     def _open_trash(self, names: Path) -> int:
-        return open_or_make(os.dup(self._trash), (self._trash_name, *names), durable=True)
+        where = (self._trash_name, *names)
+        return open_or_make(os.dup(self._trash), where, durable=self.is_durable)
 
 
 def close(replacement: Replacement) -> None:
@@ -453,20 +478,6 @@ def _comes_and_goes(path: Path) -> BlockedError:
 def _new_trash_name() -> bytes:
     when = time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())
     return f'{when}-{secrets.token_hex(4)}'.encode()
-
-
-def _make_durable(batch: Sequence[Replacement]) -> None:
-    descriptors = []
-    for replacement in batch:
-        if isinstance(replacement.content, Temporary):
-            fd = replacement.content.fd
-            _set_metadata(fd, replacement.mode, replacement.mtime_ns)
-            descriptors.append(fd)
-    # The disk works on all of them at once, and the fsync that counts finds most of its work done.
-    for fd in descriptors:
-        start_writing(fd)
-    for fd in descriptors:
-        os.fsync(fd)
 
 
 def _set_metadata(fd: int, mode: int, mtime_ns: int) -> None:

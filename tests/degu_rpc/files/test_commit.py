@@ -334,7 +334,8 @@ from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.commit import Replacement, Symlink, Workspace
 from degu_rpc.files.paths import Root
 
-with Root(sys.argv[1]) as root, Workspace(root, 'studio') as workspace:
+durable = sys.argv[2] == 'durable'
+with Root(sys.argv[1]) as root, Workspace(root, 'studio', durable=durable) as workspace:
     batch = []
     for name in (b'old', b'new'):
         content = b'new content of ' + name
@@ -360,10 +361,11 @@ MUTATING = [
 def run_under_strace(program, tmp_path):
     strace = program('strace')
 
-    def run(top, *options):
+    def run(top, *options, durable=True):
         log = tmp_path / 'strace.log'
         command = [strace, '-f', '--seccomp-bpf', '-o', str(log), *options]
         command += [sys.executable, '-B', '-c', SCRIPT, str(top)]
+        command.append('durable' if durable else 'fast')
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         return done, log.read_text()
 
@@ -380,6 +382,27 @@ def test_i1_content_is_durable_before_a_name_changes(top, run_under_strace):
     assert len([text for text in synced if '/.degu/tmp/' in text]) == 2
     assert calls[-1][0] == 'fsync', 'the directory is synced after its last change'
     assert re.search(r'/top>', calls[-1][1])
+
+
+SYNCS = 'fsync,fdatasync,sync,syncfs,sync_file_range,msync'
+
+
+def test_a_workspace_that_is_not_durable_syncs_nothing_and_changes_names_alike(
+    top, run_under_strace
+):
+    renames = {}
+    for durable in (True, False):
+        subprocess.run(['rm', '-rf', str(top)], check=True)
+        top.mkdir()
+        (top / 'old').write_bytes(b'old content')
+        options = ('-e', f'trace={SYNCS},renameat,renameat2,linkat')
+        done, log = run_under_strace(top, *options, durable=durable)
+        assert done.returncode == 0, done.stderr
+        assert (top / 'old').read_bytes() == b'new content of old'
+        assert bool(re.search(rf'({SYNCS.replace(",", "|")})\(', log)) is durable
+        renames[durable] = re.findall(r'(renameat2?|linkat)\(.*?(RENAME_\w+)?\) = (.*)', log)
+    assert renames[True] == renames[False]
+    assert ('renameat2', 'RENAME_EXCHANGE', '0') in renames[True]
 
 
 @pytest.fixture
