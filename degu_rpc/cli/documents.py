@@ -75,10 +75,12 @@ class Arrived(msgspec.Struct, frozen=True):
     files_present: int
     """Those that were here already."""
     files_replaced: int
-    """Those of other content whose former one is in `.degu/trash`."""
+    """Those of other content whose former one is in `.degu/trash`, or in one of `conflicts`."""
     bytes_fetched: int
     elapsed_s: float
     skipped: list[SkippedPath]
+    conflicts: list[str]
+    """Copies, beside the files, of what was written here while the new content came."""
 
 
 class Serving(msgspec.Struct, frozen=True):

@@ -176,12 +176,16 @@ def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
             fetched.bytes_fetched,
             round(fetched.elapsed_s, 3),
             [SkippedPath(skipped.path, skipped.problem.value) for skipped in fetched.skipped],
+            list(fetched.conflicts),
         ),
     )
     for skipped in fetched.skipped:
         session.say(f'not brought: {skipped.path}: {skipped.problem.value}', err=True)
-    if fetched.files_replaced:
-        session.note(f'{fetched.files_replaced} were replaced; the former ones are in .degu/trash')
+    for conflict in fetched.conflicts:
+        session.say(f'written here meanwhile, kept as a copy: {conflict}', err=True)
+    in_trash = fetched.files_replaced - len(fetched.conflicts)
+    if in_trash:
+        session.note(f'{in_trash} were replaced; the former ones are in .degu/trash')
     rate = fetched.bytes_fetched / fetched.elapsed_s if fetched.elapsed_s else 0.0
     files = 'file' if fetched.files_fetched == 1 else 'files'
     session.note(

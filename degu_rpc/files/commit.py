@@ -4,7 +4,6 @@ A Workspace is our private directory in a root, `.degu`:
 
     tmp/     content that is on its way, named by its root (so that a later run finds it); 0600;
              and a note beside it on what of it is durable (partial.py)
-    swap/    content that is about to change places with what is at its final name
     trash/   what was displaced, as {when}-{random}/{path}: only age or quota empties it
     lock     held while final names change
 
@@ -13,13 +12,19 @@ Commit, for a batch of complete and verified temporary files:
 1. Set mode and times through the descriptors, start writing all of them to the disk, then fsync
    each: before a name changes its content is durable (I1).
 2. Under the lock, for a name that is free: `renameat2(RENAME_NOREPLACE)`.
-3. For a name that is taken: move to swap/, `renameat2(RENAME_EXCHANGE)`, so the name is never
-   absent (I2), look at what was displaced, and move it to the trash (I3).
-4. One fsync for each directory that changed.
+3. For a name that is taken: move to the place in the trash that what is displaced shall have, and
+   `renameat2(RENAME_EXCHANGE)`. So the name is never absent (I2), and what was displaced is in the
+   trash at once, under its path (I3), together with all that is written to it later by whoever has
+   it open.
+4. Look at what was displaced. What the caller had not seen and is not the new content becomes a
+   conflict copy beside the file (I4; see conflicts.py), unless there is such a copy.
+5. One fsync for each directory that changed.
 
-A kill between the exchange and the move to the trash leaves the displaced content in swap/. Each
-commit clears swap/ before it begins, and `recover()` does: what is there and is not the content its
-name says goes to the trash.
+A Workspace that is not durable leaves out every fsync, and nothing else.
+
+A kill at any moment leaves the final name with its old or its new content. One before the exchange
+may leave the new content in the trash; it is fetched again. One after the exchange may leave in the
+trash what would have become a conflict copy. `recover()` removes what has no use any more.
 
 Where a file system has no renameat2 flags: `link` for a free name; for a taken one a hard link in
 the trash, then `rename`. Content written to the name between these two calls is lost; nothing
@@ -33,47 +38,58 @@ and a killed process leaves no lock behind. A Workspace belongs to one thread, e
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import enum
-import errno
 import fcntl
+import functools
 import itertools
 import os
 import secrets
+import socket
 import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc.errors import BlockedError, ContentChangedError
-from degu_rpc.files.content import Signature, hash_file, signature_of
+from degu_rpc.errors import BlockedError
+from degu_rpc.files.conflicts import (
+    Identity,
+    clean_machine,
+    identify,
+    identify_file,
+    identify_symlink,
+    keep_beside,
+)
 from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, MAX_MANIFEST
 from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
+from degu_rpc.files.system import (
+    can_exchange,
+    exchange,
+    exists,
+    is_directory,
+    list_names,
+    look,
+    rename_to_free,
+    start_writing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
-SYNC_FILE_RANGE_WRITE = 2
-SYMLINK_PREFIX = b'symlink.'
+    from degu_rpc.files.content import Signature
+
+STAGED_PREFIX = b'staged.'
+"""Begins the names in tmp/ of what is of no use to a later run."""
 NOTE_SUFFIX = b'.note'
 
-# ctypes because Python binds neither call, and no other call can exchange two names or start
-# writing a file to the disk without waiting for it.
-_libc = ctypes.CDLL(None, use_errno=True)
-_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
+class Committed(NamedTuple):
+    """What a commit found at the final name.
 
-class Outcome(enum.Enum):
-    """What a commit found at the final name."""
+    `replaced` says whether anything was there: it is in the trash now, or, where that is not what
+    the caller had seen nor the new content, at `conflict`, a path beside it.
+    """
 
-    CREATED = 'created'
-    """Nothing."""
-    REPLACED = 'replaced'
-    """What the caller had seen there; it is in the trash."""
-    REPLACED_UNSEEN = 'replaced unseen'
-    """Something else, written since the caller looked; it is in the trash."""
+    replaced: bool
+    conflict: Path | None = None
 
 
 class Temporary(NamedTuple):
@@ -83,11 +99,21 @@ class Temporary(NamedTuple):
     name: bytes
     has_note: bool = False
 
+    @property
+    def identity(self) -> Identity:
+        """Which content it has once it is complete."""
+        return identify_file(self.name.partition(b'.')[0].decode())
+
 
 class Symlink(NamedTuple):
     """A symlink that is to be made."""
 
     target: bytes
+
+    @property
+    def identity(self) -> Identity:
+        """Which content it has."""
+        return identify_symlink(self.target)
 
 
 class Replacement(NamedTuple):
@@ -107,16 +133,22 @@ class Replacement(NamedTuple):
 class Workspace:
     """Our private directory in a root, and the commits that go through it. See the module."""
 
-    def __init__(self, root: Root, *, durable: bool = True) -> None:
-        """Open or make the directories. Raises BlockedError where others could write, OSError."""
-        self.is_durable = durable
+    def __init__(self, root: Root, machine: str | None = None, *, durable: bool = True) -> None:
+        """Open or make the directories.
+
+        `machine` is what this one is called in the names of conflict copies, None for the name of
+        the host. With `durable` false nothing is synced to the disk: a power cut may cost what was
+        committed since, but names change in the same steps. Raises BlockedError where others could
+        write, OSError.
+        """
         # Set once. `_unsynced` and `_trash_name` change with the one thread that commits.
         self._root = root
+        self.is_durable = durable
+        self._machine = clean_machine(socket.gethostname() if machine is None else machine)
         with contextlib.ExitStack() as stack:
             private = _closing(stack, root.open_private())
             _require_private(private, PRIVATE_NAME)
             self._tmp = _closing(stack, _open_ours(private, b'tmp'))
-            self._swap = _closing(stack, _open_ours(private, b'swap'))
             self._trash = _closing(stack, _open_ours(private, b'trash'))
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=private))
@@ -162,13 +194,16 @@ class Workspace:
         raise AssertionError('count() does not end')
 
     def _lock_temporary(self, fd: int, name: bytes) -> bool:
-        """Lock an open temporary file; False if another has it, or had it and moved it away."""
+        """Lock an open temporary file; False if another has it, or had it and moved it away.
+
+        One with two names reached its final name: what is written to it would be written there.
+        """
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             there = os.stat(name, dir_fd=self._tmp, follow_symlinks=False)
         except (BlockingIOError, FileNotFoundError):
             return False
-        return os.path.samestat(there, os.fstat(fd))
+        return os.path.samestat(there, os.fstat(fd)) and there.st_nlink == 1
 
     def temporary_size(self) -> int:
         """Return how many bytes of disk the temporary files take."""
@@ -218,17 +253,16 @@ class Workspace:
         finally:
             os.close(fd)
 
-    def commit(self, batch: Sequence[Replacement]) -> list[Outcome]:
-        """Give every replacement its final name, durably; close the temporary files in any case.
+    def commit(self, batch: Sequence[Replacement]) -> list[Committed]:
+        """Give every replacement its final name; close the temporary files in any case.
 
-        Returns an outcome for each. Raises BlockedError where a directory is at a final name,
+        Returns what was found, for each. Raises BlockedError where a directory is at a final name,
         OSError; then the ones before it are committed and the others still in tmp/.
         """
         try:
-            _make_durable(batch)
+            self._prepare(batch)
             with self._locked():
-                self._recover()
-                outcomes = [self._place(replacement) for replacement in batch]
+                committed = [self._place(replacement) for replacement in batch]
                 self.sync_directories()
             for replacement in batch:
                 content = replacement.content
@@ -237,53 +271,56 @@ class Workspace:
         finally:
             for replacement in batch:
                 close(replacement)
-        return outcomes
+        return committed
 
     def sync_directories(self) -> None:
         """Make every name durable that was changed since the last time."""
         while self._unsynced:
             path = self._unsynced.pop()
-            with self._root.directory(path) as fd:
+            if self.is_durable:
+                with self._root.directory(path) as fd:
+                    os.fsync(fd)
+
+    def _prepare(self, batch: Sequence[Replacement]) -> None:
+        """Set the mode and time of each temporary file, and make all of them durable."""
+        descriptors = []
+        for replacement in batch:
+            if isinstance(replacement.content, Temporary):
+                fd = replacement.content.fd
+                _set_metadata(fd, replacement.mode, replacement.mtime_ns)
+                descriptors.append(fd)
+        if self.is_durable:
+            # The disk works on all of them at once, and fsync finds most of its work done.
+            for fd in descriptors:
+                start_writing(fd)
+            for fd in descriptors:
                 os.fsync(fd)
 
-    def recover(self) -> int:
-        """Clear swap/ of what a killed commit left there; return how many entries there were.
+    def _sync(self, fd: int) -> None:
+        if self.is_durable:
+            os.fsync(fd)
 
-        A symlink in tmp/ has not reached its final name and is removed, as is a note on no file.
-        Content that is what its name says has not either, and goes back to tmp/, where its transfer
-        will find it. Anything else was displaced and goes to the trash.
+    def recover(self) -> None:
+        """Remove from tmp/ what killed commits left there and no later run can use.
+
+        That is what was staged, hard links of what has reached its final name, and notes on no
+        file. What was displaced needs nothing: it is in the trash.
         """
         with self._locked():
-            names = set(_names(self._tmp))
-            for name in names:
-                content, is_note, _ = name.partition(NOTE_SUFFIX)
-                if name.startswith(SYMLINK_PREFIX) or (is_note and content not in names):
+            contents, notes = set(), set()
+            for name in list_names(self._tmp):
+                if NOTE_SUFFIX in name:
+                    notes.add(name)
+                elif name.startswith(STAGED_PREFIX) or self._has_two_names(name):
                     os.unlink(name, dir_fd=self._tmp)
-            return self._recover()
+                else:
+                    contents.add(name)
+            for name in notes:
+                if name.partition(NOTE_SUFFIX)[0] not in contents:
+                    os.unlink(name, dir_fd=self._tmp)
 
-    def _recover(self) -> int:
-        names = _names(self._swap)
-        for name in names:
-            ours = self._is_ours(name)
-            if not (ours and _rename_to_free(self._swap, name, self._tmp, name)):
-                self._move_to_trash(name, (b'recovered', name))
-        return len(names)
-
-    def _is_ours(self, name: bytes) -> bool:
-        found = os.stat(name, dir_fd=self._swap, follow_symlinks=False)
-        if not stat.S_ISREG(found.st_mode):
-            return False
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._swap)
-        except PermissionError:
-            return False
-        try:
-            _, manifest = hash_file(fd, (name,))
-        except ContentChangedError:
-            return False  # somebody has it open and writes
-        finally:
-            os.close(fd)
-        return manifest.root.encode() == name.partition(b'.')[0]
+    def _has_two_names(self, name: bytes) -> bool:
+        return os.stat(name, dir_fd=self._tmp, follow_symlinks=False).st_nlink > 1
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -295,66 +332,94 @@ class Workspace:
 
     # --- the change of one name, under the lock -------------------------------------------------
 
-    def _place(self, replacement: Replacement) -> Outcome:
+    def _place(self, replacement: Replacement) -> Committed:
         path = replacement.path
         name = self._stage(replacement)
         self._unsynced.add(path[:-1])
         with self._root.directory(path[:-1]) as parent:
-            if _rename_to_free(self._tmp, name, parent, path[-1]):
-                return Outcome.CREATED
-            if _is_directory(parent, path[-1]):
+            if rename_to_free(self._tmp, name, parent, path[-1]):
+                return Committed(replaced=False)
+            if is_directory(parent, path[-1]):
                 raise BlockedError(format_path(path), 'a directory is there')
-            os.rename(name, name, src_dir_fd=self._tmp, dst_dir_fd=self._swap)
-            return self._replace(replacement, name, parent)
+            with self._trash_slot(path) as slot:
+                replace = self._replace if self._can_exchange else self._replace_by_link
+                if not replace(name, path, parent, slot):
+                    return Committed(replaced=False)
+                return Committed(replaced=True, conflict=self._keep(replacement, parent, slot))
 
     def _stage(self, replacement: Replacement) -> bytes:
         """Return the name in tmp/ of what is to be committed; a symlink is made there now."""
         content = replacement.content
         if isinstance(content, Temporary):
             return content.name
-        name = SYMLINK_PREFIX + secrets.token_hex(8).encode()
+        name = _new_staged_name()
         times = (replacement.mtime_ns, replacement.mtime_ns)
         os.symlink(content.target, name, dir_fd=self._tmp)
         os.utime(name, ns=times, dir_fd=self._tmp, follow_symlinks=False)
         return name
 
-    def _replace(self, replacement: Replacement, name: bytes, parent: int) -> Outcome:
-        path = replacement.path
+    @functools.cached_property
+    def _can_exchange(self) -> bool:
+        return can_exchange(self._tmp, _new_staged_name())
+
+    def _replace(self, name: bytes, path: Path, parent: int, slot: int) -> bool:
+        """Exchange what is in tmp/ and at the final name, the latter for a place in the trash.
+
+        Returns whether anything was there. Raises BlockedError, OSError; then nothing has changed.
+        """
+        last = path[-1]
+        os.rename(name, last, src_dir_fd=self._tmp, dst_dir_fd=slot)
+        try:
+            for _ in range(EXCHANGE_ATTEMPTS):
+                try:
+                    exchange(slot, last, parent, last)
+                    break
+                except FileNotFoundError:
+                    if rename_to_free(slot, last, parent, last):
+                        return False
+            else:
+                raise _comes_and_goes(path)
+        except (BlockedError, OSError):
+            # Should another transfer have begun one of this name, it stays in the trash.
+            rename_to_free(slot, last, self._tmp, name)
+            raise
+        self._sync(slot)
+        return True
+
+    def _replace_by_link(self, name: bytes, path: Path, parent: int, slot: int) -> bool:
+        """Do what `_replace()` does where names cannot be exchanged."""
+        last = path[-1]
         for _ in range(EXCHANGE_ATTEMPTS):
             try:
-                _renameat2(self._swap, name, parent, path[-1], RENAME_EXCHANGE)
+                os.link(last, last, src_dir_fd=parent, dst_dir_fd=slot, follow_symlinks=False)
             except FileNotFoundError:
-                if _rename_to_free(self._swap, name, parent, path[-1]):
-                    return Outcome.CREATED
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-                return _judge(self._replace_by_link(name, path, parent), replacement)
+                if rename_to_free(self._tmp, name, parent, last):
+                    return False
             else:
-                return _judge(self._move_to_trash(name, path), replacement)
-        raise BlockedError(format_path(path), 'it appears and vanishes all the time')
+                self._sync(slot)
+                os.rename(name, last, src_dir_fd=self._tmp, dst_dir_fd=parent)
+                return True
+        raise _comes_and_goes(path)
 
-    def _replace_by_link(self, name: bytes, path: Path, parent: int) -> Signature:
-        """Replace without RENAME_EXCHANGE; return what was displaced."""
-        with self._trash_slot(path) as slot:
-            os.link(path[-1], path[-1], src_dir_fd=parent, dst_dir_fd=slot, follow_symlinks=False)
-            os.fsync(slot)
-            os.rename(name, path[-1], src_dir_fd=self._swap, dst_dir_fd=parent)
-            return _look(slot, path[-1])
+    def _keep(self, replacement: Replacement, parent: int, slot: int) -> Path | None:
+        """Make what was displaced into the trash a conflict copy if it must be one.
 
-    def _move_to_trash(self, name: bytes, path: Path) -> Signature:
-        """Move what is in swap/ to the trash, as `path`; return what it was."""
-        displaced = _look(self._swap, name)
-        with self._trash_slot(path) as slot:
-            os.rename(name, path[-1], src_dir_fd=self._swap, dst_dir_fd=slot)
-            os.fsync(slot)
-        return displaced
+        Returns the path of the copy with that content.
+        """
+        *above, last = replacement.path
+        expected = replacement.expected
+        if expected is not None and look(slot, last).same_file(expected):
+            return None
+        displaced = identify(slot, last)
+        if displaced == replacement.content.identity:
+            return None
+        return (*above, keep_beside(slot, last, parent, last, self._machine, displaced))
 
     @contextlib.contextmanager
     def _trash_slot(self, path: Path) -> Iterator[int]:
         """Hold open a directory of the trash in which the last name of `path` is free."""
         slot = self._open_trash(path[:-1])
-        if _exists(slot, path[-1]):
+        if exists(slot, path[-1]):
             os.close(slot)
             self._trash_name = _new_trash_name()
             slot = self._open_trash(path[:-1])
@@ -364,7 +429,8 @@ class Workspace:
             os.close(slot)
 
     def _open_trash(self, names: Path) -> int:
-        return open_or_make(os.dup(self._trash), (self._trash_name, *names), durable=True)
+        where = (self._trash_name, *names)
+        return open_or_make(os.dup(self._trash), where, durable=self.is_durable)
 
 
 def close(replacement: Replacement) -> None:
@@ -401,77 +467,20 @@ def _require_private(directory: int, *names: bytes) -> None:
         )
 
 
+def _new_staged_name() -> bytes:
+    return STAGED_PREFIX + secrets.token_hex(8).encode()
+
+
+def _comes_and_goes(path: Path) -> BlockedError:
+    return BlockedError(format_path(path), 'it appears and vanishes all the time')
+
+
 def _new_trash_name() -> bytes:
     when = time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())
     return f'{when}-{secrets.token_hex(4)}'.encode()
-
-
-def _make_durable(batch: Sequence[Replacement]) -> None:
-    descriptors = []
-    for replacement in batch:
-        if isinstance(replacement.content, Temporary):
-            fd = replacement.content.fd
-            _set_metadata(fd, replacement.mode, replacement.mtime_ns)
-            descriptors.append(fd)
-    # A hint only, so its result does not matter: the disk works on all of them at once, and the
-    # fsync that counts finds most of its work done.
-    for fd in descriptors:
-        _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
-    for fd in descriptors:
-        os.fsync(fd)
 
 
 def _set_metadata(fd: int, mode: int, mtime_ns: int) -> None:
     # Only the permissions: a peer does not get to make a program setuid.
     os.fchmod(fd, mode & 0o777)
     os.utime(fd, ns=(mtime_ns, mtime_ns))
-
-
-def _judge(displaced: Signature, replacement: Replacement) -> Outcome:
-    seen = replacement.expected is not None and displaced.same_file(replacement.expected)
-    return Outcome.REPLACED if seen else Outcome.REPLACED_UNSEEN
-
-
-def _names(directory: int) -> list[bytes]:
-    with os.scandir(directory) as entries:
-        return [os.fsencode(entry.name) for entry in entries]
-
-
-def _is_directory(directory: int, name: bytes) -> bool:
-    try:
-        return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def _exists(directory: int, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _look(directory: int, name: bytes) -> Signature:
-    return signature_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
-
-
-def _rename_to_free(source: int, name: bytes, target: int, new_name: bytes) -> bool:
-    """Rename unless the new name is taken; return whether it was free."""
-    try:
-        try:
-            _renameat2(source, name, target, new_name, RENAME_NOREPLACE)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            os.link(name, new_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-            os.unlink(name, dir_fd=source)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _renameat2(source: int, name: bytes, target: int, new_name: bytes, flags: int) -> None:
-    if _libc.renameat2(source, name, target, new_name, ctypes.c_uint(flags)) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fsdecode(name), None, os.fsdecode(new_name))

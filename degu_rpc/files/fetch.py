@@ -16,7 +16,8 @@ A file that changed at the source meanwhile is listed again and fetched in its n
 does not come to rest, vanishes or cannot be read is reported in the result. A source that fails, or
 whose bytes do not match although the file did not change, is not asked again: where there is no
 other, that is the error. After any error, a cancel or a kill: every name holds its old or its new
-content, what was displaced is in the trash, and a second run goes on from what was verified.
+content, what was displaced is in the trash or a conflict copy, and a second run goes on from what
+was verified.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from degu_rpc.errors import NoSpaceError
 from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.board import Asking, Board, LargeJob, Pack, Run, Settled, Source
-from degu_rpc.files.commit import Outcome, Replacement, Symlink, Workspace, close
+from degu_rpc.files.commit import Replacement, Symlink, Workspace, close
 from degu_rpc.files.limits import (
     BATCH_FILES,
     BATCH_SIZE,
@@ -73,7 +74,9 @@ class Mirror(NamedTuple):
 class Fetched(NamedTuple):
     """What a fetch did. Symlinks count as files.
 
-    The old content of `files_replaced` names is in the trash, `.degu/trash` in the destination.
+    The old content of `files_replaced` names is in the trash, `.degu/trash` in the destination;
+    where it was written while the fetch ran, in one of the `conflicts`: percent-encoded paths of
+    copies beside the files.
     """
 
     files_fetched: int
@@ -82,6 +85,7 @@ class Fetched(NamedTuple):
     bytes_fetched: int
     elapsed_s: float
     skipped: tuple[Skipped, ...]
+    conflicts: tuple[str, ...]
 
 
 def fetch(
@@ -156,6 +160,7 @@ class _Transfer:
         self._batch: list[Replacement] = []
         self._files_fetched = 0
         self._files_replaced = 0
+        self._conflicts: list[str] = []
 
     def run(self, source: Path) -> Fetched:
         """Do all of it; see the module."""
@@ -181,6 +186,7 @@ class _Transfer:
             done.bytes_moved,
             done.elapsed_s,
             tuple(self._skipped),
+            tuple(self._conflicts),
         )
 
     def _begin(self, plan: Plan) -> None:
@@ -282,10 +288,11 @@ class _Transfer:
 
     def _commit(self) -> None:
         batch, self._batch = self._batch, []
-        outcomes = self._workspace.commit(batch)
-        self._files_fetched += len(outcomes)
-        self._files_replaced += sum(outcome is not Outcome.CREATED for outcome in outcomes)
-        self._meter.count(files=len(outcomes))
+        committed = self._workspace.commit(batch)
+        self._files_fetched += len(committed)
+        self._files_replaced += sum(each.replaced for each in committed)
+        self._conflicts += [format_path(each.conflict) for each in committed if each.conflict]
+        self._meter.count(files=len(committed))
 
     # --- the workers ----------------------------------------------------------------------------
 

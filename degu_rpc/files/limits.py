@@ -60,6 +60,8 @@ NOTE_INTERVAL_S = 5.0
 """After how many bytes or seconds the blocks that arrived are made durable, and noted."""
 EXCHANGE_ATTEMPTS = 16
 """How often a name may appear and vanish under our hands before we give up."""
+MAX_MACHINE = 64
+"""Bytes of a machine's name in the name of a conflict copy."""
 QUEUE_FILES = 64
 """Files that wait for the commit; each keeps a descriptor open."""
 BATCH_FILES = 128

@@ -13,11 +13,14 @@ import pytest
 
 from degu_rpc.errors import BlockedError
 from degu_rpc.files.blocks import build_manifest
-from degu_rpc.files.commit import Outcome, Replacement, Symlink, Workspace
+from degu_rpc.files.commit import Committed, Replacement, Symlink, Workspace
 from degu_rpc.files.content import signature_of
 from degu_rpc.files.paths import Root
 
+DAY_NS = 1_700_000_000 * 10**9  # 2023-11-14
 MTIME_NS = 1_600_000_000_123_456_789
+CREATED = Committed(replaced=False)
+REPLACED = Committed(replaced=True)
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def top(tmp_path):
 
 @pytest.fixture
 def workspace(top):
-    with Root(top) as root, Workspace(root) as workspace:
+    with Root(top) as root, Workspace(root, 'studio') as workspace:
         yield workspace
 
 
@@ -48,12 +51,12 @@ def in_private(top, name):
 
 
 def test_a_free_name_is_created_with_mode_and_time(top, workspace):
-    assert workspace.commit([stage(workspace, (b'f',), b'new')]) == [Outcome.CREATED]
+    assert workspace.commit([stage(workspace, (b'f',), b'new')]) == [CREATED]
     found = (top / 'f').stat()
     assert (top / 'f').read_bytes() == b'new'
     assert found.st_mode & 0o7777 == 0o640
     assert found.st_mtime_ns == MTIME_NS
-    assert in_private(top, 'tmp') == in_private(top, 'swap') == in_private(top, 'trash') == []
+    assert in_private(top, 'tmp') == in_private(top, 'trash') == []
 
 
 def test_temporary_files_and_our_directories_are_private(top, workspace):
@@ -68,7 +71,7 @@ def test_temporary_files_and_our_directories_are_private(top, workspace):
     assert (top / '.degu' / 'tmp').stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize('name', ['.degu', '.degu/tmp', '.degu/swap', '.degu/trash'])
+@pytest.mark.parametrize('name', ['.degu', '.degu/tmp', '.degu/trash'])
 @pytest.mark.parametrize('mode', [0o720, 0o702])
 def test_directories_that_others_may_write_to_are_not_used(top, name, mode):
     (top / name).mkdir(parents=True)
@@ -82,7 +85,7 @@ def test_directories_that_others_may_write_to_are_not_used(top, name, mode):
         pass
 
 
-@pytest.mark.parametrize('name', ['.degu', '.degu/tmp', '.degu/swap', '.degu/trash'])
+@pytest.mark.parametrize('name', ['.degu', '.degu/tmp', '.degu/trash'])
 def test_directories_of_another_user_are_not_used(top, name):
     if os.geteuid() != 0:
         pytest.skip('giving a directory away needs privileges')
@@ -103,29 +106,104 @@ def test_i3_what_was_displaced_is_in_the_trash_under_its_path(top, workspace):
     (top / 'd').mkdir()
     (top / 'd' / 'f').write_bytes(b'old')
     expected = seen_at(top / 'd' / 'f')
-    outcomes = workspace.commit([stage(workspace, (b'd', b'f'), b'new', expected=expected)])
-    assert outcomes == [Outcome.REPLACED]
+    committed = workspace.commit([stage(workspace, (b'd', b'f'), b'new', expected=expected)])
+    assert committed == [REPLACED]
     assert (top / 'd' / 'f').read_bytes() == b'new'
     (session,) = in_private(top, 'trash')
     assert (top / '.degu' / 'trash' / session / 'd' / 'f').read_bytes() == b'old'
-    assert in_private(top, 'tmp') == in_private(top, 'swap') == []
+    assert in_private(top, 'tmp') == []
 
 
 @pytest.mark.parametrize('had_seen', [True, False])
-def test_i4_what_nobody_had_seen_is_reported(top, workspace, trash, had_seen):
+def test_i4_what_nobody_had_seen_becomes_a_conflict_copy(top, workspace, trash, had_seen):
+    (top / 'd').mkdir()
+    path = top / 'd' / 'f.txt'
     expected = None
     if had_seen:
-        (top / 'f').write_bytes(b'seen')
-        expected = seen_at(top / 'f')
-    replacement = stage(workspace, (b'f',), b'new', expected=expected)
-    (top / 'f').write_bytes(b'written since')
-    assert workspace.commit([replacement]) == [Outcome.REPLACED_UNSEEN]
-    assert trash(top) == [b'written since']
+        path.write_bytes(b'seen')
+        expected = seen_at(path)
+    replacement = stage(workspace, (b'd', b'f.txt'), b'new', expected=expected)
+    path.write_bytes(b'written since')
+    os.utime(path, ns=(DAY_NS, DAY_NS))
+    name = f'f (conflict 2023-11-14 studio {build_manifest(b"written since").root[:8]}).txt'
+    assert workspace.commit([replacement]) == [Committed(True, (b'd', name.encode()))]
+    assert path.read_bytes() == b'new'
+    assert (top / 'd' / name).read_bytes() == b'written since'
+    assert sorted(os.listdir(top / 'd')) == [name, 'f.txt']
+    assert trash(top) == []
+
+
+def test_i4_a_symlink_that_nobody_had_seen_becomes_a_conflict_copy(top, workspace):
+    (top / 'f').symlink_to('somewhere')
+    ((_, conflict),) = workspace.commit([stage(workspace, (b'f',), b'new')])
+    assert os.readlink(os.fsencode(top) + b'/' + conflict[0]) == b'somewhere'
+    assert (top / 'f').read_bytes() == b'new'
+
+
+def test_the_same_content_makes_no_second_conflict_copy(top, workspace, trash):
+    conflicts = set()
+    for number in range(3):
+        (top / 'f').write_bytes(b'mine')
+        os.utime(top / 'f', ns=(DAY_NS, DAY_NS))
+        ((_, conflict),) = workspace.commit([stage(workspace, (b'f',), b'new %d' % number)])
+        conflicts.add(conflict)
+    assert len(conflicts) == 1
+    assert len(os.listdir(top)) == 3
+    assert trash(top) == [b'mine', b'mine']
+
+
+def test_unseen_content_that_equals_the_new_makes_no_conflict_copy(top, workspace, trash):
+    (top / 'f').write_bytes(b'new')
+    (top / 'link').symlink_to('target')
+    link = Replacement(Symlink(b'target'), (b'link',), 0, 0, MTIME_NS, None)
+    committed = workspace.commit([stage(workspace, (b'f',), b'new'), link])
+    assert committed == [REPLACED, REPLACED]
+    assert sorted(os.listdir(top)) == ['.degu', 'f', 'link']
+    assert trash(top) == [b'new']
+
+
+@pytest.mark.parametrize('had_seen', [True, False])
+def test_i3_what_is_written_later_to_the_displaced_file_is_kept(top, workspace, trash, had_seen):
+    (top / 'f').write_bytes(b'old')
+    expected = seen_at(top / 'f') if had_seen else None
+    with (top / 'f').open('ab', buffering=0) as file:
+        ((_, conflict),) = workspace.commit([stage(workspace, (b'f',), b'new', expected=expected)])
+        file.write(b' and more')
+    assert (top / 'f').read_bytes() == b'new'
+    if had_seen:
+        assert conflict is None
+        assert trash(top) == [b'old and more']
+    else:
+        assert (top / os.fsdecode(conflict[0])).read_bytes() == b'old and more'
+
+
+def test_i4_a_file_that_is_being_written_becomes_a_conflict_copy_with_all_of_it(top, workspace):
+    (top / 'f').write_bytes(bytes(8 * 1024 * 1024))
+    written, done = threading.Event(), threading.Event()
+
+    def write():
+        with (top / 'f').open('ab', buffering=0) as file:
+            while not done.is_set():
+                file.write(b'x')
+                written.set()
+            file.write(b'the end')
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert written.wait(20)
+        ((_, conflict),) = workspace.commit([stage(workspace, (b'f',), b'new')])
+    finally:
+        done.set()
+        writer.join()
+    assert (top / 'f').read_bytes() == b'new'
+    assert (top / os.fsdecode(conflict[0])).read_bytes().endswith(b'the end')
 
 
 def test_i3_the_trash_keeps_every_version(top, workspace, trash):
     for number in range(5):
-        workspace.commit([stage(workspace, (b'f',), b'%d' % number)])
+        expected = seen_at(top / 'f') if number else None
+        workspace.commit([stage(workspace, (b'f',), b'%d' % number, expected=expected)])
     assert (top / 'f').read_bytes() == b'4'
     assert trash(top) == [b'0', b'1', b'2', b'3']
 
@@ -134,11 +212,11 @@ def test_a_symlink_replaces_and_is_replaced_and_never_followed(top, workspace, t
     outside = tmp_path / 'outside'
     outside.write_bytes(b'outside')
     link = Replacement(Symlink(os.fsencode(outside)), (b'f',), 0, 0, MTIME_NS, None)
-    assert workspace.commit([link]) == [Outcome.CREATED]
+    assert workspace.commit([link]) == [CREATED]
     assert (top / 'f').lstat().st_mtime_ns == MTIME_NS
     workspace.commit([stage(workspace, (b'f',), b'new')])
     assert not (top / 'f').is_symlink()
-    workspace.commit([link])
+    workspace.commit([link._replace(expected=seen_at(top / 'f'))])
     assert os.readlink(top / 'f') == str(outside)
     assert outside.read_bytes() == b'outside'
     assert b'new' in trash(top)
@@ -176,7 +254,8 @@ def test_i2_a_name_is_never_absent_between_two_versions(top, workspace):
     reader.start()
     try:
         for number in range(1, 300):
-            workspace.commit([stage(workspace, (b'f',), b'%d' % number)])
+            expected = seen_at(top / 'f')
+            workspace.commit([stage(workspace, (b'f',), b'%d' % number, expected=expected)])
             assert reader.is_alive()
     finally:
         done.set()
@@ -225,37 +304,26 @@ def test_a_temporary_file_is_opened_again_whatever_mode_a_killed_commit_gave_it(
     os.close(again.fd)
 
 
-def test_recover_keeps_displaced_content_and_reuses_ours(top, workspace, trash):
-    root = build_manifest(b'ours').root
-    swap = top / '.degu' / 'swap'
-    (swap / root).write_bytes(b'ours')
-    (swap / f'{root}.1').write_bytes(b'displaced')
-    (swap / f'{root}.2').symlink_to('/etc/passwd')
-    (swap / 'odd').mkdir()
-    (top / '.degu' / 'tmp' / 'symlink.1234').symlink_to('nowhere')
-    assert workspace.recover() == 4
-    assert trash(top) == [b'displaced']
-    assert in_private(top, 'swap') == []
-    assert in_private(top, 'tmp') == [root]
-    assert workspace.recover() == 0
-
-
-def test_i3_a_commit_never_overwrites_what_another_left_in_swap(top, workspace, trash):
-    (top / 'f').write_bytes(b'old')
-    replacement = stage(workspace, (b'f',), b'new')
-    (top / '.degu' / 'swap' / os.fsdecode(replacement.content.name)).write_bytes(b'displaced')
-    workspace.commit([replacement])
-    assert (top / 'f').read_bytes() == b'new'
-    assert trash(top) == [b'displaced', b'old']
-
-
-def test_recover_never_overwrites(top, workspace, trash):
-    root = build_manifest(b'ours').root
-    (top / '.degu' / 'swap' / root).write_bytes(b'ours')
-    (top / '.degu' / 'tmp' / root).write_bytes(b'partial')
+def test_recover_removes_only_what_no_later_run_can_use(top, workspace):
+    tmp = top / '.degu' / 'tmp'
+    (tmp / 'staged.1234').symlink_to('nowhere')
+    (tmp / 'staged.5678.1').write_bytes(b'')
+    (tmp / 'a').write_bytes(b'half')
+    (tmp / 'b').write_bytes(b'whole')
+    os.link(tmp / 'b', top / 'b')
+    for name in ('a.note', 'b.note', 'c.note', 'c.note.new'):
+        (tmp / name).write_bytes(b'note')
     workspace.recover()
-    assert (top / '.degu' / 'tmp' / root).read_bytes() == b'partial'
-    assert trash(top) == [b'ours']
+    assert in_private(top, 'tmp') == ['a', 'a.note']
+    assert (top / 'b').read_bytes() == b'whole'
+
+
+def test_a_temporary_file_that_has_reached_its_final_name_is_not_written_to(top, workspace):
+    (top / '.degu' / 'tmp' / 'a').write_bytes(b'whole')
+    os.link(top / '.degu' / 'tmp' / 'a', top / 'a')
+    temporary = workspace.open_temporary('a')
+    assert temporary.name == b'a.1'
+    os.close(temporary.fd)
 
 
 # --- real processes under strace ----------------------------------------------------------------
@@ -266,7 +334,8 @@ from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.commit import Replacement, Symlink, Workspace
 from degu_rpc.files.paths import Root
 
-with Root(sys.argv[1]) as root, Workspace(root) as workspace:
+durable = sys.argv[2] == 'durable'
+with Root(sys.argv[1]) as root, Workspace(root, 'studio', durable=durable) as workspace:
     batch = []
     for name in (b'old', b'new'):
         content = b'new content of ' + name
@@ -292,10 +361,11 @@ MUTATING = [
 def run_under_strace(program, tmp_path):
     strace = program('strace')
 
-    def run(top, *options):
+    def run(top, *options, durable=True):
         log = tmp_path / 'strace.log'
         command = [strace, '-f', '--seccomp-bpf', '-o', str(log), *options]
         command += [sys.executable, '-B', '-c', SCRIPT, str(top)]
+        command.append('durable' if durable else 'fast')
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         return done, log.read_text()
 
@@ -314,31 +384,75 @@ def test_i1_content_is_durable_before_a_name_changes(top, run_under_strace):
     assert re.search(r'/top>', calls[-1][1])
 
 
-@pytest.mark.parametrize('call', MUTATING)
-def test_i1_i2_i3_hold_when_killed_at_any_system_call(top, run_under_strace, trash, call):
-    """Kill at the k-th mutating call for every k; then recover, look, and finish."""
+SYNCS = 'fsync,fdatasync,sync,syncfs,sync_file_range,msync'
+
+
+def test_a_workspace_that_is_not_durable_syncs_nothing_and_changes_names_alike(
+    top, run_under_strace
+):
+    renames = {}
+    for durable in (True, False):
+        subprocess.run(['rm', '-rf', str(top)], check=True)
+        top.mkdir()
+        (top / 'old').write_bytes(b'old content')
+        options = ('-e', f'trace={SYNCS},renameat,renameat2,linkat')
+        done, log = run_under_strace(top, *options, durable=durable)
+        assert done.returncode == 0, done.stderr
+        assert (top / 'old').read_bytes() == b'new content of old'
+        assert bool(re.search(rf'({SYNCS.replace(",", "|")})\(', log)) is durable
+        renames[durable] = re.findall(r'(renameat2?|linkat)\(.*?(RENAME_\w+)?\) = (.*)', log)
+    assert renames[True] == renames[False]
+    assert ('renameat2', 'RENAME_EXCHANGE', '0') in renames[True]
+
+
+@pytest.fixture
+def kept(trash):
+    """Return what is in the trash and in conflict copies."""
+
+    def read(top):
+        return trash(top) + [path.read_bytes() for path in top.glob('* (conflict *)')]
+
+    return read
+
+
+def kill_at_every(call, top, run_under_strace, kept, *options):
+    """Kill at the k-th system call for every k; then recover, look, and finish."""
     for k in range(1, 100):
         subprocess.run(['rm', '-rf', str(top)], check=True)
         top.mkdir()
         (top / 'old').write_bytes(b'old content')
-        done, _ = run_under_strace(top, '-e', f'inject={call}:signal=KILL:when={k}')
+        done, _ = run_under_strace(top, *options, '-e', f'inject={call}:signal=KILL:when={k}')
         assert (top / 'old').read_bytes() in {b'old content', b'new content of old'}
         if (top / 'new').exists():
             assert (top / 'new').read_bytes() == b'new content of new'
         with Root(top) as root, Workspace(root) as workspace:
             workspace.recover()
-        assert (top / 'old').read_bytes() == b'old content' or b'old content' in trash(top)
-        assert in_private(top, 'swap') == []
+        assert b'old content' in [(top / 'old').read_bytes(), *kept(top)]
+        for name in in_private(top, 'tmp'):
+            assert len(name) == 52
+            assert (top / '.degu' / 'tmp' / name).stat().st_nlink == 1
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL
     assert k > 1
     assert (top / 'old').read_bytes() == b'new content of old'
     assert os.readlink(top / 'link') == 'target'
+    assert [path.read_bytes() for path in top.glob('old (conflict *)')] == [b'old content']
+    assert in_private(top, 'tmp') == []
+
+
+@pytest.mark.parametrize('call', MUTATING)
+def test_i1_to_i4_hold_when_killed_at_any_system_call(top, run_under_strace, kept, call):
+    kill_at_every(call, top, run_under_strace, kept)
+
+
+@pytest.mark.parametrize('call', ['renameat', 'linkat', 'unlinkat'])
+def test_i1_to_i4_hold_when_killed_without_exchange(top, run_under_strace, kept, call):
+    kill_at_every(call, top, run_under_strace, kept, '-e', 'inject=renameat2:error=EINVAL')
 
 
 @pytest.mark.parametrize('error', ['EINVAL', 'ENOSYS'])
-def test_a_file_system_without_exchange_gets_links_instead(top, run_under_strace, trash, error):
+def test_a_file_system_without_exchange_gets_links_instead(top, run_under_strace, kept, error):
     (top / 'old').write_bytes(b'old content')
     done, log = run_under_strace(top, '-e', f'inject=renameat2:error={error}')
     assert done.returncode == 0, done.stderr
@@ -346,8 +460,18 @@ def test_a_file_system_without_exchange_gets_links_instead(top, run_under_strace
     assert (top / 'old').read_bytes() == b'new content of old'
     assert (top / 'new').read_bytes() == b'new content of new'
     assert os.readlink(top / 'link') == 'target'
-    assert trash(top) == [b'old content']
-    assert in_private(top, 'tmp') == in_private(top, 'swap') == []
+    assert kept(top) == [b'old content']
+    assert in_private(top, 'tmp') == []
+
+
+def test_an_exchange_that_fails_leaves_the_old_and_keeps_the_new_for_later(top, run_under_strace):
+    """The first renameat2 finds the name taken, the second tries whether names can be exchanged."""
+    (top / 'old').write_bytes(b'old content')
+    done, _ = run_under_strace(top, '-e', 'inject=renameat2:error=EPERM:when=3')
+    assert done.returncode == 1
+    assert 'Operation not permitted' in done.stderr
+    assert (top / 'old').read_bytes() == b'old content'
+    assert build_manifest(b'new content of old').root in in_private(top, 'tmp')
 
 
 def test_an_fsync_that_fails_changes_no_name(top, run_under_strace):

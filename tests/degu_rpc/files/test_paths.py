@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from degu_rpc.errors import PathError
 from degu_rpc.files import paths
-from degu_rpc.files.commit import RENAME_EXCHANGE, _renameat2
 from degu_rpc.files.limits import MAX_DEPTH
 from degu_rpc.files.paths import Root, format_path, parse_path
+from degu_rpc.files.system import exchange
 
 names = st.binary(min_size=1, max_size=255).filter(
     lambda name: (
@@ -242,7 +242,7 @@ def test_a_directory_that_is_swapped_for_a_symlink_never_leads_outside(tmp_path)
 
     def swap():
         while not done.is_set():
-            _renameat2(directory, b'd', directory, b'link', RENAME_EXCHANGE)
+            exchange(directory, b'd', directory, b'link')
 
     swapper = threading.Thread(target=swap)
     swapper.start()
@@ -278,8 +278,8 @@ def test_a_file_that_is_swapped_for_a_symlink_or_a_fifo_is_never_followed(tmp_pa
     def swap():
         while not done.is_set():
             for name in (b'link', b'fifo'):
-                _renameat2(directory, b'f', directory, name, RENAME_EXCHANGE)
-                _renameat2(directory, b'f', directory, name, RENAME_EXCHANGE)
+                exchange(directory, b'f', directory, name)
+                exchange(directory, b'f', directory, name)
 
     swapper = threading.Thread(target=swap)
     swapper.start()

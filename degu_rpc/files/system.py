@@ -1,0 +1,110 @@
+"""What the system does with the names in open directories, each change in one step.
+
+A name is looked at without following a symlink, and changes so that nothing is overwritten. Where a
+file system has no renameat2 flags, a free name is taken with `link`, and `can_exchange()` is False.
+No state and no policy: which name changes when is for commit.py to say.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+
+from degu_rpc.files.content import Signature, signature_of
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+SYNC_FILE_RANGE_WRITE = 2
+
+# ctypes because Python binds neither renameat2 nor sync_file_range, and no other call can exchange
+# two names or start writing a file to the disk without waiting for it.
+_libc = ctypes.CDLL(None, use_errno=True)
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+def list_names(directory: int) -> list[bytes]:
+    """Return the names in an open directory. Raises OSError."""
+    with os.scandir(directory) as entries:
+        return [os.fsencode(entry.name) for entry in entries]
+
+
+def exists(directory: int, name: bytes) -> bool:
+    """Tell whether anything has this name. Raises OSError."""
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_directory(directory: int, name: bytes) -> bool:
+    """Tell whether a directory has this name. Raises OSError."""
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def look(directory: int, name: bytes) -> Signature:
+    """Return the signature of what has this name. Raises OSError."""
+    return signature_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+
+def rename_to_free(source: int, name: bytes, target: int, new_name: bytes) -> bool:
+    """Rename from one open directory to another unless the new name is taken.
+
+    Returns whether it was free. Raises OSError.
+    """
+    try:
+        try:
+            _renameat2(source, name, target, new_name, RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            os.link(name, new_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            os.unlink(name, dir_fd=source)
+    except FileExistsError:
+        return False
+    return True
+
+
+def exchange(source: int, name: bytes, target: int, new_name: bytes) -> None:
+    """Let what has the two names change places.
+
+    Raises FileNotFoundError when one of them is not there, OSError where the file system cannot:
+    ask `can_exchange()` first.
+    """
+    _renameat2(source, name, target, new_name, RENAME_EXCHANGE)
+
+
+def can_exchange(directory: int, name: bytes) -> bool:
+    """Try whether names in an open directory can be exchanged, with two that begin with `name`.
+
+    Raises OSError.
+    """
+    names = [name + b'.1', name + b'.2']
+    for each in names:
+        os.close(os.open(each, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory))
+    try:
+        exchange(directory, names[0], directory, names[1])
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return False
+    finally:
+        for each in names:
+            os.unlink(each, dir_fd=directory)
+    return True
+
+
+def start_writing(fd: int) -> None:
+    """Hint that the disk may begin to write a file; whether it does is for fsync to say."""
+    _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
+
+
+def _renameat2(source: int, name: bytes, target: int, new_name: bytes, flags: int) -> None:
+    if _libc.renameat2(source, name, target, new_name, ctypes.c_uint(flags)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(name), None, os.fsdecode(new_name))
