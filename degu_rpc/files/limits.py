@@ -46,6 +46,10 @@ HEARTBEAT_S = 2.0
 """... and how long it says nothing."""
 HASH_ATTEMPTS = 3
 """How often a file that changes while it is hashed is hashed, the first time included."""
+MAX_CUTTING = 2
+"""Files that are cut at once for /cuts; who comes then fetches the whole file, or waits ..."""
+CUT_RETRY_S = 5
+"""... and is told to wait this long."""
 
 # --- a fetch ---
 
