@@ -64,6 +64,10 @@ NOTE_INTERVAL_S = 5.0
 """After how many bytes or seconds the blocks that arrived are made durable, and noted."""
 EXCHANGE_ATTEMPTS = 16
 """How often a name may appear and vanish under our hands before we give up."""
+MAX_OLD_RATIO = 4
+"""How many times the size of a new version is read of the old one, to see what both have."""
+COPY_SIZE = 16 * 1024 * 1024
+"""Bytes that are copied from an old version between two looks at whether to stop."""
 QUEUE_FILES = 64
 """Files that wait for the commit; each keeps a descriptor open."""
 BATCH_FILES = 128
