@@ -55,6 +55,24 @@ def signature_of(found: os.stat_result) -> Signature:
     )
 
 
+class FileReader:
+    """Reads the first `size` bytes of an open file in their order; it may turn out to have less.
+
+    The position of the descriptor stays where it is.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._size = size
+        self._offset = 0
+
+    def readinto(self, b: memoryview) -> int:
+        """Read the next bytes into `b`, and return how many; 0 at the end. Raises OSError."""
+        count = os.preadv(self._fd, [b[: self._size - self._offset]], self._offset)
+        self._offset += count
+        return count
+
+
 def hash_steps(fd: int, path: Path) -> Generator[None, None, tuple[Signature, Manifest]]:
     """Hash an open file, pausing after each read so that the caller can do something else.
 

@@ -46,6 +46,10 @@ HEARTBEAT_S = 2.0
 """... and how long it says nothing."""
 HASH_ATTEMPTS = 3
 """How often a file that changes while it is hashed is hashed, the first time included."""
+MAX_CUTTING = 2
+"""Files that are cut at once for /cuts; who comes then fetches the whole file, or waits ..."""
+CUT_RETRY_S = 5
+"""... and is told to wait this long."""
 
 # --- a fetch ---
 
@@ -62,6 +66,12 @@ EXCHANGE_ATTEMPTS = 16
 """How often a name may appear and vanish under our hands before we give up."""
 MAX_MACHINE = 64
 """Bytes of a machine's name in the name of a conflict copy."""
+DELTA_SIZE = 4 * 1024 * 1024
+"""Bytes that have to be missing before it is worth while to look where an old version has them."""
+MAX_OLD_RATIO = 4
+"""How many times the size of a new version is read of the old one, to see what both have."""
+COPY_SIZE = 16 * 1024 * 1024
+"""Bytes that are copied from an old version between two looks at whether to stop."""
 QUEUE_FILES = 64
 """Files that wait for the commit; each keeps a descriptor open."""
 BATCH_FILES = 128

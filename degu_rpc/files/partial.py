@@ -106,6 +106,11 @@ class Partial:
         with self._lock:
             return [index for index, here in enumerate(self._here) if not here]
 
+    def missing_size(self) -> int:
+        """Return how many bytes the missing blocks have."""
+        ranges = map(self.manifest.block_range, self.missing())
+        return sum(stop - start for start, stop in ranges)
+
     def write(self, index: int, block: Buffer) -> None:
         """Write block `index`. Raises IntegrityError for bytes that are not that block, OSError."""
         if not self.offer(index, block):

@@ -30,13 +30,13 @@ from degu_rpc.errors import (
 from degu_rpc.files.blocks import is_root
 from degu_rpc.files.commit import Replacement, Workspace
 from degu_rpc.files.content import hash_file
-from degu_rpc.files.limits import RUN_SIZE
+from degu_rpc.files.limits import DELTA_SIZE, RUN_SIZE
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.packs import NOT_IN_PACK
 from degu_rpc.files.partial import Partial, store_small
 from degu_rpc.files.paths import Root, format_path
 from degu_rpc.files.remote import Remote, StaleError
-from degu_rpc.files.reuse import copy_blocks
+from degu_rpc.files.reuse import copy_blocks, copy_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -231,6 +231,13 @@ class Receiver:
             return  # no regular file, or none that can be read
         try:
             copy_blocks(fd, content, self._found)
+            if content.missing_size() < DELTA_SIZE:
+                return
+            with _asking():
+                chunks = self._remote.read_cuts(file.source, content.root, file.entry.size)
+            if chunks is not None:
+                size = os.fstat(fd).st_size
+                copy_chunks(fd, size, chunks, content, self._meter.check, self._found)
         finally:
             os.close(fd)
 

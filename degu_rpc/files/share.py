@@ -4,12 +4,13 @@
     GET /file/{path}       the bytes; `range`; `etag` is the root where it is known
     GET /manifest/{root}   the leaves of a file that was hashed: see blocks.py
     GET /data/{root}       the bytes of a file that was hashed; `range`; 409 once it has changed
+    GET /cuts/{root}       its content-defined chunks, for one who has another version: see cuts.py
     POST /pack             many small files in one answer: see packs.py
 
 HEAD answers each that has GET without the body. 400 is a path that leads nowhere allowed, 403 a
 caller without a role that was allowed, 404 what is not there (or is no file: symlinks are never
 followed), 405 another method, 409 a file that changed, 413 a question that is too large, 416 a
-range outside the file.
+range outside the file, 503 too many at /cuts.
 
 1. The caller's roles are looked up in `request['_peer'].roles`; default deny.
 2. Every path goes through paths.py, so nothing outside the directory can be reached, nor `.degu`.
@@ -20,6 +21,8 @@ range outside the file.
    Larger ones are sent by the kernel: what changes under it cannot be seen from here, so the share
    only checks the file's signature before it begins, and the receiver's check of every block is
    what keeps wrong bytes out.
+5. A file is cut while its list is sent, a few files at once in all. The last records are held back
+   until it is sure that the file has not changed; if it has, the list ends without them.
 
 May be called by many threads. Writes nothing.
 """
@@ -29,17 +32,30 @@ from __future__ import annotations
 import io
 import os
 import stat
+import threading
+import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from degu_rpc.errors import ContentChangedError, ListingError, PathError, UnknownPeerError
 from degu_rpc.files.blocks import build_manifest, format_manifest, is_root
-from degu_rpc.files.content import HashCache, Hashed, hash_steps, read_small, signature_of
+from degu_rpc.files.content import (
+    FileReader,
+    HashCache,
+    Hashed,
+    Signature,
+    hash_steps,
+    read_small,
+    signature_of,
+)
+from degu_rpc.files.cuts import can_cut, cut_content, format_chunk, format_size
 from degu_rpc.files.limits import (
     CHUNK_SIZE,
+    CUT_RETRY_S,
     HASH_ATTEMPTS,
     HEARTBEAT_S,
+    MAX_CUTTING,
     MAX_PACK_REQUEST,
     MAX_PATH_TEXT,
     PACK_ITEMS,
@@ -60,7 +76,7 @@ from degu_rpc.files.records import HEARTBEAT, Media, choose_media, format_record
 from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
     from types import TracebackType
 
 
@@ -73,6 +89,7 @@ _REASONS = {
     409: 'Conflict',
     413: 'Content Too Large',
     416: 'Range Not Satisfiable',
+    503: 'Service Unavailable',
 }
 
 
@@ -121,9 +138,11 @@ class FileShare:
             'file': self._send_file,
             'manifest': self._send_manifest,
             'data': self._send_data,
+            'cuts': self._send_cuts,
             'pack': self._send_pack,
         }
         self._hashes = HashCache()
+        self._cutting = threading.BoundedSemaphore(MAX_CUTTING)
         self._root = Root(directory)
 
     def close(self) -> None:
@@ -271,7 +290,7 @@ class FileShare:
                 os.close(fd)
         raise AssertionError('the last attempt raises or returns')
 
-    # --- /file, /manifest, /data ----------------------------------------------------------------
+    # --- /file, /manifest, /data, /cuts ---------------------------------------------------------
 
     def _send_file(self, request: _Request) -> _Response:
         return self._send(request, _path_of(request.segments), None)
@@ -305,6 +324,26 @@ class FileShare:
         hashed = self._find_root(request.segments)
         return _Response(200, 'OK', dict(_PLAIN), format_manifest(hashed.manifest))
 
+    def _send_cuts(self, request: _Request) -> _Response:
+        hashed = self._find_root(request.segments)
+        if not can_cut(hashed.signature.size):
+            raise _RefusalError(404, 'this share does not cut such files')
+        file = self._open(hashed.path)
+        self._check_unchanged(signature_of(os.fstat(file.fileno())), hashed)
+        if not self._cutting.acquire(blocking=False):
+            why = f'{MAX_CUTTING} files are being cut; try later, or fetch the whole file'
+            raise _RefusalError(503, why, {'retry-after': f'{CUT_RETRY_S}'})
+        # A body that nobody begins to send gives its place back as well.
+        release = weakref.finalize(file, self._cutting.release)
+        chunks = request.connection['rgi.ChunkedOutput'](_cut(file, hashed, release))
+        return _Response(200, 'OK', dict(_PLAIN), chunks)
+
+    def _check_unchanged(self, signature: Signature, hashed: Hashed) -> None:
+        """Raise ContentChangedError if a file is not what was hashed any more, and forget it."""
+        if signature != hashed.signature:
+            self._hashes.forget(hashed.path)
+            raise ContentChangedError(format_path(hashed.path))
+
     def _find_root(self, segments: list[str]) -> Hashed:
         if len(segments) != 1 or not is_root(segments[0]):
             raise _RefusalError(400, 'a root is 52 characters of base32, lower case')
@@ -320,9 +359,8 @@ class FileShare:
         """
         file = self._open(path)
         signature, content = read_small(file.fileno(), path)
-        if expected is not None and signature != expected.signature:
-            self._hashes.forget(path)
-            raise ContentChangedError(format_path(path))
+        if expected is not None:
+            self._check_unchanged(signature, expected)
         headers = {**_PLAIN, 'accept-ranges': 'bytes', 'x-mtime-ns': str(signature.mtime_ns)}
         if content is not None:
             headers['etag'] = f'"{build_manifest(content).root}"'
@@ -424,6 +462,29 @@ def _chunks(entries: Iterator[Entry | None], media: Media) -> Iterator[bytes]:
             sent_at = monotonic()
     if chunk:
         yield bytes(chunk)
+    yield b''
+
+
+def _cut(file: _SentFile, hashed: Hashed, release: Callable[[], object]) -> Iterator[bytes]:
+    """Yield the list of a file in pieces, at least one every HEARTBEAT_S, and the empty one.
+
+    The last piece is left out if the file has changed. `release` is called before it.
+    """
+    size = hashed.signature.size
+    piece = bytearray(format_size(size))
+    sent_at = monotonic()
+    try:
+        for chunk in cut_content(FileReader(file.fileno(), size), size):
+            if len(piece) >= CHUNK_SIZE or monotonic() - sent_at >= HEARTBEAT_S:
+                yield bytes(piece)
+                piece.clear()
+                sent_at = monotonic()
+            piece += format_chunk(chunk)
+        unchanged = signature_of(os.fstat(file.fileno())) == hashed.signature
+    finally:
+        release()
+    if unchanged:
+        yield bytes(piece)
     yield b''
 
 
