@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import transfer_bare
 import transfer_peers
 from common import MIB, alternate, build_parser, describe_machine, write_json
-from transfer_common import FILE, Measured, OpenCopy, Setting
+from transfer_common import FILE, MEMORY, Measured, OpenCopy, Setting, warm_memory
 from transfer_ours import open_degu, open_new_degu
 
 from degu.misc import TempPKI
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 Results = dict[str, list[Measured]]
 
-MEMORY, DISK = '/dev/shm', '/var/tmp'
+DISK = '/var/tmp'
 OURS, OURS_NEW = 'degu', 'degu, the first time'
 TLS, LOOP, LOOKS = 'a bare TLS copy', 'a bare loop', 'scandir and lstat'
 PRIVATE = ('.degu', '.stfolder')
@@ -227,6 +227,7 @@ def copy_once(case: Case, setting: Setting, copy: Copy) -> Measured:
     destination.mkdir()
     case.prepare(setting.source, destination)
     os.sync()
+    warm_memory(setting)
     measured = copy(destination)
     check(setting.source, destination)
     shutil.rmtree(destination)
