@@ -11,12 +11,15 @@ import msgspec
 import pytest
 
 from degu.rgi import ContentRange, Range, Validator
-from degu_rpc.files import FileShare, limits, packing, share
+from degu_rpc.files import FileShare, limits, packing, records, share, walk
 from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, parse_manifest
+from degu_rpc.files.content import HashCache
 from degu_rpc.files.limits import MAX_PACKED, PACK_ITEMS
 from degu_rpc.files.listing import Entry, Kind, Problem, parse_listing
 from degu_rpc.files.packs import Packed, Wanted
+from degu_rpc.files.paths import Root
 from degu_rpc.files.records import Media, format_record, parse_records
+from degu_rpc.files.walk import Walker
 from degu_rpc.peers import Authenticated
 
 BIG = bytes(range(256)) * 2000
@@ -238,7 +241,7 @@ def test_a_listing_refuses_switches_it_does_not_know(connection, query):
 
 def test_a_long_hash_is_heard_of(connection, top, monkeypatch):
     """A heartbeat keeps the peer from giving up; here every step sends one."""
-    monkeypatch.setattr(share, 'HEARTBEAT_S', 0.0)
+    monkeypatch.setattr(records, 'HEARTBEAT_S', 0.0)
     (top / 'long').write_bytes(bytes(5_000_000))
     for media in Media:
         response = connection.get('/ls/long?roots=1', {'accept': media.value})
@@ -252,7 +255,7 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
     path = top / 'restless'
     path.write_bytes(bytes(3_000_000))
     count = 0
-    real = share.hash_steps
+    real = walk.hash_steps
 
     def steps(fd, name):
         """The real hashing, with a writer that is faster."""
@@ -263,7 +266,7 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
             yield step
         return hashing
 
-    monkeypatch.setattr(share, 'hash_steps', steps)
+    monkeypatch.setattr(walk, 'hash_steps', steps)
     entry = listed(connection, '/ls/restless?roots=1')['']
     assert entry == Entry('', Kind.SKIPPED, problem=Problem.CHANGING)
     assert count >= limits.HASH_ATTEMPTS
@@ -271,8 +274,8 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
 
 def test_a_tree_that_vanishes_while_it_is_listed_ends_well(top):
     """The entries are read as they are sent."""
-    with FileShare(top, 'peer') as app:
-        entries = app._entries((), top.stat(), True, True)
+    with Root(top) as root:
+        entries = Walker(root, HashCache()).walk((), top.stat(), recursive=True, roots=True)
         found = [next(entries), next(entries)]
         subprocess.run(['rm', '-rf', str(top)], check=True)
         found += list(entries)
