@@ -86,11 +86,13 @@ class Committed(NamedTuple):
     """What a commit found at the final name.
 
     `replaced` says whether anything was there: it is in the trash now, or, where that is not what
-    the caller had seen nor the new content, at `conflict`, a path beside it.
+    the caller had seen nor the new content, at `conflict`, a path beside it. `is_taken` says that
+    something was there that was not to be replaced: then the new content is still in tmp/.
     """
 
     replaced: bool
     conflict: Path | None = None
+    is_taken: bool = False
 
 
 class Temporary(NamedTuple):
@@ -122,6 +124,7 @@ class Replacement(NamedTuple):
 
     `size` is bytes; `mode` is for files; `expected` is what the caller saw at `path`, or None.
     `xattrs` is the extended attributes of a file (see xattrs.py), or None where they are not known.
+    Unless it `replaces`, what is at `path` stays.
     """
 
     content: Temporary | Symlink
@@ -131,6 +134,7 @@ class Replacement(NamedTuple):
     mtime_ns: int
     expected: Signature | None
     xattrs: Mapping[bytes, bytes] | None = None
+    replaces: bool = True
 
 
 class Workspace:
@@ -207,6 +211,41 @@ class Workspace:
         except (BlockingIOError, FileNotFoundError):
             return False
         return os.path.samestat(there, os.fstat(fd)) and there.st_nlink == 1
+
+    def discard(self, temporary: Temporary) -> None:
+        """Remove and close a temporary file whose content is not needed. Raises OSError."""
+        try:
+            self.remove_note(temporary)
+            os.unlink(temporary.name, dir_fd=self._tmp)
+        finally:
+            os.close(temporary.fd)
+
+    def discard_rested(self, age_s: float) -> None:
+        """Remove the temporary files that nobody has open and that rested for `age_s` seconds.
+
+        Raises OSError.
+        """
+        before = time.time() - age_s
+        for name in list_names(self._tmp):
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(name, dir_fd=self._tmp, follow_symlinks=False)
+                # ctime: what arrives may have any mtime.
+                if found.st_ctime < before and not self._is_open(name):
+                    os.unlink(name, dir_fd=self._tmp)
+
+    def _is_open(self, name: bytes) -> bool:
+        """Tell whether a temporary file is locked by a transfer."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._tmp)
+        except OSError:
+            return False  # a symlink, or of a killed commit: nobody has it open
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     def temporary_size(self) -> int:
         """Return how many bytes of disk the temporary files take."""
@@ -351,6 +390,10 @@ class Workspace:
         with self._root.directory(path[:-1]) as parent:
             if rename_to_free(self._tmp, name, parent, path[-1]):
                 return Committed(replaced=False)
+            if not replacement.replaces:
+                if isinstance(replacement.content, Symlink):
+                    os.unlink(name, dir_fd=self._tmp)
+                return Committed(replaced=False, is_taken=True)
             if is_directory(parent, path[-1]):
                 raise BlockedError(format_path(path), 'a directory is there')
             with self._trash_slot(path) as slot:

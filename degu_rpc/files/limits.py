@@ -92,3 +92,46 @@ RATE_WINDOW_S = 5.0
 MAX_PIECE = 1024 * 1024
 MIN_PIECE = 16 * 1024
 """Bytes that are moved at once, the smaller with a low rate limit."""
+
+# --- an inbox ---
+
+MAX_OFFER_ENTRIES = 200_000
+"""Files, directories and symlinks in an offer; about 1 KiB of memory each while it comes in."""
+MAX_OFFER_NAMES = 4096
+"""Names at the top of an offer; they are remembered."""
+MAX_OFFER_TEXT = 64 * 1024 * 1024
+"""Bytes of text in an offer, counted as in a listing."""
+MAX_OFFER_SIZE = 2**50
+"""Bytes of all files in an offer."""
+MAX_WAITING = 64
+MAX_WAITING_OF_USER = 8
+"""Offers that wait for an answer, in all and of one user; a further one is refused."""
+MAX_OFFERS_OF_USER = 32
+"""Other offers of one user that are remembered; the one that rested longest goes first."""
+OFFER_AGE_S = 30 * 24 * 3600.0
+"""How long an offer is remembered in which nothing happens, and what came of it in tmp/."""
+MAX_ACTIVE_OF_USER = 4
+"""Accepted offers of one user that are in memory; for others the sender begins by offering."""
+MAX_READ_OFFERS = 8
+MAX_READ_OFFERS_OF_USER = 2
+"""Offers that are read at once, in all and of one user; a further one has to come again."""
+MAX_OPEN_CONTENTS = 4
+"""Large contents of an offer that are open at once; the one that rested longest is closed."""
+MAX_MISSING_RANGES = 64
+"""Ranges of missing bytes in one answer."""
+MAX_WAIT_S = 60.0
+"""How long a question for the state of an offer may wait for it to change."""
+
+# --- sending ---
+
+RUN_SIZE = 8 * 1024 * 1024
+"""Bytes of one request with a part of a large content; a block where that is more."""
+SENT_PACK_SIZE = 1024 * 1024
+"""Bytes of a pack that is sent; so much is to be sent again when a connection breaks."""
+SEND_ROUNDS = 8
+"""How often in a row an inbox may say that it wants more, without anything that came right."""
+POLL_S = 25.0
+"""How long a sender asks an inbox to wait for the answer of a person before it asks again."""
+BUSY_ATTEMPTS = 30
+BUSY_PAUSE_S = 1.0
+"""How often, and after which pause, an offer is made again to an inbox that is busy."""

@@ -16,13 +16,16 @@ import msgspec
 import pytest
 
 from degu.rgi import ContentRange, Range, Validator
-from degu_rpc.files import FileShare, cuts, limits, packing, share
+from degu_rpc.files import FileShare, cuts, cutting, limits, packing, records, share, walk
 from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, parse_manifest
+from degu_rpc.files.content import HashCache
 from degu_rpc.files.cuts import Chunk, cut_content, parse_cuts
 from degu_rpc.files.limits import MAX_PACKED, PACK_ITEMS
 from degu_rpc.files.listing import Entry, Kind, Problem, parse_listing
 from degu_rpc.files.packs import Packed, Wanted
+from degu_rpc.files.paths import Root
 from degu_rpc.files.records import Media, format_record, parse_records
+from degu_rpc.files.walk import Walker
 from degu_rpc.files.xattrs import format_xattrs, read_xattrs
 from degu_rpc.peers import Authenticated
 
@@ -245,7 +248,7 @@ def test_a_listing_refuses_switches_it_does_not_know(connection, query):
 
 def test_a_long_hash_is_heard_of(connection, top, monkeypatch):
     """A heartbeat keeps the peer from giving up; here every step sends one."""
-    monkeypatch.setattr(share, 'HEARTBEAT_S', 0.0)
+    monkeypatch.setattr(records, 'HEARTBEAT_S', 0.0)
     (top / 'long').write_bytes(bytes(5_000_000))
     for media in Media:
         response = connection.get('/ls/long?roots=1', {'accept': media.value})
@@ -259,7 +262,7 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
     path = top / 'restless'
     path.write_bytes(bytes(3_000_000))
     count = 0
-    real = share.hash_steps
+    real = walk.hash_steps
 
     def steps(fd, name):
         """The real hashing, with a writer that is faster."""
@@ -270,7 +273,7 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
             yield step
         return hashing
 
-    monkeypatch.setattr(share, 'hash_steps', steps)
+    monkeypatch.setattr(walk, 'hash_steps', steps)
     entry = listed(connection, '/ls/restless?roots=1')['']
     assert entry == Entry('', Kind.SKIPPED, problem=Problem.CHANGING)
     assert count >= limits.HASH_ATTEMPTS
@@ -278,8 +281,8 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
 
 def test_a_tree_that_vanishes_while_it_is_listed_ends_well(top):
     """The entries are read as they are sent."""
-    with FileShare(top, 'peer') as app:
-        entries = app._entries((), top.stat(), True, True)
+    with Root(top) as root:
+        entries = Walker(root, HashCache()).walk((), top.stat(), recursive=True, roots=True)
         found = [next(entries), next(entries)]
         subprocess.run(['rm', '-rf', str(top)], check=True)
         found += list(entries)
@@ -440,14 +443,14 @@ def test_a_file_is_cut_by_its_root(connection, top, path):
 
 def test_a_list_is_sent_in_pieces_while_the_file_is_cut(connection, top, monkeypatch):
     """As a heartbeat, and so that no list has to be in memory; here each chunk is sent."""
-    monkeypatch.setattr(share, 'CHUNK_SIZE', 1)
+    monkeypatch.setattr(cutting, 'CHUNK_SIZE', 1)
     (top / 'noise').write_bytes(random.Random(0).randbytes(2_000_000))
     root = root_of(connection, 'noise')
     pieces = list(connection.get(f'/cuts/{root}').body)
     chunks = cut((top / 'noise').read_bytes())
     assert [len(piece) for piece in pieces if piece] == [8] + [36] * len(chunks)
-    monkeypatch.setattr(share, 'CHUNK_SIZE', 10**9)
-    monkeypatch.setattr(share, 'HEARTBEAT_S', 0.0)
+    monkeypatch.setattr(cutting, 'CHUNK_SIZE', 10**9)
+    monkeypatch.setattr(cutting, 'HEARTBEAT_S', 0.0)
     assert list(connection.get(f'/cuts/{root}').body) == pieces
 
 
@@ -479,7 +482,7 @@ def test_i10_the_list_of_a_file_that_changes_meanwhile_is_not_whole(
         if after > count:
             CHANGES[change](path)
 
-    monkeypatch.setattr(share, 'cut_content', cut_and_change)
+    monkeypatch.setattr(cutting, 'cut_content', cut_and_change)
     data = connection.get(f'/cuts/{root}').body.read()
     with pytest.raises(ValueError, match='bytes'):
         parse_cuts(data, 2_000_000)
@@ -487,7 +490,7 @@ def test_i10_the_list_of_a_file_that_changes_meanwhile_is_not_whole(
 
 
 def test_only_so_many_files_are_cut_at_once(top, serve, monkeypatch):
-    monkeypatch.setattr(share, 'CHUNK_SIZE', 1)
+    monkeypatch.setattr(cutting, 'CHUNK_SIZE', 1)
     (top / 'noise').write_bytes(random.Random(0).randbytes(2_000_000))
     resume = threading.Event()
 
@@ -496,7 +499,7 @@ def test_only_so_many_files_are_cut_at_once(top, serve, monkeypatch):
             yield chunk
             assert resume.wait(20)
 
-    monkeypatch.setattr(share, 'cut_content', wait_and_cut)
+    monkeypatch.setattr(cutting, 'cut_content', wait_and_cut)
     with FileShare(top, 'peer') as app:
         client = serve(app)
         connections = [client.connect() for _ in range(limits.MAX_CUTTING + 1)]
@@ -564,8 +567,10 @@ def test_whoever_does_not_take_a_list_keeps_no_place(top, serve, monkeypatch):
             assert connection.get(f'/cuts/{root}').status == 200
         assert all_places_are_free()
 
-        monkeypatch.setattr(share, 'CHUNK_SIZE', 1)
-        monkeypatch.setattr(share, 'cut_content', lambda *_: itertools.repeat(Chunk(1, bytes(32))))
+        monkeypatch.setattr(cutting, 'CHUNK_SIZE', 1)
+        monkeypatch.setattr(
+            cutting, 'cut_content', lambda *_: itertools.repeat(Chunk(1, bytes(32)))
+        )
         with serve(app).connect() as connection:
             connection.get(f'/cuts/{root}').body.readchunk()
         assert all_places_are_free()
