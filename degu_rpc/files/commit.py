@@ -9,8 +9,8 @@ A Workspace is our private directory in a root, `.degu`:
 
 Commit, for a batch of complete and verified temporary files:
 
-1. Set mode and times through the descriptors, start writing all of them to the disk, then fsync
-   each: before a name changes its content is durable (I1).
+1. Set attributes, mode and times through the descriptors, start writing all of them to the disk,
+   then fsync each: before a name changes its content is durable (I1).
 2. Under the lock, for a name that is free: `renameat2(RENAME_NOREPLACE)`.
 3. For a name that is taken: move to the place in the trash that what is displaced shall have, and
    `renameat2(RENAME_EXCHANGE)`. So the name is never absent (I2), and what was displaced is in the
@@ -69,9 +69,10 @@ from degu_rpc.files.system import (
     rename_to_free,
     start_writing,
 )
+from degu_rpc.files.xattrs import write_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from degu_rpc.files.content import Signature
@@ -120,6 +121,7 @@ class Replacement(NamedTuple):
     """Complete, verified content and the name it shall have.
 
     `size` is bytes; `mode` is for files; `expected` is what the caller saw at `path`, or None.
+    `xattrs` is the extended attributes of a file (see xattrs.py), or None where they are not known.
     """
 
     content: Temporary | Symlink
@@ -128,6 +130,7 @@ class Replacement(NamedTuple):
     mode: int
     mtime_ns: int
     expected: Signature | None
+    xattrs: Mapping[bytes, bytes] | None = None
 
 
 class Workspace:
@@ -242,14 +245,23 @@ class Workspace:
             self._unsynced.add(path[:-1])
         return made
 
-    def set_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
-        """Set the mode and the modification time of the file or directory at `path`."""
+    def set_metadata(
+        self,
+        path: Path,
+        mode: int,
+        mtime_ns: int,
+        xattrs: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """Set mode, modification time and, if given, attributes of the file or directory at `path`.
+
+        Raises PathError for something else, OSError.
+        """
         found = self._root.lstat(path)
         is_directory = stat.S_ISDIR(found.st_mode)
         open_it = self._root.open_directory if is_directory else self._root.open_file
         fd = open_it(path)
         try:
-            _set_metadata(fd, mode, mtime_ns)
+            _set_metadata(fd, mode, mtime_ns, xattrs)
         finally:
             os.close(fd)
 
@@ -287,7 +299,7 @@ class Workspace:
         for replacement in batch:
             if isinstance(replacement.content, Temporary):
                 fd = replacement.content.fd
-                _set_metadata(fd, replacement.mode, replacement.mtime_ns)
+                _set_metadata(fd, replacement.mode, replacement.mtime_ns, replacement.xattrs)
                 descriptors.append(fd)
         if self.is_durable:
             # The disk works on all of them at once, and fsync finds most of its work done.
@@ -480,7 +492,11 @@ def _new_trash_name() -> bytes:
     return f'{when}-{secrets.token_hex(4)}'.encode()
 
 
-def _set_metadata(fd: int, mode: int, mtime_ns: int) -> None:
+def _set_metadata(fd: int, mode: int, mtime_ns: int, xattrs: Mapping[bytes, bytes] | None) -> None:
+    if xattrs is not None:
+        # Who may not write to a file may not set its attributes, though it is theirs.
+        os.fchmod(fd, mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR)
+        write_xattrs(fd, xattrs)
     # Only the permissions: a peer does not get to make a program setuid.
     os.fchmod(fd, mode & 0o777)
     os.utime(fd, ns=(mtime_ns, mtime_ns))

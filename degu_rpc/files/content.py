@@ -129,6 +129,7 @@ class Hashed(NamedTuple):
     manifest: Manifest
     root: str
     settled: bool
+    xattrs: dict[bytes, bytes] | None
 
 
 class HashCache:
@@ -144,10 +145,16 @@ class HashCache:
         self._by_root: dict[str, Path] = {}
         self._size = 0
 
-    def add(self, path: Path, signature: Signature, manifest: Manifest) -> Hashed:
-        """Remember what was just hashed, and return it."""
+    def add(
+        self,
+        path: Path,
+        signature: Signature,
+        manifest: Manifest,
+        xattrs: dict[bytes, bytes] | None = None,
+    ) -> Hashed:
+        """Remember what was just hashed, and return it. A change of `xattrs` sets ctime, too."""
         settled = signature.is_settled(time.time_ns())
-        hashed = Hashed(path, signature, manifest, manifest.root, settled)
+        hashed = Hashed(path, signature, manifest, manifest.root, settled, xattrs)
         with self._lock:
             self._forget(path)
             self._by_path[path] = hashed
@@ -185,4 +192,6 @@ class HashCache:
 
 
 def _cost(hashed: Hashed) -> int:
-    return RECORD_SIZE + len(hashed.manifest.leaves)
+    attributes = hashed.xattrs or {}
+    size = sum(len(name) + len(value) + RECORD_SIZE for name, value in attributes.items())
+    return RECORD_SIZE + len(hashed.manifest.leaves) + size

@@ -53,6 +53,7 @@ from degu_rpc.files.plan import File, Plan, Skipped, plan_fetch
 from degu_rpc.files.progress import Meter, Progress, RateLimit
 from degu_rpc.files.receive import Receiver, SourceError
 from degu_rpc.files.remote import Remote, StaleError
+from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -379,7 +380,13 @@ class _Transfer:
             temporary = content.finish()
             self._queue.put(
                 Replacement(
-                    temporary, file.target, entry.size, entry.mode, entry.mtime_ns, file.local
+                    temporary,
+                    file.target,
+                    entry.size,
+                    entry.mode,
+                    entry.mtime_ns,
+                    file.local,
+                    parse_xattrs(entry.xattrs),
                 )
             )
             return

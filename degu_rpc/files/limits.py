@@ -14,6 +14,10 @@ MAX_RECORD = 64 * 1024
 """Bytes of one record: room for a path and a symlink target of 4096 bytes, all percent-encoded."""
 MAX_FIELDS = 256
 """Fields of one record."""
+MAX_XATTRS = 16 * 1024
+"""Bytes of the extended attributes of a file, names and values: what fits in a record."""
+MAX_XATTR_NAME = 250
+"""Bytes in the name of one, without `user.`: what Linux holds."""
 MAX_ENTRIES = 1_000_000
 """Entries in a listing, what was skipped included; about 1 KiB of memory each."""
 MAX_LISTING_TEXT = 512 * 1024 * 1024

@@ -83,8 +83,10 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
 
 def _text_size(entry: Entry) -> int:
     """Return what an entry counts towards MAX_LISTING_TEXT."""
-    names = entry.path.count('/') + 1
-    return len(entry.path) + len(entry.target) + len(entry.root) + names * NAME_COST
+    xattrs = entry.xattrs or {}
+    names = entry.path.count('/') + 1 + len(xattrs)
+    texts = (entry.path, entry.target, entry.root, *xattrs, *xattrs.values())
+    return sum(map(len, texts)) + names * NAME_COST
 
 
 def _plan_entry(plan: Plan, file: File, found: os.stat_result | None) -> None:

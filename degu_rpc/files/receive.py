@@ -37,6 +37,7 @@ from degu_rpc.files.partial import Partial, store_small
 from degu_rpc.files.paths import Root, format_path
 from degu_rpc.files.remote import Remote, StaleError
 from degu_rpc.files.reuse import copy_blocks, copy_chunks
+from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -117,13 +118,17 @@ class Receiver:
             return Problem.VANISHED
         if packed.status != 200:
             return packed.status
+        with _asking():
+            xattrs = parse_xattrs(packed.xattrs)
         self._meter.count(size=size, moved=size)
         if self._is_here(file, size, packed.root):
-            self._workspace.set_metadata(file.target, entry.mode, packed.mtime_ns)
+            self._workspace.set_metadata(file.target, entry.mode, packed.mtime_ns, xattrs)
             return None
         self._reserve(max(size - entry.size, 0))
         temporary = store_small(self._workspace, packed.root, packed.content)
-        return Replacement(temporary, file.target, size, entry.mode, packed.mtime_ns, file.local)
+        return Replacement(
+            temporary, file.target, size, entry.mode, packed.mtime_ns, file.local, xattrs
+        )
 
     # --- large files ----------------------------------------------------------------------------
 
@@ -143,6 +148,7 @@ class Receiver:
                 return entry.problem or Problem.VANISHED
             if not is_root(entry.root):
                 raise ListingError(f'{format_path(file.source)} comes without the root asked for')
+            xattrs = parse_xattrs(entry.xattrs)
         if not self._is_first and not _is_same(entry, file.entry):
             return Problem.VANISHED
         # What was begun of former contents stays, for a later run: this one takes room besides it.
@@ -152,7 +158,7 @@ class Receiver:
         with _asking():
             manifest = self._remote.read_manifest(file.source, entry.root, entry.size)
         if self._is_here(file, entry.size, entry.root):
-            self._workspace.set_metadata(file.target, entry.mode, entry.mtime_ns)
+            self._workspace.set_metadata(file.target, entry.mode, entry.mtime_ns, xattrs)
             self._meter.count(size=entry.size)
             return False
         download.file = file._replace(entry=entry)

@@ -73,6 +73,7 @@ from degu_rpc.files.paths import (
     parse_path,
 )
 from degu_rpc.files.records import HEARTBEAT, Media, choose_media, format_record, parse_records
+from degu_rpc.files.xattrs import format_xattrs, read_xattrs
 from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
@@ -273,6 +274,7 @@ class FileShare:
                 mtime_ns=signature.mtime_ns,
                 mode=mode,
                 root='' if hashed is None else hashed.root,
+                xattrs=format_xattrs(hashed.xattrs) if hashed is not None and roots else None,
             )
 
     def _hash(self, path: Path) -> Generator[None, None, Hashed]:
@@ -285,7 +287,7 @@ class FileShare:
                 if attempt == HASH_ATTEMPTS - 1:
                     raise
             else:
-                return self._hashes.add(path, signature, manifest)
+                return self._hashes.add(path, signature, manifest, read_xattrs(fd))
             finally:
                 os.close(fd)
         raise AssertionError('the last attempt raises or returns')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -30,6 +31,7 @@ from degu_rpc.errors import (
 from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, progress, remote, share
 from degu_rpc.files.blocks import build_manifest, format_manifest, manifest_size
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, PACK_ITEMS
+from degu_rpc.files.listing import Entry
 from degu_rpc.files.packs import Packed
 from degu_rpc.files.receive import find_runs
 from degu_rpc.files.records import Media, format_record, parse_records
@@ -252,6 +254,98 @@ def test_files_that_only_exist_here_stay(client, source, here):
     assert (here / 'mine').read_bytes() == b'mine'
 
 
+# --- extended attributes ------------------------------------------------------------------------
+
+
+def attributes(path):
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+@pytest.fixture
+def attributed(source):
+    """A share with a file that has attributes, where the file system has them."""
+
+    def make(size, mode=0o644):
+        path = source / 'f'
+        path.write_bytes(b'1' * size)
+        try:
+            os.setxattr(path, 'user.comment', b'\0\xff')
+            os.setxattr(path, os.fsencode('user.ü b'), b'')
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                pytest.skip('this file system has no extended attributes')
+            raise
+        path.chmod(mode)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize('mode', [0o644, 0o444, 0])
+@pytest.mark.parametrize('size', [10, 3 * BLOCK])
+def test_extended_attributes_arrive(client, attributed, here, size, mode):
+    if mode == 0 and os.geteuid() != 0:
+        pytest.skip('nobody else can read it')
+    path = attributed(size, mode)
+    fetch(client, '', 'f', here)
+    assert attributes(here / 'f') == attributes(path) != {}
+    assert (here / 'f').stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize('size', [10, 3 * BLOCK])
+def test_attributes_of_an_equal_file_with_another_time_are_made_equal(
+    client, attributed, here, size
+):
+    path = attributed(size)
+    fetch(client, '', 'f', here)
+    os.setxattr(here / 'f', 'user.comment', b'other')
+    os.setxattr(here / 'f', 'user.mine', b'other')
+    os.utime(path, ns=(OLD_NS, OLD_NS))
+    assert fetch(client, '', 'f', here).files_present == 1
+    assert attributes(here / 'f') == attributes(path)
+
+
+def test_a_change_of_attributes_is_seen_although_the_content_is_remembered(
+    client, attributed, here
+):
+    path = attributed(3 * BLOCK)
+    fetch(client, '', 'f', here)
+    os.setxattr(path, 'user.comment', b'changed')
+    (here / 'f').unlink()
+    fetch(client, '', 'f', here)
+    assert attributes(here / 'f') == attributes(path)
+
+
+def with_attributes(names):
+    """Say of everything that it has these attributes."""
+    xattrs = dict.fromkeys(names, b'\1\0\0\2' + bytes(16))
+
+    def change(records):
+        return [msgspec.structs.replace(record, xattrs=xattrs) for record in records]
+
+    return {'pack': lying_pack(change), 'ls': lying_pack(change, Entry)}
+
+
+HOSTILE = ['security.capability', 'trusted.a', 'system.posix_acl_access', 'security.selinux']
+
+
+@pytest.mark.parametrize('size', [10, 3 * BLOCK])
+def test_a_peer_sets_no_attribute_outside_of_user(lying, attributed, here, size):
+    attributed(size)
+    fetch(lying(**with_attributes(HOSTILE)), '', 'f', here)
+    assert set(attributes(here / 'f')) == {'user.' + name for name in HOSTILE}
+    assert (here / 'f').stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize('name', ['', '%00', 'a' * 251])
+@pytest.mark.parametrize('size', [10, 3 * BLOCK])
+def test_an_attribute_without_a_possible_name_ends_the_fetch(lying, source, here, size, name):
+    (source / 'f').write_bytes(b'1' * size)
+    with pytest.raises(ListingError, match='for a name'):
+        fetch(lying(**with_attributes([name])), '', 'f', here)
+    assert os.listdir(here) == ['.degu']
+
+
 # --- what is in the way -------------------------------------------------------------------------
 
 
@@ -432,13 +526,13 @@ def test_i10_after_a_bad_block_an_honest_share_completes_the_file(lying, client,
     assert (here / 'larger').read_bytes() == (source / 'larger').read_bytes()
 
 
-def lying_pack(change):
-    """Change the records of a pack."""
+def lying_pack(change, kind=Packed):
+    """Change the records of a pack, or of another kind."""
 
     def lie(app, connection, request):
         status, reason, headers, body = app(connection, request)
         pieces = [data for _, data in body]
-        records = list(parse_records(pieces, headers['content-type'], Packed, MAX_PACKED))
+        records = list(parse_records(pieces, headers['content-type'], kind, MAX_PACKED))
         media = Media(headers['content-type'])
         chunk = b''.join(format_record(packed, media) for packed in change(records))
         chunks = [chunk, b''] if chunk else [b'']
@@ -533,6 +627,14 @@ def test_a_listing_with_too_much_text_is_refused(lying, here, monkeypatch, entry
     with pytest.raises(ListingError, match='bytes of text'):
         fetch(client, '', '', here)
     assert os.listdir(here) == ['.degu']
+
+
+@pytest.mark.parametrize('xattrs', [{'a' * 100: ''}, {'a': 'QUJD' * 34}, {'a': '', 'b': ''}])
+def test_attributes_count_as_text(lying, here, monkeypatch, xattrs):
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 3 * plan.NAME_COST - 1)
+    entry = {'path': '', 'kind': 'file', 'xattrs': xattrs}
+    with pytest.raises(ListingError, match='bytes of text'):
+        fetch(lying(ls=listing_of(entry)), '', 'f', here)
 
 
 def test_each_name_of_a_path_counts_as_text(lying, here, monkeypatch):

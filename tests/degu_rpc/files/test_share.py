@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import os
@@ -22,6 +23,7 @@ from degu_rpc.files.limits import MAX_PACKED, PACK_ITEMS
 from degu_rpc.files.listing import Entry, Kind, Problem, parse_listing
 from degu_rpc.files.packs import Packed, Wanted
 from degu_rpc.files.records import Media, format_record, parse_records
+from degu_rpc.files.xattrs import format_xattrs, read_xattrs
 from degu_rpc.peers import Authenticated
 
 BIG = bytes(range(256)) * 2000
@@ -630,9 +632,31 @@ def test_a_pack_has_each_small_file_with_its_root_and_time(connection, top, medi
     paths = ['small', 'dir/inner/f', 'small']
     for packed, path in zip(ask_pack(connection, *paths, media=media), paths, strict=True):
         content = (top / path).read_bytes()
-        assert packed == Packed(
-            200, build_manifest(content).root, (top / path).stat().st_mtime_ns, content
-        )
+        mtime_ns = (top / path).stat().st_mtime_ns
+        xattrs = format_xattrs(attributes_of(top / path))
+        assert packed == Packed(200, build_manifest(content).root, mtime_ns, content, xattrs)
+
+
+def attributes_of(path):
+    with path.open('rb') as file:
+        return read_xattrs(file.fileno())
+
+
+def test_attributes_are_listed_with_roots_only_and_never_those_of_the_system(connection, top):
+    try:
+        os.setxattr(top / 'small', 'user.a b', b'\xff')
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            pytest.skip('this file system has no extended attributes')
+        raise
+    if os.geteuid() == 0:
+        os.setxattr(top / 'small', 'trusted.a', b'secret')
+    assert listed(connection, '/ls/small?roots=1')[''].xattrs == {'a%20b': b'\xff'}
+    assert listed(connection, '/ls/small')[''].xattrs is None
+    entries = listed(connection, '/ls?recursive=1&roots=1').values()
+    assert [entry.kind for entry in entries if entry.xattrs] == [Kind.FILE]
+    (packed,) = ask_pack(connection, 'small')
+    assert packed.xattrs == {'a%20b': b'\xff'}
 
 
 def test_what_is_wrong_with_one_file_is_said_in_its_place(connection, top):
