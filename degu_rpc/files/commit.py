@@ -7,6 +7,8 @@ A Workspace is our private directory in a root, `.degu`:
     trash/   what was displaced, as {when}-{random}/{path}: only age or quota empties it
     lock     held while final names change
 
+and others can have directories there: reserved/ is of space.py.
+
 Commit, for a batch of complete and verified temporary files:
 
 1. Set attributes, mode and times through the descriptors, start writing all of them to the disk,
@@ -153,12 +155,12 @@ class Workspace:
         self.is_durable = durable
         self._machine = clean_machine(socket.gethostname() if machine is None else machine)
         with contextlib.ExitStack() as stack:
-            private = _closing(stack, root.open_private())
-            _require_private(private, PRIVATE_NAME)
-            self._tmp = _closing(stack, _open_ours(private, b'tmp'))
-            self._trash = _closing(stack, _open_ours(private, b'trash'))
+            self._private = _closing(stack, root.open_private())
+            _require_private(self._private, PRIVATE_NAME)
+            self._tmp = _closing(stack, self.open_own(b'tmp'))
+            self._trash = _closing(stack, self.open_own(b'trash'))
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=private))
+            self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=self._private))
             self._stack = stack.pop_all()
         self._trash_name = _new_trash_name()
         self._unsynced: set[Path] = set()
@@ -177,6 +179,19 @@ class Workspace:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def open_own(self, name: bytes) -> int:
+        """Open or make one of our directories and return its descriptor, which the caller closes.
+
+        Raises BlockedError where others could write, OSError.
+        """
+        fd = open_or_make(os.dup(self._private), (name,))
+        try:
+            _require_private(fd, PRIVATE_NAME, name)
+        except BlockedError:
+            os.close(fd)
+            raise
+        return fd
 
     # --- temporary files ------------------------------------------------------------------------
 
@@ -249,8 +264,12 @@ class Workspace:
 
     def temporary_size(self) -> int:
         """Return how many bytes of disk the temporary files take."""
+        size = 0
         with os.scandir(self._tmp) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another transfer has committed it
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+        return size
 
     def read_note(self, temporary: Temporary) -> bytes:
         """Return the note on a temporary file; nothing if there is none. Raises OSError."""
@@ -496,17 +515,6 @@ def close(replacement: Replacement) -> None:
 
 def _closing(stack: contextlib.ExitStack, fd: int) -> int:
     stack.callback(os.close, fd)
-    return fd
-
-
-def _open_ours(private: int, name: bytes) -> int:
-    """Open or make one of the directories in our own."""
-    fd = open_or_make(os.dup(private), (name,))
-    try:
-        _require_private(fd, PRIVATE_NAME, name)
-    except BlockedError:
-        os.close(fd)
-        raise
     return fd
 
 

@@ -39,8 +39,6 @@ from degu_rpc.files.limits import (
     BATCH_FILES,
     BATCH_SIZE,
     CONNECTIONS,
-    KEEP_FREE,
-    KEEP_FREE_FRACTION,
     MAX_PACK_REQUEST,
     PACK_ITEMS,
     PACK_SIZE,
@@ -53,6 +51,7 @@ from degu_rpc.files.plan import File, Plan, Skipped, plan_fetch
 from degu_rpc.files.progress import Meter, Progress, RateLimit
 from degu_rpc.files.receive import Receiver, SourceError
 from degu_rpc.files.remote import Remote, StaleError
+from degu_rpc.files.space import Reservation
 from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
@@ -117,8 +116,12 @@ def fetch(
     limit = RateLimit(rate_limit)
     directory = pathlib.Path(destination).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    with Root(directory) as root, Workspace(root, durable=durable) as workspace:
-        transfer = _Transfer(sources, root, workspace, Meter(progress, cancel), limit)
+    with (
+        Root(directory) as root,
+        Workspace(root, durable=durable) as workspace,
+        Reservation(root, workspace) as reservation,
+    ):
+        transfer = _Transfer(sources, root, workspace, reservation, Meter(progress, cancel), limit)
         try:
             return transfer.run(path_from_native(path))
         except StaleError as stale:
@@ -135,7 +138,7 @@ def fetch(
 class _Transfer:
     """One fetch.
 
-    Guarded by self._lock: `_skipped`, `_spare`. Used by the thread that commits only: `_batch`, the
+    Guarded by self._lock: `_skipped`. Used by the thread that commits only: `_batch`, the
     other counters. Set once: the rest. The queue brings it what the workers have: a Replacement,
     an exception, or None from each worker at its end.
     """
@@ -145,19 +148,20 @@ class _Transfer:
         sources: Sequence[Mirror],
         root: Root,
         workspace: Workspace,
+        reservation: Reservation,
         meter: Meter,
         limit: RateLimit,
     ) -> None:
         self._sources = sources
         self._root = root
         self._workspace = workspace
+        self._reservation = reservation
         self._meter = meter
         self._limit = limit
         self._board = Board((), (), 0)
         self._queue: queue.Queue[Replacement | BaseException | None] = queue.Queue(QUEUE_FILES)
         self._lock = threading.Lock()
         self._skipped: list[Skipped] = []
-        self._spare = 0
         self._batch: list[Replacement] = []
         self._files_fetched = 0
         self._files_replaced = 0
@@ -198,19 +202,7 @@ class _Transfer:
         self._meter.expect(len(plan.files) + len(plan.symlinks) + len(here), bytes_here + needed)
         self._meter.count(files=len(here), size=bytes_here)
         self._skipped = plan.skipped
-        disk = os.statvfs(self._root.name)
-        keep = min(KEEP_FREE, disk.f_blocks * disk.f_frsize // KEEP_FREE_FRACTION)
-        available = disk.f_bavail * disk.f_frsize - keep + self._workspace.temporary_size()
-        if needed > available:
-            raise NoSpaceError(self._root.name, needed, available)
-        self._spare = available - needed
-
-    def _reserve(self, size: int) -> None:
-        """See that there is room for `size` bytes more than planned. Raises NoSpaceError."""
-        with self._lock:
-            if size > self._spare:
-                raise NoSpaceError(self._root.name, size, self._spare)
-            self._spare -= size
+        self._reservation.grow(needed)
 
     def _finish_directory(self, path: Path, entry: Entry) -> None:
         found = self._root.lstat(path)
@@ -307,7 +299,7 @@ class _Transfer:
                     self._workspace,
                     self._meter,
                     self._limit,
-                    self._reserve,
+                    self._reservation,
                     is_first=source == 0,
                 )
                 while (job := self._board.take(source)) is not None:

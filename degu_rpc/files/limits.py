@@ -85,6 +85,8 @@ BATCH_SIZE = 64 * 1024 * 1024
 KEEP_FREE = 512 * 1024 * 1024
 KEEP_FREE_FRACTION = 100
 """What is left free on the disk: the smaller of KEEP_FREE bytes and 1/100 of it."""
+RESERVATION_STEP = 4 * 1024 * 1024
+"""Bytes that a transfer writes before it tells others that it needs less room."""
 PROGRESS_INTERVAL_S = 0.1
 """How long `progress` is not called again, and a cancel may wait."""
 RATE_WINDOW_S = 5.0

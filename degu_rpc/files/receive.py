@@ -41,19 +41,13 @@ from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Protocol
 
     from degu.bodies import Input
     from degu_rpc.files.board import Download, Run
     from degu_rpc.files.packs import Packed
     from degu_rpc.files.plan import File
     from degu_rpc.files.progress import Meter, RateLimit
-
-    class Reserve(Protocol):
-        """Called with the size in bytes of what was not planned, before it is written."""
-
-        def __call__(self, size: int) -> None:
-            """Take it from what is free. Raises NoSpaceError."""
+    from degu_rpc.files.space import Reservation
 
 
 class SourceError(Exception):
@@ -70,11 +64,11 @@ class Receiver:
         workspace: Workspace,
         meter: Meter,
         limit: RateLimit,
-        reserve: Reserve,
+        reservation: Reservation,
         *,
         is_first: bool,
     ) -> None:
-        """Remember where from, where to, whom to tell, how fast, and whom to ask for more room.
+        """Remember where from, where to, whom to tell, how fast, and what room there is.
 
         `is_first` says that the files were listed by this source: what it has now is what counts.
         """
@@ -83,7 +77,7 @@ class Receiver:
         self._workspace = workspace
         self._meter = meter
         self._limit = limit
-        self._reserve = reserve
+        self._reservation = reservation
         self._is_first = is_first
         self._buffer = memoryview(b'')
 
@@ -123,9 +117,11 @@ class Receiver:
         self._meter.count(size=size, moved=size)
         if self._is_here(file, size, packed.root):
             self._workspace.set_metadata(file.target, entry.mode, packed.mtime_ns, xattrs)
+            self._reservation.shrink(entry.size)
             return None
-        self._reserve(max(size - entry.size, 0))
+        self._reservation.grow(max(size - entry.size, 0))
         temporary = store_small(self._workspace, packed.root, packed.content)
+        self._reservation.shrink(max(size, entry.size))
         return Replacement(
             temporary, file.target, size, entry.mode, packed.mtime_ns, file.local, xattrs
         )
@@ -153,13 +149,14 @@ class Receiver:
             return Problem.VANISHED
         # What was begun of former contents stays, for a later run: this one takes room besides it.
         more = max(download.written + entry.size - download.reserved, 0)
-        self._reserve(more)
+        self._reservation.grow(more)
         download.reserved += more
         with _asking():
             manifest = self._remote.read_manifest(file.source, entry.root, entry.size)
         if self._is_here(file, entry.size, entry.root):
             self._workspace.set_metadata(file.target, entry.mode, entry.mtime_ns, xattrs)
             self._meter.count(size=entry.size)
+            self._reservation.shrink(entry.size)
             return False
         download.file = file._replace(entry=entry)
         content = Partial(self._workspace, entry.root, manifest, self._found)
@@ -194,6 +191,7 @@ class Receiver:
             block = self._read(body, stop - start)
             try:
                 content.write(index, block)
+                self._reservation.shrink(len(block))
             except IntegrityError as error:
                 self._remote.close()
                 self._explain(file, content.root, error)
@@ -226,6 +224,7 @@ class Receiver:
     def _found(self, size: int) -> None:
         self._meter.check()
         self._meter.count(size=size)
+        self._reservation.shrink(size)
 
     def _reuse(self, file: File, content: Partial) -> None:
         """Take what can be had from the file that is here under this name."""

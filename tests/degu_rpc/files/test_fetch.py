@@ -28,7 +28,7 @@ from degu_rpc.errors import (
     ShareRefusedError,
     TransferCanceledError,
 )
-from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, progress, remote, share
+from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, progress, remote, share, space
 from degu_rpc.files.blocks import build_manifest, format_manifest, manifest_size
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, PACK_ITEMS
 from degu_rpc.files.listing import Entry
@@ -961,17 +961,17 @@ def test_a_fetch_killed_in_the_middle_does_not_fetch_again_what_it_had(lying, so
     """The share stops after some bytes, the fetch has them all, kill -9; three times."""
     (source / 'large').write_bytes(os.urandom(12 * MIB))
     step = 3 * MIB
-    sent = 0
 
     def lie(app, connection, request):
         status, reason, headers, body = app(connection, request)
+        is_gone = gone
 
         def pieces():
-            nonlocal sent
+            sent = 0
             for piece in body:
                 for start in range(0, len(piece), BLOCK):
                     if sent >= step:
-                        gone.wait(20)
+                        is_gone.wait(20)
                     sent += BLOCK
                     yield piece[start : start + BLOCK]
 
@@ -980,7 +980,6 @@ def test_a_fetch_killed_in_the_middle_does_not_fetch_again_what_it_had(lying, so
 
     client = lying(data=lie)
     for _ in range(3):
-        sent = 0
         gone = threading.Event()
         with start_fetch(client, here) as process:
             try:
@@ -1127,24 +1126,6 @@ def test_a_server_that_is_gone_is_an_oserror(here):
 # --- a full disk --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    """A file system of 2 MiB."""
-    directory = tmp_path / 'tiny'
-    directory.mkdir()
-    done = subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'none', str(directory)],
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
-            pytest.fail('cannot mount a tmpfs')
-        pytest.skip('mounting a tmpfs needs privileges')
-    yield directory
-    subprocess.run(['umount', str(directory)], check=True)
-
-
 def test_what_does_not_fit_is_refused_before_it_is_fetched(client, source, tiny):
     (source / 'f').write_bytes(bytes(4 * MIB))
     with pytest.raises(NoSpaceError) as caught:
@@ -1152,6 +1133,43 @@ def test_what_does_not_fit_is_refused_before_it_is_fetched(client, source, tiny)
     assert caught.value.needed == 4 * MIB
     assert caught.value.available < 2 * MIB
     assert os.listdir(tiny) == ['.degu']
+
+
+def test_two_fetches_that_together_do_not_fit_are_not_both_begun(lying, source, tiny):
+    for name in 'ab':
+        (source / name).write_bytes(os.urandom(9 * BLOCK))
+    refused = []
+
+    def meanwhile():
+        with pytest.raises(NoSpaceError) as caught:
+            fetch(lying(), '', 'b', tiny)
+        refused.append(caught.value)
+
+    fetch(lying(manifest=once(meanwhile)), '', 'a', tiny)
+    assert (tiny / 'a').read_bytes() == (source / 'a').read_bytes()
+    assert sorted(os.listdir(tiny)) == ['.degu', 'a']
+    assert refused[0].needed == 9 * BLOCK
+    assert refused[0].available < 9 * BLOCK
+    assert private(tiny, 'reserved') == ['lock']
+
+
+def test_a_fetch_that_has_brought_all_has_nothing_reserved(client, source, here, monkeypatch):
+    monkeypatch.setattr(space, 'RESERVATION_STEP', 1)
+    fill(source)
+    here.mkdir()
+    for name in ('small', 'three-blocks'):  # equal, but for the time
+        (here / name).write_bytes((source / name).read_bytes())
+    (here / 'larger').write_bytes((source / 'larger').read_bytes()[: 2 * BLOCK])
+    left = []
+
+    def look(_):
+        (name,) = set(private(here, 'reserved')) - {'lock'}
+        data = (here / '.degu' / 'reserved' / name).read_bytes()
+        left.append(int.from_bytes(data[:8], 'little'))
+
+    fetch(client, '', '', here, progress=look)
+    assert left[-1] == 0
+    assert private(here, 'reserved') == ['lock']
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file_and_resumes(lying, source, tiny):
