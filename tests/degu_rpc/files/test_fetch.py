@@ -986,6 +986,7 @@ def test_a_fetch_killed_in_the_middle_does_not_fetch_again_what_it_had(lying, so
                 assert any(int(line) >= step for line in process.stdout)
             finally:
                 process.kill()
+                process.wait()
                 gone.set()
         assert process.returncode == -signal.SIGKILL
         assert os.listdir(here) == ['.degu']
