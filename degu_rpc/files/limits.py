@@ -60,7 +60,7 @@ CUT_RETRY_S = 5
 CONNECTIONS = 2
 """Connections to each source."""
 RUN_SIZE = 16 * 1024 * 1024
-"""Bytes of a large file that one connection is asked for at once."""
+"""Bytes of a large file that go over one connection at once, both ways."""
 FETCH_ATTEMPTS = 3
 """How often a file that changes at the source is begun, the first time included."""
 NOTE_SIZE = 256 * 1024 * 1024
@@ -126,8 +126,6 @@ MAX_WAIT_S = 60.0
 
 # --- sending ---
 
-RUN_SIZE = 8 * 1024 * 1024
-"""Bytes of one request with a part of a large content; a block where that is more."""
 SENT_PACK_SIZE = 1024 * 1024
 """Bytes of a pack that is sent; so much is to be sent again when a connection breaks."""
 SEND_ROUNDS = 8
