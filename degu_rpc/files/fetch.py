@@ -31,7 +31,8 @@ import stat
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc.errors import NoSpaceError
+from degu.errors import DeguError
+from degu_rpc.errors import FilesError, NoSpaceError, TransferCanceledError
 from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.board import Asking, Board, LargeJob, Pack, Run, Settled, Source
 from degu_rpc.files.commit import Replacement, Symlink, Workspace, close
@@ -145,7 +146,7 @@ class _Transfer:
 
     def __init__(
         self,
-        sources: Sequence[Mirror],
+        sources: list[Mirror],
         root: Root,
         workspace: Workspace,
         reservation: Reservation,
@@ -170,8 +171,7 @@ class _Transfer:
     def run(self, source: Path) -> Fetched:
         """Do all of it; see the module."""
         self._workspace.recover()
-        with Remote(*self._sources[0], self._meter.check) as remote:
-            plan = plan_fetch(self._root, source, remote.list_tree(source))
+        plan = self._plan(source)
         self._begin(plan)
         for path in plan.directories:
             if path:
@@ -193,6 +193,23 @@ class _Transfer:
             tuple(self._skipped),
             tuple(self._conflicts),
         )
+
+    def _plan(self, source: Path) -> Plan:
+        """Have the first source that can list the tree, and decide what to do about it."""
+        first_error: Exception | None = None
+        while self._sources:
+            try:
+                with Remote(*self._sources[0], self._meter.check) as remote:
+                    return plan_fetch(self._root, source, remote.list_tree(source))
+            except TransferCanceledError:
+                raise
+            except (DeguError, FilesError, OSError) as error:
+                first_error = first_error or error
+                if len(self._sources) > 1:
+                    _log.warning('%r is given up: %s', self._sources[0].client, error)
+                del self._sources[0]
+        assert first_error is not None  # there was a source
+        raise first_error
 
     def _begin(self, plan: Plan) -> None:
         """Set the totals and see that there is room. Raises NoSpaceError."""

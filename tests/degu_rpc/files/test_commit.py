@@ -167,7 +167,9 @@ def test_i3_what_is_written_later_to_the_displaced_file_is_kept(top, workspace, 
     (top / 'f').write_bytes(b'old')
     expected = seen_at(top / 'f') if had_seen else None
     with (top / 'f').open('ab', buffering=0) as file:
-        ((_, conflict, _),) = workspace.commit([stage(workspace, (b'f',), b'new', expected=expected)])
+        ((_, conflict, _),) = workspace.commit(
+            [stage(workspace, (b'f',), b'new', expected=expected)]
+        )
         file.write(b' and more')
     assert (top / 'f').read_bytes() == b'new'
     if had_seen:
