@@ -34,9 +34,10 @@ from degu_rpc.files.offers import Item, Placing, Tree, find_place
 from degu_rpc.files.partial import Partial, store_small, write_at
 from degu_rpc.files.paths import Path, Root, parse_target
 from degu_rpc.files.plan import Here, agree
+from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     Move = Callable[[Path, Kind], bytes]
     """Writes down a free last name for a path whose own is taken, and returns it."""
@@ -63,7 +64,7 @@ class Arrival:
     """See the module. Close it once no thread uses it any more, or begins to."""
 
     # Set once: tree, _root, _workspace, _committing, _move, _tag.
-    # Guarded by self._lock: _missing (the roots of what is not here), _open, _is_ending,
+    # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
     # _is_closed, _received. Guarded by self._committing: _placed. By self._preparing, which is held
     # while prepare() runs: _is_prepared.
 
@@ -91,6 +92,7 @@ class Arrival:
         self._lock = threading.Lock()
         self._missing: dict[str, list[Placing]] = {}
         self._open: collections.OrderedDict[str, _Open] = collections.OrderedDict()
+        self._claimed: set[str] = set()
         self._is_ending = False
         self._is_closed = False
         self._received = 0
@@ -263,44 +265,61 @@ class Arrival:
 
     # --- small contents -------------------------------------------------------------------------
 
-    def place_small(self, items: Iterable[Item]) -> Iterator[tuple[str, bool]]:
+    def place_small(self, items: Sequence[Item]) -> Iterator[tuple[str, bool]]:
         """Place small contents whose roots were checked; yield (root, is it placed) for each.
 
         Raises OSError.
         """
-        items = {item.root: item for item in items if self.is_missing(item.root)}.values()
-        ready = (
-            _Ready(placing, store_small(self._workspace, self._name(item.root), item.content))
-            for item in items
-            for placing in self._placings(item.root)
-        )
-        taken: set[str] = set()
-        for failed in self._place(ready):
-            taken |= failed
+        with self._claiming({item.root for item in items}) as claimed:
+            mine = {item.root: item for item in items if item.root in claimed}
+            ready = (
+                _Ready(placing, store_small(self._workspace, self._name(root), item.content))
+                for root, item in mine.items()
+                for placing in self._placings(root)
+            )
+            taken: set[str] = set()
+            for failed in self._place(ready):
+                taken |= failed
+            for root in mine.keys() - taken:
+                self._note_placed(root)
         for item in items:
-            if item.root not in taken:
-                self._note_placed(item.root)
-            yield item.root, item.root not in taken
+            yield item.root, not self.is_missing(item.root)
+
+    @contextlib.contextmanager
+    def _claiming(self, roots: set[str]) -> Iterator[set[str]]:
+        """Claim contents that are missing, so that no other thread places or opens them.
+
+        Yields those that are claimed now.
+        """
+        with self._lock:
+            claimed = {root for root in roots - self._claimed if root in self._missing}
+            self._claimed |= claimed
+        try:
+            yield claimed
+        finally:
+            with self._lock:
+                self._claimed -= claimed
 
     # --- large contents -------------------------------------------------------------------------
 
     def open_content(self, root: str, manifest: Manifest) -> None:
         """Begin, or go on, with a large content. Raises OSError."""
-        with self._lock:
-            if root in self._open or root not in self._missing:
+        with self._claiming({root}) as claimed:
+            if not claimed or self._is_open(root):
                 return
-        partial = Partial(self._workspace, self._name(root), manifest)
-        with self._lock:
-            surplus = []
-            if root in self._open or root not in self._missing or self._is_closed:
-                surplus.append(partial)
-            else:
-                self._open[root] = _Open(partial)
-                rested = [key for key, entry in self._open.items() if not entry.users]
-                for key in rested[: max(len(self._open) - MAX_OPEN_CONTENTS, 0)]:
-                    surplus.append(self._open.pop(key).partial)
+            surplus = [Partial(self._workspace, self._name(root), manifest)]
+            with self._lock:
+                if not self._is_closed:
+                    self._open[root] = _Open(surplus.pop())
+                    rested = [key for key, entry in self._open.items() if not entry.users]
+                    for key in rested[: max(len(self._open) - MAX_OPEN_CONTENTS, 0)]:
+                        surplus.append(self._open.pop(key).partial)
         for old in surplus:
             old.close()
+
+    def _is_open(self, root: str) -> bool:
+        with self._lock:
+            return root in self._open
 
     @contextlib.contextmanager
     def use_content(self, root: str) -> Iterator[Partial | None]:
@@ -329,22 +348,23 @@ class Arrival:
 
         Pauses now and then with ('', False). Raises OSError.
         """
-        with self._lock:
-            entry = self._open.get(root)
-            if entry is None or entry.users or entry.partial.missing():
-                return
-            del self._open[root]
-        temporary = entry.partial.finish()
-        source = os.dup(temporary.fd)
-        try:
-            is_taken = False
-            for failed in self._place(self._copies(root, temporary, source)):
-                is_taken = is_taken or bool(failed)
-                yield '', False
-        finally:
-            os.close(source)
-        if not is_taken:
-            self._note_placed(root)
+        with self._claiming({root}) as claimed:
+            with self._lock:
+                entry = self._open.get(root)
+                if not claimed or entry is None or entry.users or entry.partial.missing():
+                    return
+                del self._open[root]
+            temporary = entry.partial.finish()
+            source = os.dup(temporary.fd)
+            try:
+                is_taken = False
+                for failed in self._place(self._copies(root, temporary, source)):
+                    is_taken = is_taken or bool(failed)
+                    yield '', False
+            finally:
+                os.close(source)
+            if not is_taken:
+                self._note_placed(root)
         yield root, not is_taken
 
     def _copies(self, root: str, temporary: Temporary, source: int) -> Iterator[_Ready | None]:
@@ -420,6 +440,7 @@ class Arrival:
                             entry.mode,
                             entry.mtime_ns,
                             None,
+                            parse_xattrs(entry.xattrs),
                             replaces=False,
                         )
                     )

@@ -227,8 +227,8 @@ class Inbox:
         if record.state is not State.ACCEPTED:
             return
         arrival = self._intake.activate(record.user, record.transfer, tree)
-        if arrival is None:
-            yield Answer(State.REFUSED, record.offer_id)
+        if isinstance(arrival, State):
+            yield Answer(arrival, record.offer_id)
             return
         for _ in arrival.prepare():
             yield None
@@ -316,7 +316,10 @@ class Inbox:
     ) -> Iterator[Answer | None]:
         with arrival.use_content(root) as partial:
             missing = '' if partial is None else format_ranges(_missing_ranges(partial))
-        yield Answer(root=root, missing=missing)
+        if partial is None and arrival.is_missing(root):
+            yield Answer(root=root, status=503, why='another connection is at it')
+        else:
+            yield Answer(root=root, missing=missing)
         yield from self._answer_content(request, arrival, root)
 
     def _answer_content(
@@ -422,7 +425,9 @@ def _answer_placed(root: str, is_placed: bool) -> Answer | None:
         return None
     if is_placed:
         return Answer(root=root)
-    return Answer(root=root, status=503, why='its name was taken meanwhile; send it again')
+    return Answer(
+        root=root, status=503, why='it is being placed, or its name was taken; send it again'
+    )
 
 
 def _guarded(answers: Iterable[Answer | None]) -> Iterator[Answer | None]:

@@ -257,16 +257,18 @@ class Intake:
             _tag(record.user),
         )
 
-    def activate(self, user: str, transfer: str, tree: Tree) -> Arrival | None:
-        """Return the arrival of an offer, None if it is not accepted any more.
+    def activate(self, user: str, transfer: str, tree: Tree) -> Arrival | State:
+        """Return the arrival of an offer; its state if that is not ACCEPTED any more.
 
         Those that rested longest are let go.
         """
         rested = []
         with self._lock:
             record = self._registry.find(user, transfer)
-            if record is None or record.state is not State.ACCEPTED:
-                return None
+            if record is None:
+                return State.REFUSED
+            if record.state is not State.ACCEPTED:
+                return record.state
             arrival = self._active.get((user, transfer))
             if arrival is None:
                 arrival = self._active[user, transfer] = self._build_arrival(record, tree)
