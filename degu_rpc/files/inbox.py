@@ -232,9 +232,7 @@ class Inbox:
             return
         for _ in arrival.prepare():
             yield None
-        wanted = arrival.wanted()
-        self._intake.require_space_for(arrival, wanted)
-        for root in wanted:
+        for root in arrival.wanted():
             yield Answer(root=root)
         yield from self._end(request, arrival)
 
@@ -285,7 +283,6 @@ class Inbox:
                     right.append(item)
                 except IntegrityError as error:
                     answers.append(Answer(root=item.root, status=422, why=str(error)))
-        self._intake.require_space(size)
         return self._respond(request, self._answer_pack(request, arrival, answers, right))
 
     def _answer_pack(
@@ -353,8 +350,7 @@ class Inbox:
         with arrival.use_content(root) as partial:
             if partial is not None:
                 body = _require_length(request.body, stop - start)
-                self._intake.require_space(stop - start)
-                _write_blocks(partial, body, start, stop)
+                _write_blocks(arrival, partial, body, start, stop)
             elif arrival.is_missing(root):
                 raise RefusalError(409, 'send its manifest first')
         return self._respond(request, self._answer_content(request, arrival, root))
@@ -405,7 +401,7 @@ def _missing_ranges(partial: Partial) -> list[tuple[int, int]]:
     return [(manifest.block_range(first)[0], manifest.block_range(last)[1]) for first, last in runs]
 
 
-def _write_blocks(partial: Partial, body: Input, start: int, stop: int) -> None:
+def _write_blocks(arrival: Arrival, partial: Partial, body: Input, start: int, stop: int) -> None:
     """Write what comes, block by block. Raises RefusalError, IntegrityError, OSError."""
     manifest = partial.manifest
     if start % manifest.block_size or (stop % manifest.block_size and stop != manifest.size):
@@ -416,7 +412,7 @@ def _write_blocks(partial: Partial, body: Input, start: int, stop: int) -> None:
     while start < stop:
         block = buffer[: min(manifest.block_size, stop - start)]
         body.readinto(block)
-        partial.write(start // manifest.block_size, block)
+        arrival.write(partial, start // manifest.block_size, block)
         start += len(block)
 
 

@@ -26,6 +26,7 @@ from degu_rpc.files.limits import (
     MAX_MISSING_RANGES,
     MAX_OFFERS_OF_USER,
     MAX_OPEN_CONTENTS,
+    MAX_REST_S,
     MAX_WAITING,
     MAX_WAITING_OF_USER,
     OFFER_AGE_S,
@@ -665,6 +666,24 @@ def test_the_transfers_in_memory_are_limited_and_go_on(inbox, talk, here):
     assert talk.offer(entries[0], transfer=names[0])[0] == 200
     assert talk.pack(b'0', transfer=names[0])[1][-1].state is State.DONE
     assert visible(here) == ['0', '1']
+
+
+def test_what_rests_is_let_go_with_the_room_that_was_reserved_for_it(
+    inbox, connect, here, monkeypatch
+):
+    one, two = connect(inbox, user='one'), connect(inbox, user='two')
+    one.offer(file('g', LARGE))
+    assert len(private(here, 'reserved')) == 2  # a lock is there as well
+    assert MAX_REST_S > 60
+    monkeypatch.setattr(intake, 'MAX_REST_S', -1.0)
+    two.offer(directory('d'))
+    assert private(here, 'reserved') == ['lock']
+    monkeypatch.undo()
+    assert one.manifest(LARGE)[0] == 409
+    one.offer(file('g', LARGE))
+    one.manifest(LARGE)
+    one.run(LARGE)
+    assert (here / 'g').read_bytes() == LARGE
 
 
 # --- a person decides ---------------------------------------------------------------------------

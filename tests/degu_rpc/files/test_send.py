@@ -768,6 +768,24 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(serve, source, tiny):
     assert os.listdir(tiny) == ['.degu']
 
 
+def test_what_was_accepted_before_has_its_room_until_it_rests(serve, source, tiny, monkeypatch):
+    for name in 'ab':
+        (source / name).write_bytes(os.urandom(MIB + 2 * BLOCK))
+    cancel = threading.Event()
+    with Inbox(tiny, accept) as inbox:
+        client = serve(Between(inbox, 'PUT', 2, cancel.set))
+        with pytest.raises(TransferCanceledError):
+            send(client, '', [source / 'a'], cancel=cancel)
+        with pytest.raises(NoSpaceError):
+            send(client, '', [source / 'b'])
+        assert [offer.names for offer in inbox.offers()] == [('a',)]
+        send(client, '', [source / 'a'])
+        with pytest.raises(NoSpaceError):
+            send(client, '', [source / 'b'])
+        (tiny / 'a').unlink()
+        assert send(client, '', [source / 'b']).files_sent == 1
+
+
 @pytest.mark.parametrize('size', [MIB + BLOCK, BLOCK])
 def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file_and_resumes(
     serve, source, tiny, tree, size
