@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 from collections import Counter
@@ -19,10 +18,6 @@ from pathlib import Path
 import pytest
 
 from degu_rpc.files import FileShare
-from degu_rpc.files.blocks import build_manifest
-from degu_rpc.files.packs import Wanted
-from degu_rpc.files.partial import parse_note
-from degu_rpc.files.records import parse_records
 
 KIB = 1024
 BLOCK = 128 * KIB
@@ -78,137 +73,23 @@ def as_bytes(value):
     return os.fsencode(value) if isinstance(value, Path) else value
 
 
-# --- what is asked for --------------------------------------------------------------------------
-
-
-class Recorder:
-    """A share that remembers what its last run asked for: blocks, and files in packs.
-
-    A run has a prefix of its own: what a killed one asked for may be read after its end.
-    """
-
-    def __init__(self, app):
-        self.app = app
-        self.prefix = 0
-        self.blocks = Counter()
-        self.packed = Counter()
-
-    def begin(self):
-        self.prefix += 1
-        self.blocks.clear()
-        self.packed.clear()
-
-    def __call__(self, connection, request):
-        prefix = int(request['path'].pop(0))
-        if prefix == self.prefix:
-            request = self.record(request)
-        return self.app(connection, request)
-
-    def record(self, request):
-        endpoint, *rest = request['path']
-        if endpoint == 'data':
-            part = request['headers']['range']
-            first, last = part.start // BLOCK, -(-part.stop // BLOCK)
-            self.blocks.update((rest[0], index) for index in range(first, last))
-        elif endpoint == 'pack':
-            body = list(request['body'])
-            self.packed.update(
-                record.path
-                for record in parse_records(body, request['headers']['content-type'], Wanted)
-            )
-            return {**request, 'body': body}
-        return request
-
-
-# --- what must be asked for ---------------------------------------------------------------------
-
-
-def find_work(here):
-    """Return what a run must bring and hash now, from what is on the disk here.
-
-    Blocks as (root, index), files in packs by their names, blocks that are hashed as (size, index).
-    """
-    missing, packed, hashed = set(), set(), Counter()
-    for name, content in THERE.items():
-        if not isinstance(content, bytes) or is_here(here / name, len(content)):
-            continue
-        if len(content) <= BLOCK:
-            packed.add(name.replace(' ', '%20'))
-            if is_regular(here / name) and (here / name).stat().st_size == len(content):
-                hashed[len(content), -1] += 1
-            continue
-        manifest = build_manifest(content)
-        noted, right, read_again = find_kept(here / '.degu' / 'tmp' / manifest.root, content)
-        here_already = noted | right
-        hashed.update((len(content), index) for index in read_again)
-        old = (here / name).read_bytes() if is_regular(here / name) else b''
-        for index in range(manifest.block_count):
-            start, stop = manifest.block_range(index)
-            if index in here_already:
-                continue
-            if len(old) < stop:
-                old = b''  # from here on it is not looked at
-            else:
-                hashed[len(content), index] += 1
-                if old[start:stop] == content[start:stop]:
-                    continue
-            missing.add((manifest.root, index))
-            hashed[len(content), index] += 1
-    return missing, packed, hashed
-
-
-def find_kept(temporary, content):
-    """Return the blocks of a temporary file that are noted, that are right, that are to be read."""
-    noted, right, read_again = set(), set(), set()
-    if not temporary.exists() or temporary.stat().st_nlink > 1:
-        return noted, right, read_again
-    kept = temporary.read_bytes()
-    if len(kept) == len(content):
-        note = temporary.with_suffix('.note')
-        data = note.read_bytes() if note.exists() else b''
-        blocks_noted = parse_note(data, temporary.stat().st_ino, -(-len(content) // BLOCK))
-        noted = {index for index, bit in enumerate(blocks_noted or b'') if bit}
-    for index in range(-(-len(content) // BLOCK)):
-        part = slice(index * BLOCK, (index + 1) * BLOCK)
-        is_right = kept[part] == content[part]
-        assert is_right or index not in noted, 'what is noted is right'
-        if index not in noted and has_data(temporary, index, len(content)):
-            read_again.add(index)
-            if is_right:
-                right.add(index)
-    return noted, right, read_again
-
-
-def has_data(path, index, size):
-    with path.open('rb') as file:
-        try:
-            found = os.lseek(file.fileno(), index * BLOCK, os.SEEK_DATA)
-        except OSError:
-            return False
-    return found < min((index + 1) * BLOCK, size)
-
-
-def is_regular(path):
-    return stat.S_ISREG(path.lstat().st_mode) if os.path.lexists(path) else False
-
-
-def is_here(path, size):
-    return is_regular(path) and (path.stat().st_size, path.stat().st_mtime_ns) == (size, OLD_NS)
-
-
 # --- the transfers ------------------------------------------------------------------------------
 
 
 class Stage:
     """A share, a place to fetch it to, and the program that does it and is killed."""
 
-    def __init__(self, place, client, recorder, program, tree):
+    def __init__(self, place, client, recorder, program, tree, work):
         self.place = place
         self.here = place / 'here'
         self.recorder = recorder
         self._client = client
         self._program = program
         self._tree = tree
+        self._work = work
+
+    def find_work(self):
+        return self._work.find_work(self.place / 'source', self.here)
 
     def reset(self):
         """Put here what was here before."""
@@ -218,12 +99,12 @@ class Stage:
 
     def run(self, *, kill_at=0, connections=2, exchange=True):
         """Run a transfer; return what the program reports."""
-        self.recorder.begin()
+        prefix = self.recorder.begin()
         host, port = self._client.address
         order = {
             'host': host,
             'port': port,
-            'prefix': f'/{self.recorder.prefix}',
+            'prefix': prefix,
             'here': str(self.here),
             'kill_at': kill_at,
             'connections': connections,
@@ -280,7 +161,7 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path, serve, tree):
+def stage(tmp_path, serve, tree, work):
     build(tmp_path / 'source', THERE)
     for path in [*(tmp_path / 'source').rglob('*'), tmp_path / 'source']:
         os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
@@ -292,8 +173,8 @@ def stage(tmp_path, serve, tree):
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as program,
     ):
-        recorder = Recorder(app)
-        stage = Stage(tmp_path, serve(recorder), recorder, program, tree)
+        recorder = work.Recorder(app)
+        stage = Stage(tmp_path, serve(recorder), recorder, program, tree, work)
         stage.outside = tree(tmp_path / 'outside')
         yield stage
         program.stdin.close()
@@ -314,25 +195,23 @@ def kill_and_go_on(stage, k, *, forget=False, **options):
     if forget and (stage.here / '.degu').exists():
         displaced = stage.find_unreplaced()
         subprocess.run(['rm', '-rf', str(stage.here / '.degu')], check=True)
-    missing, packed, hashed = find_work(stage.here)
+    work = stage.find_work()
     again = stage.run(**options)
     assert (again['status'], again['error']) == (0, None)
-    assert stage.recorder.blocks == dict.fromkeys(missing, 1)
-    assert stage.recorder.packed == dict.fromkeys(packed, 1)
-    assert Counter(map(tuple, again['hashed'])) == hashed
+    stage.recorder.check(work)
+    assert Counter(map(tuple, again['hashed'])) == work.hashed
     stage.check_complete(displaced)
     return True
 
 
 def test_a_run_hashes_and_brings_each_block_once(stage):
     stage.reset()
-    missing, packed, hashed = find_work(stage.here)
-    assert (len(missing), len(packed)) == (3 + 4, 5)
+    work = stage.find_work()
+    assert (len(work.blocks), len(work.packed)) == (3 + 4, 5)
     report = stage.run()
     assert (report['status'], report['error']) == (0, None)
-    assert stage.recorder.blocks == dict.fromkeys(missing, 1)
-    assert stage.recorder.packed == dict.fromkeys(packed, 1)
-    assert Counter(map(tuple, report['hashed'])) == hashed
+    stage.recorder.check(work)
+    assert Counter(map(tuple, report['hashed'])) == work.hashed
     stage.check_complete(REPLACED)
 
 
