@@ -5,6 +5,7 @@ A test's id has its seed: that alone decides the trees, what is here before, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import stat
@@ -130,10 +131,8 @@ def test_a_transfer_over_a_bad_network_is_right_or_an_error_and_resumes(
             for run in range(chance.randint(1, RUNS)):
                 with chaos.Relay(server.address, f'{seed}/{run}', size // 2 + 10_000) as relay:
                     client = build_client(relay.address, is_tls=is_tls, timeout_s=0.3)
-                    try:
+                    with contextlib.suppress(FilesError, DeguError, OSError):
                         fetch(client, recorder.begin(), '', here)
-                    except (FilesError, DeguError, OSError):
-                        pass
                 check(source, here, old, kept(here), is_tls=is_tls)
             left = work.find_work(source, here)
             client = build_client(server.address, is_tls=is_tls, timeout_s=20)
