@@ -29,6 +29,8 @@ DeguRpcError
     ├── BlockedError            something of another kind is in the way  .path .reason
     ├── NoSpaceError            the disk or a quota is full              .path .needed .available
     ├── ShareRefusedError       the share answered with an error         .path .status .reason
+    ├── OfferRefusedError       the inbox takes nothing of an offer      .status .reason
+    ├── UnknownOfferError       no offer with that id is in the inbox    .offer_id
     └── TransferCanceledError   the caller asked to stop
 
 What the core raises (`degu.errors`, a rejected connection for one) is not among them.
@@ -507,6 +509,27 @@ class ShareRefusedError(FilesError):
         self.path = path
         self.status = status
         self.reason = reason
+
+
+class OfferRefusedError(FilesError):
+    """An inbox does not take what was offered; `.reason` is what it says.
+
+    `.status` is the HTTP status that it answered with; 200 when a person or a policy refused.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        said = 'the other side refused' if status == 200 else f'the inbox answered {status}'
+        super().__init__(f'{said}: {reason}')
+        self.status = status
+        self.reason = reason
+
+
+class UnknownOfferError(FilesError):
+    """No offer with the id `.offer_id` is in the inbox: it never was, or was forgotten."""
+
+    def __init__(self, offer_id: str) -> None:
+        super().__init__(f'no offer {offer_id!r} is in the inbox; list the offers for their ids')
+        self.offer_id = offer_id
 
 
 class TransferCanceledError(FilesError):

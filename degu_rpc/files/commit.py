@@ -7,10 +7,12 @@ A Workspace is our private directory in a root, `.degu`:
     trash/   what was displaced, as {when}-{random}/{path}: only age or quota empties it
     lock     held while final names change
 
+and others can have directories there: reserved/ is of space.py.
+
 Commit, for a batch of complete and verified temporary files:
 
-1. Set mode and times through the descriptors, start writing all of them to the disk, then fsync
-   each: before a name changes its content is durable (I1).
+1. Set attributes, mode and times through the descriptors, start writing all of them to the disk,
+   then fsync each: before a name changes its content is durable (I1).
 2. Under the lock, for a name that is free: `renameat2(RENAME_NOREPLACE)`.
 3. For a name that is taken: move to the place in the trash that what is displaced shall have, and
    `renameat2(RENAME_EXCHANGE)`. So the name is never absent (I2), and what was displaced is in the
@@ -69,9 +71,10 @@ from degu_rpc.files.system import (
     rename_to_free,
     start_writing,
 )
+from degu_rpc.files.xattrs import read_xattrs, write_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from degu_rpc.files.content import Signature
@@ -85,11 +88,13 @@ class Committed(NamedTuple):
     """What a commit found at the final name.
 
     `replaced` says whether anything was there: it is in the trash now, or, where that is not what
-    the caller had seen nor the new content, at `conflict`, a path beside it.
+    the caller had seen nor the new content, at `conflict`, a path beside it. `is_taken` says that
+    something was there that was not to be replaced: then the new content is still in tmp/.
     """
 
     replaced: bool
     conflict: Path | None = None
+    is_taken: bool = False
 
 
 class Temporary(NamedTuple):
@@ -120,6 +125,8 @@ class Replacement(NamedTuple):
     """Complete, verified content and the name it shall have.
 
     `size` is bytes; `mode` is for files; `expected` is what the caller saw at `path`, or None.
+    `xattrs` is the extended attributes of a file (see xattrs.py), or None where they are not known.
+    Unless it `replaces`, what is at `path` stays.
     """
 
     content: Temporary | Symlink
@@ -128,6 +135,8 @@ class Replacement(NamedTuple):
     mode: int
     mtime_ns: int
     expected: Signature | None
+    xattrs: Mapping[bytes, bytes] | None = None
+    replaces: bool = True
 
 
 class Workspace:
@@ -146,12 +155,12 @@ class Workspace:
         self.is_durable = durable
         self._machine = clean_machine(socket.gethostname() if machine is None else machine)
         with contextlib.ExitStack() as stack:
-            private = _closing(stack, root.open_private())
-            _require_private(private, PRIVATE_NAME)
-            self._tmp = _closing(stack, _open_ours(private, b'tmp'))
-            self._trash = _closing(stack, _open_ours(private, b'trash'))
+            self._private = _closing(stack, root.open_private())
+            _require_private(self._private, PRIVATE_NAME)
+            self._tmp = _closing(stack, self.open_own(b'tmp'))
+            self._trash = _closing(stack, self.open_own(b'trash'))
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=private))
+            self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=self._private))
             self._stack = stack.pop_all()
         self._trash_name = _new_trash_name()
         self._unsynced: set[Path] = set()
@@ -170,6 +179,19 @@ class Workspace:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def open_own(self, name: bytes) -> int:
+        """Open or make one of our directories and return its descriptor, which the caller closes.
+
+        Raises BlockedError where others could write, OSError.
+        """
+        fd = open_or_make(os.dup(self._private), (name,))
+        try:
+            _require_private(fd, PRIVATE_NAME, name)
+        except BlockedError:
+            os.close(fd)
+            raise
+        return fd
 
     # --- temporary files ------------------------------------------------------------------------
 
@@ -205,10 +227,49 @@ class Workspace:
             return False
         return os.path.samestat(there, os.fstat(fd)) and there.st_nlink == 1
 
+    def discard(self, temporary: Temporary) -> None:
+        """Remove and close a temporary file whose content is not needed. Raises OSError."""
+        try:
+            self.remove_note(temporary)
+            os.unlink(temporary.name, dir_fd=self._tmp)
+        finally:
+            os.close(temporary.fd)
+
+    def discard_rested(self, age_s: float) -> None:
+        """Remove the temporary files that nobody has open and that rested for `age_s` seconds.
+
+        Raises OSError.
+        """
+        before = time.time() - age_s
+        for name in list_names(self._tmp):
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(name, dir_fd=self._tmp, follow_symlinks=False)
+                # ctime: what arrives may have any mtime.
+                if found.st_ctime < before and not self._is_open(name):
+                    os.unlink(name, dir_fd=self._tmp)
+
+    def _is_open(self, name: bytes) -> bool:
+        """Tell whether a temporary file is locked by a transfer."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._tmp)
+        except OSError:
+            return False  # a symlink, or of a killed commit: nobody has it open
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def temporary_size(self) -> int:
         """Return how many bytes of disk the temporary files take."""
+        size = 0
         with os.scandir(self._tmp) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another transfer has committed it
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+        return size
 
     def read_note(self, temporary: Temporary) -> bytes:
         """Return the note on a temporary file; nothing if there is none. Raises OSError."""
@@ -242,14 +303,23 @@ class Workspace:
             self._unsynced.add(path[:-1])
         return made
 
-    def set_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
-        """Set the mode and the modification time of the file or directory at `path`."""
+    def set_metadata(
+        self,
+        path: Path,
+        mode: int,
+        mtime_ns: int,
+        xattrs: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """Set mode, modification time and, if given, attributes of the file or directory at `path`.
+
+        Raises PathError for something else, OSError.
+        """
         found = self._root.lstat(path)
         is_directory = stat.S_ISDIR(found.st_mode)
         open_it = self._root.open_directory if is_directory else self._root.open_file
         fd = open_it(path)
         try:
-            _set_metadata(fd, mode, mtime_ns)
+            _set_metadata(fd, mode, mtime_ns, xattrs)
         finally:
             os.close(fd)
 
@@ -287,7 +357,7 @@ class Workspace:
         for replacement in batch:
             if isinstance(replacement.content, Temporary):
                 fd = replacement.content.fd
-                _set_metadata(fd, replacement.mode, replacement.mtime_ns)
+                _set_metadata(fd, replacement.mode, replacement.mtime_ns, replacement.xattrs)
                 descriptors.append(fd)
         if self.is_durable:
             # The disk works on all of them at once, and fsync finds most of its work done.
@@ -339,6 +409,10 @@ class Workspace:
         with self._root.directory(path[:-1]) as parent:
             if rename_to_free(self._tmp, name, parent, path[-1]):
                 return Committed(replaced=False)
+            if not replacement.replaces:
+                if isinstance(replacement.content, Symlink):
+                    os.unlink(name, dir_fd=self._tmp)
+                return Committed(replaced=False, is_taken=True)
             if is_directory(parent, path[-1]):
                 raise BlockedError(format_path(path), 'a directory is there')
             with self._trash_slot(path) as slot:
@@ -444,17 +518,6 @@ def _closing(stack: contextlib.ExitStack, fd: int) -> int:
     return fd
 
 
-def _open_ours(private: int, name: bytes) -> int:
-    """Open or make one of the directories in our own."""
-    fd = open_or_make(os.dup(private), (name,))
-    try:
-        _require_private(fd, PRIVATE_NAME, name)
-    except BlockedError:
-        os.close(fd)
-        raise
-    return fd
-
-
 def _require_private(directory: int, *names: bytes) -> None:
     """Refuse a directory that others may have prepared: what is in it could become a file."""
     found = os.fstat(directory)
@@ -480,7 +543,11 @@ def _new_trash_name() -> bytes:
     return f'{when}-{secrets.token_hex(4)}'.encode()
 
 
-def _set_metadata(fd: int, mode: int, mtime_ns: int) -> None:
+def _set_metadata(fd: int, mode: int, mtime_ns: int, xattrs: Mapping[bytes, bytes] | None) -> None:
+    if xattrs is not None and read_xattrs(fd) not in (None, xattrs):
+        # Who may not write to a file may not set its attributes, though it is theirs.
+        os.fchmod(fd, mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR)
+        write_xattrs(fd, xattrs)
     # Only the permissions: a peer does not get to make a program setuid.
     os.fchmod(fd, mode & 0o777)
     os.utime(fd, ns=(mtime_ns, mtime_ns))

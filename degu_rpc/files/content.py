@@ -55,6 +55,24 @@ def signature_of(found: os.stat_result) -> Signature:
     )
 
 
+class FileReader:
+    """Reads the first `size` bytes of an open file in their order; it may turn out to have less.
+
+    The position of the descriptor stays where it is.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._size = size
+        self._offset = 0
+
+    def readinto(self, b: memoryview) -> int:
+        """Read the next bytes into `b`, and return how many; 0 at the end. Raises OSError."""
+        count = os.preadv(self._fd, [b[: self._size - self._offset]], self._offset)
+        self._offset += count
+        return count
+
+
 def hash_steps(fd: int, path: Path) -> Generator[None, None, tuple[Signature, Manifest]]:
     """Hash an open file, pausing after each read so that the caller can do something else.
 
@@ -111,6 +129,7 @@ class Hashed(NamedTuple):
     manifest: Manifest
     root: str
     settled: bool
+    xattrs: dict[bytes, bytes] | None
 
 
 class HashCache:
@@ -126,10 +145,16 @@ class HashCache:
         self._by_root: dict[str, Path] = {}
         self._size = 0
 
-    def add(self, path: Path, signature: Signature, manifest: Manifest) -> Hashed:
-        """Remember what was just hashed, and return it."""
+    def add(
+        self,
+        path: Path,
+        signature: Signature,
+        manifest: Manifest,
+        xattrs: dict[bytes, bytes] | None = None,
+    ) -> Hashed:
+        """Remember what was just hashed, and return it. A change of `xattrs` sets ctime, too."""
         settled = signature.is_settled(time.time_ns())
-        hashed = Hashed(path, signature, manifest, manifest.root, settled)
+        hashed = Hashed(path, signature, manifest, manifest.root, settled, xattrs)
         with self._lock:
             self._forget(path)
             self._by_path[path] = hashed
@@ -167,4 +192,6 @@ class HashCache:
 
 
 def _cost(hashed: Hashed) -> int:
-    return RECORD_SIZE + len(hashed.manifest.leaves)
+    attributes = hashed.xattrs or {}
+    size = sum(len(name) + len(value) + RECORD_SIZE for name, value in attributes.items())
+    return RECORD_SIZE + len(hashed.manifest.leaves) + size

@@ -31,7 +31,8 @@ import stat
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc.errors import NoSpaceError
+from degu.errors import DeguError
+from degu_rpc.errors import FilesError, NoSpaceError, TransferCanceledError
 from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.board import Asking, Board, LargeJob, Pack, Run, Settled, Source
 from degu_rpc.files.commit import Replacement, Symlink, Workspace, close
@@ -39,8 +40,6 @@ from degu_rpc.files.limits import (
     BATCH_FILES,
     BATCH_SIZE,
     CONNECTIONS,
-    KEEP_FREE,
-    KEEP_FREE_FRACTION,
     MAX_PACK_REQUEST,
     PACK_ITEMS,
     PACK_SIZE,
@@ -53,6 +52,8 @@ from degu_rpc.files.plan import File, Plan, Skipped, plan_fetch
 from degu_rpc.files.progress import Meter, Progress, RateLimit
 from degu_rpc.files.receive import Receiver, SourceError
 from degu_rpc.files.remote import Remote, StaleError
+from degu_rpc.files.space import Reservation
+from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,8 +117,12 @@ def fetch(
     limit = RateLimit(rate_limit)
     directory = pathlib.Path(destination).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    with Root(directory) as root, Workspace(root, durable=durable) as workspace:
-        transfer = _Transfer(sources, root, workspace, Meter(progress, cancel), limit)
+    with (
+        Root(directory) as root,
+        Workspace(root, durable=durable) as workspace,
+        Reservation(root, workspace) as reservation,
+    ):
+        transfer = _Transfer(sources, root, workspace, reservation, Meter(progress, cancel), limit)
         try:
             return transfer.run(path_from_native(path))
         except StaleError as stale:
@@ -134,29 +139,30 @@ def fetch(
 class _Transfer:
     """One fetch.
 
-    Guarded by self._lock: `_skipped`, `_spare`. Used by the thread that commits only: `_batch`, the
+    Guarded by self._lock: `_skipped`. Used by the thread that commits only: `_batch`, the
     other counters. Set once: the rest. The queue brings it what the workers have: a Replacement,
     an exception, or None from each worker at its end.
     """
 
     def __init__(
         self,
-        sources: Sequence[Mirror],
+        sources: list[Mirror],
         root: Root,
         workspace: Workspace,
+        reservation: Reservation,
         meter: Meter,
         limit: RateLimit,
     ) -> None:
         self._sources = sources
         self._root = root
         self._workspace = workspace
+        self._reservation = reservation
         self._meter = meter
         self._limit = limit
         self._board = Board((), (), 0)
         self._queue: queue.Queue[Replacement | BaseException | None] = queue.Queue(QUEUE_FILES)
         self._lock = threading.Lock()
         self._skipped: list[Skipped] = []
-        self._spare = 0
         self._batch: list[Replacement] = []
         self._files_fetched = 0
         self._files_replaced = 0
@@ -165,8 +171,7 @@ class _Transfer:
     def run(self, source: Path) -> Fetched:
         """Do all of it; see the module."""
         self._workspace.recover()
-        with Remote(*self._sources[0], self._meter.check) as remote:
-            plan = plan_fetch(self._root, source, remote.list_tree(source))
+        plan = self._plan(source)
         self._begin(plan)
         for path in plan.directories:
             if path:
@@ -189,6 +194,23 @@ class _Transfer:
             tuple(self._conflicts),
         )
 
+    def _plan(self, source: Path) -> Plan:
+        """Have the first source that can list the tree, and decide what to do about it."""
+        first_error: Exception | None = None
+        while self._sources:
+            try:
+                with Remote(*self._sources[0], self._meter.check) as remote:
+                    return plan_fetch(self._root, source, remote.list_tree(source))
+            except TransferCanceledError:
+                raise
+            except (DeguError, FilesError, OSError) as error:
+                first_error = first_error or error
+                if len(self._sources) > 1:
+                    _log.warning('%r is given up: %s', self._sources[0].client, error)
+                del self._sources[0]
+        assert first_error is not None  # there was a source
+        raise first_error
+
     def _begin(self, plan: Plan) -> None:
         """Set the totals and see that there is room. Raises NoSpaceError."""
         needed = sum(file.entry.size for file in plan.files)
@@ -197,19 +219,7 @@ class _Transfer:
         self._meter.expect(len(plan.files) + len(plan.symlinks) + len(here), bytes_here + needed)
         self._meter.count(files=len(here), size=bytes_here)
         self._skipped = plan.skipped
-        disk = os.statvfs(self._root.name)
-        keep = min(KEEP_FREE, disk.f_blocks * disk.f_frsize // KEEP_FREE_FRACTION)
-        available = disk.f_bavail * disk.f_frsize - keep + self._workspace.temporary_size()
-        if needed > available:
-            raise NoSpaceError(self._root.name, needed, available)
-        self._spare = available - needed
-
-    def _reserve(self, size: int) -> None:
-        """See that there is room for `size` bytes more than planned. Raises NoSpaceError."""
-        with self._lock:
-            if size > self._spare:
-                raise NoSpaceError(self._root.name, size, self._spare)
-            self._spare -= size
+        self._reservation.grow(needed)
 
     def _finish_directory(self, path: Path, entry: Entry) -> None:
         found = self._root.lstat(path)
@@ -306,7 +316,7 @@ class _Transfer:
                     self._workspace,
                     self._meter,
                     self._limit,
-                    self._reserve,
+                    self._reservation,
                     is_first=source == 0,
                 )
                 while (job := self._board.take(source)) is not None:
@@ -379,7 +389,13 @@ class _Transfer:
             temporary = content.finish()
             self._queue.put(
                 Replacement(
-                    temporary, file.target, entry.size, entry.mode, entry.mtime_ns, file.local
+                    temporary,
+                    file.target,
+                    entry.size,
+                    entry.mode,
+                    entry.mtime_ns,
+                    file.local,
+                    parse_xattrs(entry.xattrs),
                 )
             )
             return

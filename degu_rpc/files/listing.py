@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from degu_rpc.files.blocks import MAX_SIZE
+from degu_rpc.files.limits import MAX_FIELDS
 from degu_rpc.files.records import parse_records
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ Text = Annotated[str, msgspec.Meta(pattern=r'\A[!-~]*\Z')]
 """What is percent-encoded, or a root: ASCII without spaces and controls."""
 Time = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """Nanoseconds since 1970."""
+Xattrs = Annotated[dict[Text, bytes], msgspec.Meta(max_length=MAX_FIELDS)]
+"""Extended attributes, their names percent-encoded and without `user.` (see xattrs.py)."""
 
 
 class Kind(enum.Enum):
@@ -55,7 +58,10 @@ class Problem(enum.Enum):
 
 # A msgspec Struct, not a dataclass: checked while it is decoded, and what is not set is left out.
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entry of a listing. Texts are percent-encoded; sizes are bytes, times nanoseconds."""
+    """One entry of a listing. Texts are percent-encoded; sizes are bytes, times nanoseconds.
+
+    `xattrs` is None where they are not known: they come with `roots=1` only, and for files.
+    """
 
     path: Text
     kind: Kind
@@ -65,6 +71,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     target: Text = ''
     root: Text = ''
     problem: Problem | None = None
+    xattrs: Xattrs | None = None
 
 
 def parse_listing(pieces: Iterable[bytes], content_type: object) -> Iterator[Entry]:

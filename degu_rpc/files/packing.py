@@ -16,6 +16,7 @@ from degu_rpc.files.content import read_small
 from degu_rpc.files.limits import PACK_SIZE
 from degu_rpc.files.packs import NOT_IN_PACK, Packed
 from degu_rpc.files.paths import NOT_THERE, Path, Root, open_file_in
+from degu_rpc.files.xattrs import format_xattrs, read_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,13 +47,14 @@ def _read(directory: int, path: Path) -> Packed:
         fd = open_file_in(directory, path[-1])
         try:
             signature, content = read_small(fd, path)
+            xattrs = format_xattrs(read_xattrs(fd))
         finally:
             os.close(fd)
     except (ContentChangedError, PathError, OSError) as error:
         return _refuse(error)
     if content is None:
         return Packed(413)
-    return Packed(200, build_manifest(content).root, signature.mtime_ns, content)
+    return Packed(200, build_manifest(content).root, signature.mtime_ns, content, xattrs)
 
 
 def _refuse(error: Exception) -> Packed:

@@ -16,7 +16,7 @@ import msgspec
 
 from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.limits import MAX_PATH_TEXT
-from degu_rpc.files.listing import Text, Time
+from degu_rpc.files.listing import Text, Time, Xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +46,7 @@ class Packed(msgspec.Struct, frozen=True, omit_defaults=True):
     root: Text = ''
     mtime_ns: Time = 0
     content: Annotated[bytes, msgspec.Meta(max_length=SMALL_SIZE)] = b''
+    xattrs: Xattrs | None = None
 
 
 def split_packs(

@@ -112,6 +112,11 @@ class Partial:
             missing = self._here.find(0, first, last + 1)
         return last + 1 if missing == -1 else missing
 
+    def missing_size(self) -> int:
+        """Return how many bytes the missing blocks have."""
+        ranges = map(self.manifest.block_range, self.missing())
+        return sum(stop - start for start, stop in ranges)
+
     def write(self, index: int, block: Buffer) -> None:
         """Write block `index`. Raises IntegrityError for bytes that are not that block, OSError."""
         if not self.offer(index, block):

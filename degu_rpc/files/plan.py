@@ -56,13 +56,13 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
     """
     plan = Plan({}, [], [], [], [], [])
     base = source[-1:]
-    here = _Here(root, base)
+    here = Here(root, base)
     seen: set[Path] = set()
     text = 0
     for count, entry in enumerate(entries):
         if count == MAX_ENTRIES:
             raise ListingError(f'it has more than {MAX_ENTRIES} entries')
-        text += _text_size(entry)
+        text += text_size(entry)
         if text > MAX_LISTING_TEXT:
             raise ListingError(f'it has more than {MAX_LISTING_TEXT} bytes of text')
         if entry.kind is Kind.SKIPPED:
@@ -81,10 +81,12 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
     return plan
 
 
-def _text_size(entry: Entry) -> int:
+def text_size(entry: Entry) -> int:
     """Return what an entry counts towards MAX_LISTING_TEXT."""
-    names = entry.path.count('/') + 1
-    return len(entry.path) + len(entry.target) + len(entry.root) + names * NAME_COST
+    xattrs = entry.xattrs or {}
+    names = entry.path.count('/') + 1 + len(xattrs)
+    texts = (entry.path, entry.target, entry.root, *xattrs, *xattrs.values())
+    return sum(map(len, texts)) + names * NAME_COST
 
 
 def _plan_entry(plan: Plan, file: File, found: os.stat_result | None) -> None:
@@ -101,7 +103,7 @@ def _plan_entry(plan: Plan, file: File, found: os.stat_result | None) -> None:
         file = file._replace(local=signature_of(found))
     if entry.kind is Kind.SYMLINK:
         plan.symlinks.append(file)
-    elif found is None or not _agree(found, entry):
+    elif found is None or not agree(found, entry):
         plan.files.append(file)
     elif stat.S_IMODE(found.st_mode) != entry.mode:
         plan.metadata.append(file)
@@ -109,7 +111,7 @@ def _plan_entry(plan: Plan, file: File, found: os.stat_result | None) -> None:
         plan.present.append(file)
 
 
-def _agree(found: os.stat_result, entry: Entry) -> bool:
+def agree(found: os.stat_result, entry: Entry) -> bool:
     """Tell whether a file here is taken to be the one of the listing."""
     return (
         stat.S_ISREG(found.st_mode)
@@ -118,10 +120,11 @@ def _agree(found: os.stat_result, entry: Entry) -> bool:
     )
 
 
-class _Here:
+class Here:
     """Looks at what is here, one directory at a time, as a listing comes."""
 
     def __init__(self, root: Root, base: Path) -> None:
+        """Remember where to look: at `base` and below it."""
         self._root = root
         self._base = base
         self._directory: Path | None = None

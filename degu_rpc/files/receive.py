@@ -30,29 +30,24 @@ from degu_rpc.errors import (
 from degu_rpc.files.blocks import is_root
 from degu_rpc.files.commit import Replacement, Workspace
 from degu_rpc.files.content import hash_file
-from degu_rpc.files.limits import RUN_SIZE
+from degu_rpc.files.limits import DELTA_SIZE, RUN_SIZE
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.packs import NOT_IN_PACK
 from degu_rpc.files.partial import Partial, store_small
 from degu_rpc.files.paths import Root, format_path
 from degu_rpc.files.remote import Remote, StaleError
-from degu_rpc.files.reuse import copy_blocks
+from degu_rpc.files.reuse import copy_blocks, copy_chunks
+from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Protocol
 
     from degu.bodies import Input
     from degu_rpc.files.board import Download, Run
     from degu_rpc.files.packs import Packed
     from degu_rpc.files.plan import File
     from degu_rpc.files.progress import Meter, RateLimit
-
-    class Reserve(Protocol):
-        """Called with the size in bytes of what was not planned, before it is written."""
-
-        def __call__(self, size: int) -> None:
-            """Take it from what is free. Raises NoSpaceError."""
+    from degu_rpc.files.space import Reservation
 
 
 class SourceError(Exception):
@@ -69,11 +64,11 @@ class Receiver:
         workspace: Workspace,
         meter: Meter,
         limit: RateLimit,
-        reserve: Reserve,
+        reservation: Reservation,
         *,
         is_first: bool,
     ) -> None:
-        """Remember where from, where to, whom to tell, how fast, and whom to ask for more room.
+        """Remember where from, where to, whom to tell, how fast, and what room there is.
 
         `is_first` says that the files were listed by this source: what it has now is what counts.
         """
@@ -82,7 +77,7 @@ class Receiver:
         self._workspace = workspace
         self._meter = meter
         self._limit = limit
-        self._reserve = reserve
+        self._reservation = reservation
         self._is_first = is_first
         self._buffer = memoryview(b'')
 
@@ -117,13 +112,19 @@ class Receiver:
             return Problem.VANISHED
         if packed.status != 200:
             return packed.status
+        with _asking():
+            xattrs = parse_xattrs(packed.xattrs)
         self._meter.count(size=size, moved=size)
         if self._is_here(file, size, packed.root):
-            self._workspace.set_metadata(file.target, entry.mode, packed.mtime_ns)
+            self._workspace.set_metadata(file.target, entry.mode, packed.mtime_ns, xattrs)
+            self._reservation.shrink(entry.size)
             return None
-        self._reserve(max(size - entry.size, 0))
+        self._reservation.grow(max(size - entry.size, 0))
         temporary = store_small(self._workspace, packed.root, packed.content)
-        return Replacement(temporary, file.target, size, entry.mode, packed.mtime_ns, file.local)
+        self._reservation.shrink(max(size, entry.size))
+        return Replacement(
+            temporary, file.target, size, entry.mode, packed.mtime_ns, file.local, xattrs
+        )
 
     # --- large files ----------------------------------------------------------------------------
 
@@ -143,17 +144,19 @@ class Receiver:
                 return entry.problem or Problem.VANISHED
             if not is_root(entry.root):
                 raise ListingError(f'{format_path(file.source)} comes without the root asked for')
+            xattrs = parse_xattrs(entry.xattrs)
         if not self._is_first and not _is_same(entry, file.entry):
             return Problem.VANISHED
         # What was begun of former contents stays, for a later run: this one takes room besides it.
         more = max(download.written + entry.size - download.reserved, 0)
-        self._reserve(more)
+        self._reservation.grow(more)
         download.reserved += more
         with _asking():
             manifest = self._remote.read_manifest(file.source, entry.root, entry.size)
         if self._is_here(file, entry.size, entry.root):
-            self._workspace.set_metadata(file.target, entry.mode, entry.mtime_ns)
+            self._workspace.set_metadata(file.target, entry.mode, entry.mtime_ns, xattrs)
             self._meter.count(size=entry.size)
+            self._reservation.shrink(entry.size)
             return False
         download.file = file._replace(entry=entry)
         content = Partial(self._workspace, entry.root, manifest, self._found)
@@ -192,6 +195,7 @@ class Receiver:
             block = self._read(body, stop - start)
             try:
                 content.write(index, block)
+                self._reservation.shrink(len(block))
             except IntegrityError as error:
                 self._remote.close()
                 self._explain(file, content.root, error)
@@ -224,6 +228,7 @@ class Receiver:
     def _found(self, size: int) -> None:
         self._meter.check()
         self._meter.count(size=size)
+        self._reservation.shrink(size)
 
     def _reuse(self, file: File, content: Partial) -> None:
         """Take what can be had from the file that is here under this name."""
@@ -235,6 +240,13 @@ class Receiver:
             return  # no regular file, or none that can be read
         try:
             copy_blocks(fd, content, self._found)
+            if content.missing_size() < DELTA_SIZE:
+                return
+            with _asking():
+                chunks = self._remote.read_cuts(file.source, content.root, file.entry.size)
+            if chunks is not None:
+                size = os.fstat(fd).st_size
+                copy_chunks(fd, size, chunks, content, self._meter.check, self._found)
         finally:
             os.close(fd)
 

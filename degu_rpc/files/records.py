@@ -8,13 +8,14 @@ into chunks anywhere. Bytes in a record are base64 in JSON and themselves in msg
 from __future__ import annotations
 
 import enum
+from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 import msgpack
 import msgspec
 
 from degu_rpc.errors import ListingError
-from degu_rpc.files.limits import MAX_FIELDS, MAX_RECORD
+from degu_rpc.files.limits import CHUNK_SIZE, HEARTBEAT_S, MAX_FIELDS, MAX_RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,6 +47,25 @@ def format_record(record: msgspec.Struct, media: Media) -> bytes:
     if media is Media.JSON:
         return msgspec.json.encode(record) + b'\n'
     return msgspec.msgpack.encode(record)
+
+
+def stream_records(records: Iterable[msgspec.Struct | None], media: Media) -> Iterator[bytes]:
+    """Yield a stream in chunks, at least one every HEARTBEAT_S, and the empty one at its end.
+
+    The records have a None among them now and then while nothing is to be said.
+    """
+    chunk = bytearray()
+    sent_at = monotonic()
+    for record in records:
+        if record is not None:
+            chunk += format_record(record, media)
+        if len(chunk) >= CHUNK_SIZE or monotonic() - sent_at >= HEARTBEAT_S:
+            yield bytes(chunk) or HEARTBEAT[media]
+            chunk.clear()
+            sent_at = monotonic()
+    if chunk:
+        yield bytes(chunk)
+    yield b''
 
 
 def parse_records(

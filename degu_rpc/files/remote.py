@@ -14,6 +14,7 @@ from degu.bodies import ChunkedInput, Input
 from degu.rgi import Range
 from degu_rpc.errors import FilesError, IntegrityError, ListingError, ShareRefusedError
 from degu_rpc.files.blocks import Manifest, build_manifest, manifest_size, parse_manifest
+from degu_rpc.files.cuts import Chunk, can_cut, max_list_size, parse_cuts
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST, MAX_PACKED
 from degu_rpc.files.listing import Entry, Kind, parse_listing
 from degu_rpc.files.packs import Packed, Wanted
@@ -174,6 +175,38 @@ class Remote:
         if manifest.size != size:
             raise IntegrityError(format_path(path), None, 'its size is not that of its root')
         return manifest
+
+    def read_cuts(self, path: Path, root: str, size: int) -> list[Chunk] | None:
+        """Read the chunks of the content `root`, of `size` bytes; None if there are none to be had.
+
+        They only say where an old version may have the same: what was copied is to be checked.
+
+        Raises StaleError when the share has this content no more, ShareRefusedError.
+        """
+        if not can_cut(size):
+            return None
+        try:
+            response = self._get(path, f'/cuts/{root}')
+        except StaleError as stale:
+            if stale.refusal.status == 404:  # a share without /cuts says the same
+                return None
+            raise
+        except ShareRefusedError as refusal:
+            if refusal.status in {405, 503}:
+                return None
+            raise
+        if not isinstance(response.body, ChunkedInput):
+            raise self._odd(path, response, 'chunks come in chunks')
+        data = bytearray()
+        for piece in self._checked(response.body):
+            data += piece
+            if len(data) > max_list_size(size):
+                self.close()
+                return None
+        try:
+            return parse_cuts(data, size)
+        except ValueError:
+            return None
 
     def open_data(self, path: Path, root: str, start: int, stop: int) -> Input:
         """Ask for bytes `start` to `stop` of the content `root`, and return the body with them.

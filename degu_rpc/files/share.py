@@ -4,12 +4,13 @@
     GET /file/{path}       the bytes; `range`; `etag` is the root where it is known
     GET /manifest/{root}   the leaves of a file that was hashed: see blocks.py
     GET /data/{root}       the bytes of a file that was hashed; `range`; 409 once it has changed
+    GET /cuts/{root}       its content-defined chunks, for one who has another version: see cuts.py
     POST /pack             many small files in one answer: see packs.py
 
 HEAD answers each that has GET without the body. 400 is a path that leads nowhere allowed, 403 a
 caller without a role that was allowed, 404 what is not there (or is no file: symlinks are never
 followed), 405 another method, 409 a file that changed, 413 a question that is too large, 416 a
-range outside the file.
+range outside the file, 503 too many at /cuts.
 
 1. The caller's roles are looked up in `request['_peer'].roles`; default deny.
 2. Every path goes through paths.py, so nothing outside the directory can be reached, nor `.degu`.
@@ -20,6 +21,8 @@ range outside the file.
    Larger ones are sent by the kernel: what changes under it cannot be seen from here, so the share
    only checks the file's signature before it begins, and the receiver's check of every block is
    what keeps wrong bytes out.
+5. A file is cut while its list is sent, a few files at once in all. The last records are held back
+   until it is sure that the file has not changed; if it has, the list ends without them.
 
 May be called by many threads. Writes nothing.
 """
@@ -28,59 +31,48 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-from time import monotonic
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from degu_rpc.errors import ContentChangedError, ListingError, PathError, UnknownPeerError
 from degu_rpc.files.blocks import build_manifest, format_manifest, is_root
-from degu_rpc.files.content import HashCache, Hashed, hash_steps, read_small, signature_of
+from degu_rpc.files.content import (
+    HashCache,
+    Hashed,
+    Signature,
+    read_small,
+    signature_of,
+)
+from degu_rpc.files.cuts import can_cut
+from degu_rpc.files.cutting import stream_cuts
 from degu_rpc.files.limits import (
-    CHUNK_SIZE,
-    HASH_ATTEMPTS,
-    HEARTBEAT_S,
+    CUT_RETRY_S,
+    MAX_CUTTING,
     MAX_PACK_REQUEST,
-    MAX_PATH_TEXT,
     PACK_ITEMS,
 )
-from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.packing import read_pack
 from degu_rpc.files.packs import Wanted
 from degu_rpc.files.paths import (
     NOT_THERE,
     Path,
     Root,
-    check_path,
     format_path,
-    format_target,
     parse_path,
 )
-from degu_rpc.files.records import HEARTBEAT, Media, choose_media, format_record, parse_records
+from degu_rpc.files.records import parse_records
+from degu_rpc.files.responses import RefusalError, Response, refuse, respond, without_body
+from degu_rpc.files.walk import Walker
 from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from types import TracebackType
 
 
 _PLAIN: dict[str, Any] = {'content-type': 'application/octet-stream'}
-_REASONS = {
-    400: 'Bad Request',
-    403: 'Forbidden',
-    404: 'Not Found',
-    405: 'Method Not Allowed',
-    409: 'Conflict',
-    413: 'Content Too Large',
-    416: 'Range Not Satisfiable',
-}
-
-
-class _Response(NamedTuple):
-    status: int
-    reason: str
-    headers: dict[str, Any]
-    body: Any
 
 
 class _Request(NamedTuple):
@@ -89,14 +81,6 @@ class _Request(NamedTuple):
     query: str
     segments: list[str]
     body: Any
-
-
-class _RefusalError(Exception):
-    def __init__(self, status: int, why: str, headers: dict[str, Any] | None = None) -> None:
-        super().__init__(why)
-        self.status = status
-        self.why = why
-        self.headers = headers or {}
 
 
 class _SentFile(io.FileIO):
@@ -121,10 +105,13 @@ class FileShare:
             'file': self._send_file,
             'manifest': self._send_manifest,
             'data': self._send_data,
+            'cuts': self._send_cuts,
             'pack': self._send_pack,
         }
         self._hashes = HashCache()
+        self._cutting = threading.BoundedSemaphore(MAX_CUTTING)
         self._root = Root(directory)
+        self._walker = Walker(self._root, self._hashes)
 
     def close(self) -> None:
         """Close the directory."""
@@ -141,148 +128,66 @@ class FileShare:
     ) -> None:
         self.close()
 
-    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> _Response:
+    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         """Answer one request. Raises OSError for a failing disk, which the server makes a 500."""
         try:
             response = self._answer(connection, request)
-        except _RefusalError as refusal:
-            response = _refuse(refusal.status, refusal.why, refusal.headers)
+        except RefusalError as refusal:
+            response = refuse(refusal)
         except ContentChangedError:
-            response = _refuse(409, 'the file changed while it was read', {})
+            response = refuse(RefusalError(409, 'the file changed while it was read'))
         except PermissionError:
-            response = _refuse(403, 'the share cannot read it', {})
-        return _without_body(response) if request['method'] == 'HEAD' else response
+            response = refuse(RefusalError(403, 'the share cannot read it'))
+        return without_body(response) if request['method'] == 'HEAD' else response
 
-    def _answer(self, connection: dict[str, Any], request: dict[str, Any]) -> _Response:
+    def _answer(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
         try:
             peer = find_caller(request)
         except UnknownPeerError as error:
-            raise _RefusalError(403, str(error)) from None
+            raise RefusalError(403, str(error)) from None
         if self._roles.isdisjoint(peer.roles):
-            raise _RefusalError(403, 'your roles do not include one that this share allows')
+            raise RefusalError(403, 'your roles do not include one that this share allows')
         endpoint, *segments = request['path'] or ['']
         answer = self._endpoints.get(endpoint)
         if answer is None:
-            raise _RefusalError(404, f'there are only {", ".join(self._endpoints)}')
+            raise RefusalError(404, f'there are only {", ".join(self._endpoints)}')
         allowed = {'POST'} if endpoint == 'pack' else {'GET', 'HEAD'}
         if request['method'] not in allowed:
             methods = ', '.join(sorted(allowed))
-            raise _RefusalError(405, f'here is only {methods}', {'allow': methods})
+            raise RefusalError(405, f'here is only {methods}', {'allow': methods})
         return answer(
             _Request(connection, request['headers'], request['query'], segments, request['body'])
         )
 
     # --- /ls ------------------------------------------------------------------------------------
 
-    def _list(self, request: _Request) -> _Response:
+    def _list(self, request: _Request) -> Response:
         path = _path_of(request.segments)
         switches = dict(parse_qsl(request.query, keep_blank_values=True))
         for name, value in switches.items():
             if name not in {'recursive', 'roots'} or value not in {'0', '1'}:
-                raise _RefusalError(400, 'the switches are recursive=1 and roots=1')
+                raise RefusalError(400, 'the switches are recursive=1 and roots=1')
         top = self._lstat(path)
-        entries = self._entries(
-            path, top, switches.get('recursive') == '1', switches.get('roots') == '1'
+        entries = self._walker.walk(
+            path,
+            top,
+            recursive=switches.get('recursive') == '1',
+            roots=switches.get('roots') == '1',
         )
-        media = choose_media(request.headers.get('accept', ''))
-        chunks = request.connection['rgi.ChunkedOutput'](_chunks(entries, media))
-        return _Response(200, 'OK', {'content-type': media.value}, chunks)
+        return respond(request.connection, request.headers.get('accept', ''), entries)
 
-    def _entries(
-        self, path: Path, top: os.stat_result, recursive: bool, roots: bool
-    ) -> Iterator[Entry | None]:
-        """Yield the entries at and below `path`, and None now and then while hashing."""
-        yield from self._entry(path, (), top, roots)
-        waiting: list[Path] = [()] if stat.S_ISDIR(top.st_mode) else []
-        while waiting:
-            where = waiting.pop()
-            try:
-                found = self._root.scan(path + where)
-            except PermissionError:
-                yield _skipped(where, Problem.UNREADABLE)
-                continue
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # gone since its parent was read
-            inner = []
-            for name, seen in found:
-                below = (*where, name)
-                yield from self._entry(path, below, seen, roots)
-                if recursive and stat.S_ISDIR(seen.st_mode) and _can_travel(path + below):
-                    inner.append(below)
-            waiting += reversed(inner)
+    # --- /file, /manifest, /data, /cuts ---------------------------------------------------------
 
-    def _entry(
-        self, path: Path, below: Path, seen: os.stat_result, roots: bool
-    ) -> Iterator[Entry | None]:
-        text = format_path(below)
-        mode = stat.S_IMODE(seen.st_mode) & 0o777
-        if not _can_travel(path + below):
-            yield _skipped(below, Problem.NAME)
-        elif stat.S_ISDIR(seen.st_mode):
-            yield Entry(text, Kind.DIRECTORY, mtime_ns=seen.st_mtime_ns, mode=mode)
-        elif stat.S_ISLNK(seen.st_mode):
-            try:
-                target = self._root.readlink(path + below)
-            except OSError:
-                return  # gone, or no symlink any more
-            yield Entry(text, Kind.SYMLINK, mtime_ns=seen.st_mtime_ns, target=format_target(target))
-        elif not stat.S_ISREG(seen.st_mode):
-            yield _skipped(below, Problem.SPECIAL)
-        else:
-            signature = signature_of(seen)
-            hashed = self._hashes.find(path + below, signature)
-            if hashed is None and roots:
-                try:
-                    hashed = yield from self._hash(path + below)
-                except PermissionError:
-                    yield _skipped(below, Problem.UNREADABLE)
-                    return
-                except ContentChangedError:
-                    yield _skipped(below, Problem.CHANGING)
-                    return
-                except PathError:
-                    return  # something else is there since its parent was read
-                except OSError as error:
-                    if error.errno not in NOT_THERE:
-                        raise
-                    return  # gone, or something else is there
-                signature = hashed.signature
-            yield Entry(
-                text,
-                Kind.FILE,
-                size=signature.size,
-                mtime_ns=signature.mtime_ns,
-                mode=mode,
-                root='' if hashed is None else hashed.root,
-            )
-
-    def _hash(self, path: Path) -> Generator[None, None, Hashed]:
-        """Hash a file and remember it. Raises ContentChangedError, OSError, PathError."""
-        for attempt in range(HASH_ATTEMPTS):
-            fd = self._root.open_file(path)
-            try:
-                signature, manifest = yield from hash_steps(fd, path)
-            except ContentChangedError:
-                if attempt == HASH_ATTEMPTS - 1:
-                    raise
-            else:
-                return self._hashes.add(path, signature, manifest)
-            finally:
-                os.close(fd)
-        raise AssertionError('the last attempt raises or returns')
-
-    # --- /file, /manifest, /data ----------------------------------------------------------------
-
-    def _send_file(self, request: _Request) -> _Response:
+    def _send_file(self, request: _Request) -> Response:
         return self._send(request, _path_of(request.segments), None)
 
-    def _send_data(self, request: _Request) -> _Response:
+    def _send_data(self, request: _Request) -> Response:
         hashed = self._find_root(request.segments)
         return self._send(request, hashed.path, hashed)
 
-    def _send_pack(self, request: _Request) -> _Response:
+    def _send_pack(self, request: _Request) -> Response:
         if request.segments or request.body is None:
-            raise _RefusalError(400, 'a pack is asked for with the paths of files')
+            raise RefusalError(400, 'a pack is asked for with the paths of files')
         try:
             wanted = [
                 parse_path(record.path)
@@ -291,38 +196,55 @@ class FileShare:
                 )
             ]
         except PathError as error:
-            raise _RefusalError(400, f'not a path: {error.reason}') from error
+            raise RefusalError(400, f'not a path: {error.reason}') from error
         except ListingError as error:
-            raise _RefusalError(400, error.reason) from error
+            raise RefusalError(400, error.reason) from error
         if len(wanted) > PACK_ITEMS:
-            raise _RefusalError(413, f'a pack has up to {PACK_ITEMS} files')
-        media = choose_media(request.headers.get('accept', ''))
-        records = (format_record(packed, media) for packed in read_pack(self._root, wanted))
-        chunks = request.connection['rgi.ChunkedOutput'](_join(records))
-        return _Response(200, 'OK', {'content-type': media.value}, chunks)
+            raise RefusalError(413, f'a pack has up to {PACK_ITEMS} files')
+        accept = request.headers.get('accept', '')
+        return respond(request.connection, accept, read_pack(self._root, wanted))
 
-    def _send_manifest(self, request: _Request) -> _Response:
+    def _send_manifest(self, request: _Request) -> Response:
         hashed = self._find_root(request.segments)
-        return _Response(200, 'OK', dict(_PLAIN), format_manifest(hashed.manifest))
+        return Response(200, 'OK', dict(_PLAIN), format_manifest(hashed.manifest))
+
+    def _send_cuts(self, request: _Request) -> Response:
+        hashed = self._find_root(request.segments)
+        if not can_cut(hashed.signature.size):
+            raise RefusalError(404, 'this share does not cut such files')
+        file = self._open(hashed.path)
+        self._check_unchanged(signature_of(os.fstat(file.fileno())), hashed)
+        if not self._cutting.acquire(blocking=False):
+            why = f'{MAX_CUTTING} files are being cut; try later, or fetch the whole file'
+            raise RefusalError(503, why, {'retry-after': f'{CUT_RETRY_S}'})
+        # A body that nobody begins to send gives its place back as well.
+        release = weakref.finalize(file, self._cutting.release)
+        chunks = request.connection['rgi.ChunkedOutput'](stream_cuts(file, hashed, release))
+        return Response(200, 'OK', dict(_PLAIN), chunks)
+
+    def _check_unchanged(self, signature: Signature, hashed: Hashed) -> None:
+        """Raise ContentChangedError if a file is not what was hashed any more, and forget it."""
+        if signature != hashed.signature:
+            self._hashes.forget(hashed.path)
+            raise ContentChangedError(format_path(hashed.path))
 
     def _find_root(self, segments: list[str]) -> Hashed:
         if len(segments) != 1 or not is_root(segments[0]):
-            raise _RefusalError(400, 'a root is 52 characters of base32, lower case')
+            raise RefusalError(400, 'a root is 52 characters of base32, lower case')
         hashed = self._hashes.find_root(segments[0])
         if hashed is None:
-            raise _RefusalError(404, 'no file with this root is known; list it with roots=1')
+            raise RefusalError(404, 'no file with this root is known; list it with roots=1')
         return hashed
 
-    def _send(self, request: _Request, path: Path, expected: Hashed | None) -> _Response:
+    def _send(self, request: _Request, path: Path, expected: Hashed | None) -> Response:
         """Send the file at `path`, or the part of it that `range` asks for.
 
-        `expected` is what it must still be. Raises _RefusalError, ContentChangedError, OSError.
+        `expected` is what it must still be. Raises RefusalError, ContentChangedError, OSError.
         """
         file = self._open(path)
         signature, content = read_small(file.fileno(), path)
-        if expected is not None and signature != expected.signature:
-            self._hashes.forget(path)
-            raise ContentChangedError(format_path(path))
+        if expected is not None:
+            self._check_unchanged(signature, expected)
         headers = {**_PLAIN, 'accept-ranges': 'bytes', 'x-mtime-ns': str(signature.mtime_ns)}
         if content is not None:
             headers['etag'] = f'"{build_manifest(content).root}"'
@@ -334,14 +256,14 @@ class FileShare:
         if wanted is not None and request.headers.get('if-range') in {None, headers.get('etag')}:
             part = wanted.resolve(signature.size)
             if part.stop == 0:
-                raise _RefusalError(416, 'the range is not in the file', {'content-range': part})
+                raise RefusalError(416, 'the range is not in the file', {'content-range': part})
             status, reason, start, stop = 206, 'Partial Content', part.start, part.stop
             headers['content-range'] = part
         if content is not None:
-            return _Response(status, reason, headers, content[start:stop])
+            return Response(status, reason, headers, content[start:stop])
         file.seek(start)
         body = request.connection['rgi.FileOutput'](file, stop - start)
-        return _Response(status, reason, headers, body)
+        return Response(status, reason, headers, body)
 
     def _open(self, path: Path) -> _SentFile:
         try:
@@ -364,21 +286,8 @@ def _limited(body: Iterable[bytes]) -> Iterator[bytes]:
     for piece in body:
         size += len(piece)
         if size > MAX_PACK_REQUEST:
-            raise _RefusalError(413, f'the question has up to {MAX_PACK_REQUEST} bytes')
+            raise RefusalError(413, f'the question has up to {MAX_PACK_REQUEST} bytes')
         yield piece
-
-
-def _join(records: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield records in chunks of some length, and the empty one at their end."""
-    chunk = bytearray()
-    for record in records:
-        chunk += record
-        if len(chunk) >= CHUNK_SIZE:
-            yield bytes(chunk)
-            chunk.clear()
-    if chunk:
-        yield bytes(chunk)
-    yield b''
 
 
 def _path_of(segments: list[str]) -> Path:
@@ -388,56 +297,11 @@ def _path_of(segments: list[str]) -> Path:
     try:
         return parse_path('/'.join(segments))
     except PathError as error:
-        raise _RefusalError(400, f'not a path: {error.reason}') from error
+        raise RefusalError(400, f'not a path: {error.reason}') from error
 
 
-def _not_there(error: Exception) -> _RefusalError:
+def _not_there(error: Exception) -> RefusalError:
     """Return the refusal for a path that leads to nothing, or to what is not followed."""
     if isinstance(error, OSError) and error.errno not in NOT_THERE:
         raise error
-    return _RefusalError(404, 'there is no such entry, or it is not of the kind that was asked for')
-
-
-def _can_travel(path: Path) -> bool:
-    """Tell whether a path that was found on the disk may stand in a listing."""
-    try:
-        check_path(path)
-    except PathError:
-        return False
-    return len(format_path(path)) <= MAX_PATH_TEXT
-
-
-def _skipped(below: Path, problem: Problem) -> Entry:
-    return Entry(format_path(below), Kind.SKIPPED, problem=problem)
-
-
-def _chunks(entries: Iterator[Entry | None], media: Media) -> Iterator[bytes]:
-    """Yield a listing in chunks, at least one every HEARTBEAT_S, and the empty one at its end."""
-    chunk = bytearray()
-    sent_at = monotonic()
-    for entry in entries:
-        if entry is not None:
-            chunk += format_record(entry, media)
-        if len(chunk) >= CHUNK_SIZE or monotonic() - sent_at >= HEARTBEAT_S:
-            yield bytes(chunk) or HEARTBEAT[media]
-            chunk.clear()
-            sent_at = monotonic()
-    if chunk:
-        yield bytes(chunk)
-    yield b''
-
-
-def _refuse(status: int, why: str, headers: dict[str, Any]) -> _Response:
-    body = f'{why}\n'.encode('ascii', 'backslashreplace')
-    return _Response(
-        status, _REASONS[status], {**headers, 'content-type': 'text/plain; charset=utf-8'}, body
-    )
-
-
-def _without_body(response: _Response) -> _Response:
-    """Return what HEAD answers: the headers, with the length that GET's body would have."""
-    body = response.body
-    if body is None or getattr(body, 'chunked', False):
-        return response._replace(body=None)
-    length = len(body) if isinstance(body, bytes) else body.content_length
-    return response._replace(headers={**response.headers, 'content-length': length}, body=None)
+    return RefusalError(404, 'there is no such entry, or it is not of the kind that was asked for')

@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 
 from common import CORES, find_port, read_version, running, running_nginx
 from peer_tls import NGINX_DIRECTIVES
-from transfer_common import FILE, HOST, Measured, reachable
+from transfer_common import FILE, HOST, Measured, reachable, warm_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -295,28 +295,31 @@ def open_syncthing(setting: Setting) -> Iterator[Copy]:
     count = sum(len(names) for _, _, names in os.walk(setting.source))
     with source.running():
         source.wait_scanned(count)
-        yield partial(sync, source, receiver, count)
+        yield partial(sync, setting, source, receiver, count)
 
 
-def sync(source: Syncthing, receiver: Syncthing, count: int, destination: Path) -> Measured:
+def sync(
+    setting: Setting, source: Syncthing, receiver: Syncthing, count: int, destination: Path
+) -> Measured:
     for database in receiver.home.glob('index-*'):
         shutil.rmtree(database)
     (destination / '.stfolder').mkdir()
     receiver.configure(destination, 'receiveonly', '.stfolder', source)
     with receiver.running():
         receiver.wait_scanned(0)
+        warm_memory(setting)
         return Measured(wait_synced(source, receiver, count))
 
 
 def wait_synced(source: Syncthing, receiver: Syncthing, count: int) -> float:
     """Connect both; return how many seconds it took from then until all is there."""
     events = 'events?events=DeviceConnected,StateChanged'
-    last = max((event['id'] for event in receiver.ask(f'{events}&timeout=1')), default=0)
+    last = max((event['id'] for event in receiver.ask(f'{events}&timeout=0')), default=0)
     receiver.ask(f'system/resume?device={source.id}', 'POST')
     deadline = monotonic() + SYNC_TIMEOUT_S
     connected_at: datetime | None = None
     while monotonic() < deadline:
-        for event in receiver.ask(f'{events}&since={last}&timeout=10'):
+        for event in receiver.ask(f'{events}&since={last}&timeout=00'):
             last = event['id']
             happened_at = datetime.fromisoformat(event['time'])
             if event['type'] == 'DeviceConnected':

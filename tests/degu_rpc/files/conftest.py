@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import stat
+import subprocess
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -134,3 +135,21 @@ def trash() -> Callable[[pathlib.Path], list[bytes]]:
         return sorted(path.read_bytes() for path in found if stat.S_ISREG(path.lstat().st_mode))
 
     return read
+
+
+@pytest.fixture
+def tiny(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file system of 2 MiB."""
+    directory = tmp_path / 'tiny'
+    directory.mkdir()
+    done = subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'none', str(directory)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
+            pytest.fail('cannot mount a tmpfs')
+        pytest.skip('mounting a tmpfs needs privileges')
+    yield directory
+    subprocess.run(['umount', str(directory)], check=True)

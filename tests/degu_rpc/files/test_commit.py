@@ -135,7 +135,7 @@ def test_i4_what_nobody_had_seen_becomes_a_conflict_copy(top, workspace, trash, 
 
 def test_i4_a_symlink_that_nobody_had_seen_becomes_a_conflict_copy(top, workspace):
     (top / 'f').symlink_to('somewhere')
-    ((_, conflict),) = workspace.commit([stage(workspace, (b'f',), b'new')])
+    ((_, conflict, _),) = workspace.commit([stage(workspace, (b'f',), b'new')])
     assert os.readlink(os.fsencode(top) + b'/' + conflict[0]) == b'somewhere'
     assert (top / 'f').read_bytes() == b'new'
 
@@ -145,7 +145,7 @@ def test_the_same_content_makes_no_second_conflict_copy(top, workspace, trash):
     for number in range(3):
         (top / 'f').write_bytes(b'mine')
         os.utime(top / 'f', ns=(DAY_NS, DAY_NS))
-        ((_, conflict),) = workspace.commit([stage(workspace, (b'f',), b'new %d' % number)])
+        ((_, conflict, _),) = workspace.commit([stage(workspace, (b'f',), b'new %d' % number)])
         conflicts.add(conflict)
     assert len(conflicts) == 1
     assert len(os.listdir(top)) == 3
@@ -167,7 +167,9 @@ def test_i3_what_is_written_later_to_the_displaced_file_is_kept(top, workspace, 
     (top / 'f').write_bytes(b'old')
     expected = seen_at(top / 'f') if had_seen else None
     with (top / 'f').open('ab', buffering=0) as file:
-        ((_, conflict),) = workspace.commit([stage(workspace, (b'f',), b'new', expected=expected)])
+        ((_, conflict, _),) = workspace.commit(
+            [stage(workspace, (b'f',), b'new', expected=expected)]
+        )
         file.write(b' and more')
     assert (top / 'f').read_bytes() == b'new'
     if had_seen:
@@ -192,7 +194,7 @@ def test_i4_a_file_that_is_being_written_becomes_a_conflict_copy_with_all_of_it(
     writer.start()
     try:
         assert written.wait(20)
-        ((_, conflict),) = workspace.commit([stage(workspace, (b'f',), b'new')])
+        ((_, conflict, _),) = workspace.commit([stage(workspace, (b'f',), b'new')])
     finally:
         done.set()
         writer.join()

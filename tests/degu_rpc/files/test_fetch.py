@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -27,9 +28,10 @@ from degu_rpc.errors import (
     ShareRefusedError,
     TransferCanceledError,
 )
-from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, progress, remote, share
+from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, progress, remote, share, space
 from degu_rpc.files.blocks import build_manifest, format_manifest, manifest_size
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, PACK_ITEMS
+from degu_rpc.files.listing import Entry
 from degu_rpc.files.packs import Packed
 from degu_rpc.files.receive import find_runs
 from degu_rpc.files.records import Media, format_record, parse_records
@@ -252,6 +254,98 @@ def test_files_that_only_exist_here_stay(client, source, here):
     assert (here / 'mine').read_bytes() == b'mine'
 
 
+# --- extended attributes ------------------------------------------------------------------------
+
+
+def attributes(path):
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+@pytest.fixture
+def attributed(source):
+    """A share with a file that has attributes, where the file system has them."""
+
+    def make(size, mode=0o644):
+        path = source / 'f'
+        path.write_bytes(b'1' * size)
+        try:
+            os.setxattr(path, 'user.comment', b'\0\xff')
+            os.setxattr(path, os.fsencode('user.ü b'), b'')
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                pytest.skip('this file system has no extended attributes')
+            raise
+        path.chmod(mode)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize('mode', [0o644, 0o444, 0])
+@pytest.mark.parametrize('size', [10, 3 * BLOCK])
+def test_extended_attributes_arrive(client, attributed, here, size, mode):
+    if mode == 0 and os.geteuid() != 0:
+        pytest.skip('nobody else can read it')
+    path = attributed(size, mode)
+    fetch(client, '', 'f', here)
+    assert attributes(here / 'f') == attributes(path) != {}
+    assert (here / 'f').stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize('size', [10, 3 * BLOCK])
+def test_attributes_of_an_equal_file_with_another_time_are_made_equal(
+    client, attributed, here, size
+):
+    path = attributed(size)
+    fetch(client, '', 'f', here)
+    os.setxattr(here / 'f', 'user.comment', b'other')
+    os.setxattr(here / 'f', 'user.mine', b'other')
+    os.utime(path, ns=(OLD_NS, OLD_NS))
+    assert fetch(client, '', 'f', here).files_present == 1
+    assert attributes(here / 'f') == attributes(path)
+
+
+def test_a_change_of_attributes_is_seen_although_the_content_is_remembered(
+    client, attributed, here
+):
+    path = attributed(3 * BLOCK)
+    fetch(client, '', 'f', here)
+    os.setxattr(path, 'user.comment', b'changed')
+    (here / 'f').unlink()
+    fetch(client, '', 'f', here)
+    assert attributes(here / 'f') == attributes(path)
+
+
+def with_attributes(names):
+    """Say of everything that it has these attributes."""
+    xattrs = dict.fromkeys(names, b'\1\0\0\2' + bytes(16))
+
+    def change(records):
+        return [msgspec.structs.replace(record, xattrs=xattrs) for record in records]
+
+    return {'pack': lying_pack(change), 'ls': lying_pack(change, Entry)}
+
+
+HOSTILE = ['security.capability', 'trusted.a', 'system.posix_acl_access', 'security.selinux']
+
+
+@pytest.mark.parametrize('size', [10, 3 * BLOCK])
+def test_a_peer_sets_no_attribute_outside_of_user(lying, attributed, here, size):
+    attributed(size)
+    fetch(lying(**with_attributes(HOSTILE)), '', 'f', here)
+    assert set(attributes(here / 'f')) == {'user.' + name for name in HOSTILE}
+    assert (here / 'f').stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize('name', ['', '%00', 'a' * 251])
+@pytest.mark.parametrize('size', [10, 3 * BLOCK])
+def test_an_attribute_without_a_possible_name_ends_the_fetch(lying, source, here, size, name):
+    (source / 'f').write_bytes(b'1' * size)
+    with pytest.raises(ListingError, match='for a name'):
+        fetch(lying(**with_attributes([name])), '', 'f', here)
+    assert os.listdir(here) == ['.degu']
+
+
 # --- what is in the way -------------------------------------------------------------------------
 
 
@@ -432,13 +526,13 @@ def test_i10_after_a_bad_block_an_honest_share_completes_the_file(lying, client,
     assert (here / 'larger').read_bytes() == (source / 'larger').read_bytes()
 
 
-def lying_pack(change):
-    """Change the records of a pack."""
+def lying_pack(change, kind=Packed):
+    """Change the records of a pack, or of another kind."""
 
     def lie(app, connection, request):
         status, reason, headers, body = app(connection, request)
         pieces = [data for _, data in body]
-        records = list(parse_records(pieces, headers['content-type'], Packed, MAX_PACKED))
+        records = list(parse_records(pieces, headers['content-type'], kind, MAX_PACKED))
         media = Media(headers['content-type'])
         chunk = b''.join(format_record(packed, media) for packed in change(records))
         chunks = [chunk, b''] if chunk else [b'']
@@ -533,6 +627,14 @@ def test_a_listing_with_too_much_text_is_refused(lying, here, monkeypatch, entry
     with pytest.raises(ListingError, match='bytes of text'):
         fetch(client, '', '', here)
     assert os.listdir(here) == ['.degu']
+
+
+@pytest.mark.parametrize('xattrs', [{'a' * 100: ''}, {'a': 'QUJD' * 34}, {'a': '', 'b': ''}])
+def test_attributes_count_as_text(lying, here, monkeypatch, xattrs):
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 3 * plan.NAME_COST - 1)
+    entry = {'path': '', 'kind': 'file', 'xattrs': xattrs}
+    with pytest.raises(ListingError, match='bytes of text'):
+        fetch(lying(ls=listing_of(entry)), '', 'f', here)
 
 
 def test_each_name_of_a_path_counts_as_text(lying, here, monkeypatch):
@@ -859,17 +961,17 @@ def test_a_fetch_killed_in_the_middle_does_not_fetch_again_what_it_had(lying, so
     """The share stops after some bytes, the fetch has them all, kill -9; three times."""
     (source / 'large').write_bytes(os.urandom(12 * MIB))
     step = 3 * MIB
-    sent = 0
 
     def lie(app, connection, request):
         status, reason, headers, body = app(connection, request)
+        is_gone = gone
 
         def pieces():
-            nonlocal sent
+            sent = 0
             for piece in body:
                 for start in range(0, len(piece), BLOCK):
                     if sent >= step:
-                        gone.wait(20)
+                        is_gone.wait(20)
                     sent += BLOCK
                     yield piece[start : start + BLOCK]
 
@@ -878,13 +980,13 @@ def test_a_fetch_killed_in_the_middle_does_not_fetch_again_what_it_had(lying, so
 
     client = lying(data=lie)
     for _ in range(3):
-        sent = 0
         gone = threading.Event()
         with start_fetch(client, here) as process:
             try:
                 assert any(int(line) >= step for line in process.stdout)
             finally:
                 process.kill()
+                process.wait()
                 gone.set()
         assert process.returncode == -signal.SIGKILL
         assert os.listdir(here) == ['.degu']
@@ -1025,24 +1127,6 @@ def test_a_server_that_is_gone_is_an_oserror(here):
 # --- a full disk --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    """A file system of 2 MiB."""
-    directory = tmp_path / 'tiny'
-    directory.mkdir()
-    done = subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'none', str(directory)],
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
-            pytest.fail('cannot mount a tmpfs')
-        pytest.skip('mounting a tmpfs needs privileges')
-    yield directory
-    subprocess.run(['umount', str(directory)], check=True)
-
-
 def test_what_does_not_fit_is_refused_before_it_is_fetched(client, source, tiny):
     (source / 'f').write_bytes(bytes(4 * MIB))
     with pytest.raises(NoSpaceError) as caught:
@@ -1050,6 +1134,43 @@ def test_what_does_not_fit_is_refused_before_it_is_fetched(client, source, tiny)
     assert caught.value.needed == 4 * MIB
     assert caught.value.available < 2 * MIB
     assert os.listdir(tiny) == ['.degu']
+
+
+def test_two_fetches_that_together_do_not_fit_are_not_both_begun(lying, source, tiny):
+    for name in 'ab':
+        (source / name).write_bytes(os.urandom(9 * BLOCK))
+    refused = []
+
+    def meanwhile():
+        with pytest.raises(NoSpaceError) as caught:
+            fetch(lying(), '', 'b', tiny)
+        refused.append(caught.value)
+
+    fetch(lying(manifest=once(meanwhile)), '', 'a', tiny)
+    assert (tiny / 'a').read_bytes() == (source / 'a').read_bytes()
+    assert sorted(os.listdir(tiny)) == ['.degu', 'a']
+    assert refused[0].needed == 9 * BLOCK
+    assert refused[0].available < 9 * BLOCK
+    assert private(tiny, 'reserved') == ['lock']
+
+
+def test_a_fetch_that_has_brought_all_has_nothing_reserved(client, source, here, monkeypatch):
+    monkeypatch.setattr(space, 'RESERVATION_STEP', 1)
+    fill(source)
+    here.mkdir()
+    for name in ('small', 'three-blocks'):  # equal, but for the time
+        (here / name).write_bytes((source / name).read_bytes())
+    (here / 'larger').write_bytes((source / 'larger').read_bytes()[: 2 * BLOCK])
+    left = []
+
+    def look(_):
+        (name,) = set(private(here, 'reserved')) - {'lock'}
+        data = (here / '.degu' / 'reserved' / name).read_bytes()
+        left.append(int.from_bytes(data[:8], 'little'))
+
+    fetch(client, '', '', here, progress=look)
+    assert left[-1] == 0
+    assert private(here, 'reserved') == ['lock']
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file_and_resumes(lying, source, tiny):

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from degu.client import Client
-from degu_rpc.errors import IntegrityError
+from degu_rpc.errors import IntegrityError, ShareRefusedError
 from degu_rpc.files import FileShare, Mirror, Problem, Skipped, fetch, receive
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.limits import CONNECTIONS, MAX_PACKED
@@ -257,6 +257,21 @@ def test_a_first_source_that_is_killed_is_replaced_by_a_mirror(sources, here, co
     assert {name: (here / name).read_bytes() for name in tree} == tree
     assert result.skipped == ()
     assert sum(mirror.sizes) < len(content) + len(tree['g'])
+
+
+def test_a_first_source_that_cannot_be_reached_is_passed_over(sources, here):
+    gone = Client(('127.0.0.1', 1), timeout_s=5)
+    mirror = sources({'small': b'small', 'large': os.urandom(300_000)})
+    fetch(gone, '', '', here, mirrors=[mirror.mirror])
+    assert (here / 'small').read_bytes() == b'small'
+    assert (here / 'large').stat().st_size == 300_000
+
+
+def test_where_no_source_can_list_the_first_one_says_why(sources, here):
+    gone = Client(('127.0.0.1', 1), timeout_s=5)
+    first = sources({}, ls=refuse(503))
+    with pytest.raises(ShareRefusedError, match='503'):
+        fetch(first.client, '', '', here, mirrors=[Mirror(gone, '')])
 
 
 # --- the mirrors --------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ entries = st.builds(
     target=texts,
     root=texts,
     problem=st.none() | st.sampled_from(Problem),
+    xattrs=st.none() | st.dictionaries(texts, st.binary(max_size=30), max_size=3),
 )
 medias = st.sampled_from(Media)
 MEDIAS = list(Media)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import itertools
 import os
+import random
 import socket
 import subprocess
+import sys
 import threading
 
 import msgspec
 import pytest
 
 from degu.rgi import ContentRange, Range, Validator
-from degu_rpc.files import FileShare, limits, packing, share
+from degu_rpc.files import FileShare, cuts, cutting, limits, packing, records, share, walk
 from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, parse_manifest
+from degu_rpc.files.content import HashCache
+from degu_rpc.files.cuts import Chunk, cut_content, parse_cuts
 from degu_rpc.files.limits import MAX_PACKED, PACK_ITEMS
 from degu_rpc.files.listing import Entry, Kind, Problem, parse_listing
 from degu_rpc.files.packs import Packed, Wanted
+from degu_rpc.files.paths import Root
 from degu_rpc.files.records import Media, format_record, parse_records
+from degu_rpc.files.walk import Walker
+from degu_rpc.files.xattrs import format_xattrs, read_xattrs
 from degu_rpc.peers import Authenticated
 
 BIG = bytes(range(256)) * 2000
@@ -238,7 +248,7 @@ def test_a_listing_refuses_switches_it_does_not_know(connection, query):
 
 def test_a_long_hash_is_heard_of(connection, top, monkeypatch):
     """A heartbeat keeps the peer from giving up; here every step sends one."""
-    monkeypatch.setattr(share, 'HEARTBEAT_S', 0.0)
+    monkeypatch.setattr(records, 'HEARTBEAT_S', 0.0)
     (top / 'long').write_bytes(bytes(5_000_000))
     for media in Media:
         response = connection.get('/ls/long?roots=1', {'accept': media.value})
@@ -252,7 +262,7 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
     path = top / 'restless'
     path.write_bytes(bytes(3_000_000))
     count = 0
-    real = share.hash_steps
+    real = walk.hash_steps
 
     def steps(fd, name):
         """The real hashing, with a writer that is faster."""
@@ -263,7 +273,7 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
             yield step
         return hashing
 
-    monkeypatch.setattr(share, 'hash_steps', steps)
+    monkeypatch.setattr(walk, 'hash_steps', steps)
     entry = listed(connection, '/ls/restless?roots=1')['']
     assert entry == Entry('', Kind.SKIPPED, problem=Problem.CHANGING)
     assert count >= limits.HASH_ATTEMPTS
@@ -271,8 +281,8 @@ def test_a_file_that_never_rests_is_reported(connection, top, monkeypatch):
 
 def test_a_tree_that_vanishes_while_it_is_listed_ends_well(top):
     """The entries are read as they are sent."""
-    with FileShare(top, 'peer') as app:
-        entries = app._entries((), top.stat(), True, True)
+    with Root(top) as root:
+        entries = Walker(root, HashCache()).walk((), top.stat(), recursive=True, roots=True)
         found = [next(entries), next(entries)]
         subprocess.run(['rm', '-rf', str(top)], check=True)
         found += list(entries)
@@ -389,7 +399,7 @@ def test_content_is_served_by_its_root(connection):
     assert connection.get(f'/data/{root}').body.read() == BIG
 
 
-@pytest.mark.parametrize('endpoint', ['manifest', 'data'])
+@pytest.mark.parametrize('endpoint', ['manifest', 'data', 'cuts'])
 @pytest.mark.parametrize(
     ('root', 'status'), [('a' * 52, 404), ('A' * 52, 400), ('../small', 400), ('', 400), ('a', 400)]
 )
@@ -397,19 +407,216 @@ def test_a_root_that_is_not_known_or_none_is_refused(connection, endpoint, root,
     assert refused(connection.get(f'/{endpoint}/{root}')) == status
 
 
+@pytest.mark.parametrize('endpoint', ['data', 'cuts'])
 @pytest.mark.parametrize('path', ['small', 'dir/big'])
-def test_i10_content_that_changed_is_409_and_then_forgotten(connection, top, path):
+def test_i10_content_that_changed_is_409_and_then_forgotten(connection, top, path, endpoint):
     root = root_of(connection, path)
     (top / path).write_bytes(b'x' * (top / path).stat().st_size)
     os.utime(top / path, ns=(5, 5))
-    assert refused(connection.get(f'/data/{root}')) == 409
-    assert refused(connection.get(f'/data/{root}')) == 404
+    assert refused(connection.get(f'/{endpoint}/{root}')) == 409
+    assert refused(connection.get(f'/{endpoint}/{root}')) == 404
 
 
-def test_content_whose_file_vanished_is_404(connection, top):
+@pytest.mark.parametrize('endpoint', ['data', 'cuts'])
+def test_content_whose_file_vanished_is_404(connection, top, endpoint):
     root = root_of(connection, 'small')
     (top / 'small').unlink()
-    assert refused(connection.get(f'/data/{root}')) == 404
+    assert refused(connection.get(f'/{endpoint}/{root}')) == 404
+
+
+# --- the chunks of a content --------------------------------------------------------------------
+
+
+def cut(content):
+    return list(cut_content(io.BytesIO(content), len(content)))
+
+
+@pytest.mark.parametrize('path', ['empty', 'small', 'dir/big', 'zeros', 'noise'])
+def test_a_file_is_cut_by_its_root(connection, top, path):
+    (top / 'zeros').write_bytes(bytes(5_000_000))
+    (top / 'noise').write_bytes(random.Random(0).randbytes(5_000_000))
+    content = (top / path).read_bytes()
+    root = root_of(connection, path)
+    assert parse_cuts(connection.get(f'/cuts/{root}').body.read(), len(content)) == cut(content)
+    assert connection.head(f'/cuts/{root}').status == 200
+
+
+def test_a_list_is_sent_in_pieces_while_the_file_is_cut(connection, top, monkeypatch):
+    """As a heartbeat, and so that no list has to be in memory; here each chunk is sent."""
+    monkeypatch.setattr(cutting, 'CHUNK_SIZE', 1)
+    (top / 'noise').write_bytes(random.Random(0).randbytes(2_000_000))
+    root = root_of(connection, 'noise')
+    pieces = list(connection.get(f'/cuts/{root}').body)
+    chunks = cut((top / 'noise').read_bytes())
+    assert [len(piece) for piece in pieces if piece] == [8] + [36] * len(chunks)
+    monkeypatch.setattr(cutting, 'CHUNK_SIZE', 10**9)
+    monkeypatch.setattr(cutting, 'HEARTBEAT_S', 0.0)
+    assert list(connection.get(f'/cuts/{root}').body) == pieces
+
+
+CHANGES = {
+    'truncated': lambda path: os.truncate(path, 1_000_000),
+    'emptied': lambda path: os.truncate(path, 0),
+    'grown': lambda path: os.truncate(path, 3_000_000),
+    'written': lambda path: os.utime(path, ns=(7, 7)),
+    'replaced': lambda path: path.write_bytes(bytes(2_000_000)),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('after', [1, 10**6])
+def test_i10_the_list_of_a_file_that_changes_meanwhile_is_not_whole(
+    connection, top, monkeypatch, change, after
+):
+    """The change comes after the first chunk, or when all are cut and the last is not sent."""
+    path = top / 'noise'
+    path.write_bytes(random.Random(0).randbytes(2_000_000))
+    root = root_of(connection, 'noise')
+
+    def cut_and_change(stream, size):
+        """The real cutting, with somebody who changes the file meanwhile."""
+        for count, chunk in enumerate(cut_content(stream, size)):
+            if count == after:
+                CHANGES[change](path)
+            yield chunk
+        if after > count:
+            CHANGES[change](path)
+
+    monkeypatch.setattr(cutting, 'cut_content', cut_and_change)
+    data = connection.get(f'/cuts/{root}').body.read()
+    with pytest.raises(ValueError, match='bytes'):
+        parse_cuts(data, 2_000_000)
+    assert refused(connection.get(f'/data/{root}')) == 409
+
+
+def test_only_so_many_files_are_cut_at_once(top, serve, monkeypatch):
+    monkeypatch.setattr(cutting, 'CHUNK_SIZE', 1)
+    (top / 'noise').write_bytes(random.Random(0).randbytes(2_000_000))
+    resume = threading.Event()
+
+    def wait_and_cut(stream, size):
+        for chunk in cut_content(stream, size):
+            yield chunk
+            assert resume.wait(20)
+
+    monkeypatch.setattr(cutting, 'cut_content', wait_and_cut)
+    with FileShare(top, 'peer') as app:
+        client = serve(app)
+        connections = [client.connect() for _ in range(limits.MAX_CUTTING + 1)]
+        *first, last = connections
+        root = root_of(last, 'noise')
+        bodies = [connection.get(f'/cuts/{root}').body for connection in first]
+        for body in bodies:
+            body.readchunk()
+        response = last.get(f'/cuts/{root}')
+        assert (response.status, response.headers['retry-after']) == (503, '5')
+        assert b'fetch the whole file' in response.body.read()
+        assert last.get(f'/data/{root}').body.read() == (top / 'noise').read_bytes()
+        resume.set()
+        for body in bodies:
+            body.read()
+        for connection in connections:
+            assert connection.get(f'/cuts/{root}').body.read()
+            connection.close()
+
+
+def test_a_place_is_free_when_the_list_ends(top, serve):
+    """Not only when the server has let go of the body: the caller may be back before that."""
+    ends = []
+    with FileShare(top, 'peer') as app:
+
+        def watch(connection, request):
+            response = app(connection, request)
+            if request['path'][0] != 'cuts':
+                return response
+
+            def pieces():
+                for piece in response.body.source:
+                    places = [app._cutting.acquire(blocking=False) for _ in range(2)]
+                    app._cutting.release(sum(places))
+                    ends.append((len(piece), places))
+                    yield piece
+
+            return response._replace(body=connection['rgi.ChunkedOutput'](pieces()))
+
+        with serve(watch).connect() as connection:
+            root = root_of(connection, 'dir/big')
+            connection.get(f'/cuts/{root}').body.read()
+    assert limits.MAX_CUTTING == 2
+    assert ends == [(8 + 36 * len(cut(BIG)), [True, True]), (0, [True, True])]
+
+
+def test_whoever_does_not_take_a_list_keeps_no_place(top, serve, monkeypatch):
+    """Neither HEAD, nor a body that nobody begins, nor a caller who goes in the middle of it."""
+    with FileShare(top, 'peer') as app:
+
+        def all_places_are_free():
+            found = [app._cutting.acquire(timeout=20) for _ in range(limits.MAX_CUTTING)]
+            app._cutting.release(len(found))
+            return all(found)
+
+        def drop(connection, request):
+            assert app(connection, request).status == 200
+            return (200, 'OK', {}, b'')
+
+        with serve(app).connect() as connection:
+            root = root_of(connection, 'dir/big')
+            assert connection.head(f'/cuts/{root}').status == 200
+        assert all_places_are_free()
+        with serve(drop).connect() as connection:
+            assert connection.get(f'/cuts/{root}').status == 200
+        assert all_places_are_free()
+
+        monkeypatch.setattr(cutting, 'CHUNK_SIZE', 1)
+        monkeypatch.setattr(
+            cutting, 'cut_content', lambda *_: itertools.repeat(Chunk(1, bytes(32)))
+        )
+        with serve(app).connect() as connection:
+            connection.get(f'/cuts/{root}').body.readchunk()
+        assert all_places_are_free()
+
+
+def test_files_that_are_not_cut_are_404(connection, monkeypatch):
+    monkeypatch.setattr(cuts, 'MAX_CUT_SIZE', len(BIG) - 1)
+    root = root_of(connection, 'dir/big')
+    response = connection.get(f'/cuts/{root}')
+    assert (response.status, response.body.read()) == (404, b'this share does not cut such files\n')
+    assert connection.get(f'/data/{root}').body.read() == BIG
+
+
+WITHOUT_THE_COMPILED_CUTTER = """
+import sys, types
+sys.modules['pyfastcdc.cy'] = None
+from degu.client import Client
+from degu.server import Server
+from degu_rpc.files import FileShare
+from degu_rpc.files.blocks import build_manifest
+from degu_rpc.files.paths import parse_path
+from degu_rpc.files.remote import Remote
+
+def app(connection, request):
+    request['_peer'] = types.SimpleNamespace(roles={'peer'})
+    return share(connection, request)
+
+with FileShare(sys.argv[1], 'peer') as share, Server(('127.0.0.1', 0), app) as server:
+    client = Client(server.address)
+    with Remote(client, '', lambda: None) as remote, client.connect() as connection:
+        entry = remote.list_file(parse_path('dir/big'))
+        print(connection.get('/cuts/' + entry.root).status)
+        print(remote.read_cuts(parse_path('dir/big'), entry.root, entry.size))
+"""
+
+
+def test_a_share_without_the_compiled_cutter_cuts_nothing(top):
+    """What it does in a second takes the other one minutes."""
+    done = subprocess.run(
+        [sys.executable, '-W', 'error', '-c', WITHOUT_THE_COMPILED_CUTTER, str(top)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ('404\nNone\n', '')
 
 
 # --- packs --------------------------------------------------------------------------------------
@@ -430,9 +637,31 @@ def test_a_pack_has_each_small_file_with_its_root_and_time(connection, top, medi
     paths = ['small', 'dir/inner/f', 'small']
     for packed, path in zip(ask_pack(connection, *paths, media=media), paths, strict=True):
         content = (top / path).read_bytes()
-        assert packed == Packed(
-            200, build_manifest(content).root, (top / path).stat().st_mtime_ns, content
-        )
+        mtime_ns = (top / path).stat().st_mtime_ns
+        xattrs = format_xattrs(attributes_of(top / path))
+        assert packed == Packed(200, build_manifest(content).root, mtime_ns, content, xattrs)
+
+
+def attributes_of(path):
+    with path.open('rb') as file:
+        return read_xattrs(file.fileno())
+
+
+def test_attributes_are_listed_with_roots_only_and_never_those_of_the_system(connection, top):
+    try:
+        os.setxattr(top / 'small', 'user.a b', b'\xff')
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            pytest.skip('this file system has no extended attributes')
+        raise
+    if os.geteuid() == 0:
+        os.setxattr(top / 'small', 'trusted.a', b'secret')
+    assert listed(connection, '/ls/small?roots=1')[''].xattrs == {'a%20b': b'\xff'}
+    assert listed(connection, '/ls/small')[''].xattrs is None
+    entries = listed(connection, '/ls?recursive=1&roots=1').values()
+    assert [entry.kind for entry in entries if entry.xattrs] == [Kind.FILE]
+    (packed,) = ask_pack(connection, 'small')
+    assert packed.xattrs == {'a%20b': b'\xff'}
 
 
 def test_what_is_wrong_with_one_file_is_said_in_its_place(connection, top):
@@ -510,11 +739,14 @@ def test_a_mounted_share_looks_at_its_own_part_of_the_path(serve, top):
 
 def test_a_share_leaves_no_file_open(serve, top):
     with FileShare(top, 'peer') as app, serve(app).connect() as connection:
+        root = root_of(connection, 'dir/big')
         before = len(os.listdir('/proc/self/fd'))
         for _ in range(50):
             connection.get('/file/dir/big', {'range': Range(0, 10)}).body.read()
             connection.head('/file/dir/big')
             refused(connection.get('/file/dir/big', {'range': Range(10**9, None)}))
+            connection.get(f'/cuts/{root}').body.read()
+            connection.head(f'/cuts/{root}')
             listed(connection, '/ls?recursive=1&roots=1')
         assert len(os.listdir('/proc/self/fd')) <= before + 1
 

@@ -1,0 +1,513 @@
+"""An offer that was accepted, while its contents come in.
+
+1. `prepare()` makes the directories and the symlinks, and finds out what is here already: a file
+   at its place with the offered size and modification time, or else with the offered content.
+2. A content that is missing comes in, small ones whole, large ones block by block (partial.py).
+   Once it is complete and verified, every file that has it gets its final name: the first one the
+   content that came, the others copies of it.
+3. Nothing is ever replaced. A name that is taken by something else gives way to a free one, and
+   that is written down before anything has it.
+4. Once nothing is missing the directories get their modes and times.
+
+Threads: any number may bring contents. `_lock` guards what is missing and what is open, and is
+never held during I/O. The lock that the Inbox gives is for its Workspace, and held while names
+change; `_lock` is not held then.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from degu_rpc.errors import ContentChangedError, IntegrityError, PathError
+from degu_rpc.files.blocks import Manifest, build_manifest
+from degu_rpc.files.commit import Replacement, Symlink, Temporary, Workspace, close
+from degu_rpc.files.content import hash_file
+from degu_rpc.files.limits import BATCH_FILES, BATCH_SIZE, MAX_OPEN_CONTENTS, MAX_PIECE
+from degu_rpc.files.listing import Kind
+from degu_rpc.files.offers import Item, Placing, Tree, find_place
+from degu_rpc.files.partial import Partial, store_small, write_at
+from degu_rpc.files.paths import Path, Root, parse_target
+from degu_rpc.files.plan import Here, agree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    Move = Callable[[Path, Kind], bytes]
+    """Writes down a free last name for a path whose own is taken, and returns it."""
+
+_NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class _Ready(NamedTuple):
+    """A file whose content is complete in a temporary file."""
+
+    placing: Placing
+    temporary: Temporary
+
+
+class _Open:
+    """A large content that is coming in, and how many threads bring parts of it."""
+
+    def __init__(self, partial: Partial) -> None:
+        self.partial = partial
+        self.users = 0
+
+
+class Arrival:
+    """See the module. Close it once no thread uses it any more, or begins to."""
+
+    # Set once: tree, _root, _workspace, _committing, _move, _tag.
+    # Guarded by self._lock: _missing (the roots of what is not here), _open, _is_ending,
+    # _is_closed, _received. Guarded by self._committing: _placed. By self._preparing, which is held
+    # while prepare() runs: _is_prepared.
+
+    def __init__(
+        self,
+        root: Root,
+        workspace: Workspace,
+        committing: threading.Lock,
+        tree: Tree,
+        placed: Mapping[Path, bytes],
+        move: Move,
+        tag: str,
+    ) -> None:
+        """Remember what is to come and where it goes; nothing is done yet.
+
+        `tag` stands for the user who sends: what came from others does not count as sent.
+        """
+        self.tree = tree
+        self._tag = tag
+        self._root = root
+        self._workspace = workspace
+        self._committing = committing
+        self._move = move
+        self._placed = dict(placed)
+        self._lock = threading.Lock()
+        self._missing: dict[str, list[Placing]] = {}
+        self._open: collections.OrderedDict[str, _Open] = collections.OrderedDict()
+        self._is_ending = False
+        self._is_closed = False
+        self._received = 0
+        self._preparing = threading.Lock()
+        self._is_prepared = False
+
+    def close(self) -> None:
+        """Close what is open and used by no thread; what is used is closed by its last thread."""
+        with self._lock:
+            self._is_closed = True
+            rested = [root for root, entry in self._open.items() if not entry.users]
+            partials = [self._open.pop(root).partial for root in rested]
+        for partial in partials:
+            partial.close()
+
+    @property
+    def bytes_received(self) -> int:
+        """How many bytes of what was offered are here."""
+        with self._lock:
+            partials = [entry.partial for entry in self._open.values()]
+            received = self._received
+        return received + sum(_bytes_here(partial) for partial in partials)
+
+    def wanted(self) -> list[str]:
+        """Return the roots of the contents that are not here, in the order of the offer."""
+        with self._lock:
+            return list(self._missing)
+
+    def size_of(self, root: str) -> int | None:
+        """Return the size of a content that is offered; None for another."""
+        placings = self.tree.contents.get(root)
+        return None if placings is None else placings[0].entry.size
+
+    def is_missing(self, root: str) -> bool:
+        """Tell whether a content is offered and not here."""
+        with self._lock:
+            return root in self._missing
+
+    # --- what is here ---------------------------------------------------------------------------
+
+    def is_unchanged(self) -> bool:
+        """Tell whether everything that was offered is in its place, as it came."""
+        here = Here(self._root, ())
+        try:
+            for path in self.tree.directories:
+                found = here.look(find_place(path, self._placed))
+                if found is None or not stat.S_ISDIR(found.st_mode):
+                    return False
+            for placings in self.tree.contents.values():
+                for path, entry in placings:
+                    found = here.look(find_place(path, self._placed))
+                    if found is None or not agree(found, entry):
+                        return False
+            return all(
+                self._root.readlink(find_place(path, self._placed)) == parse_target(entry.target)
+                for path, entry in self.tree.symlinks
+            )
+        except OSError:
+            return False
+
+    def prepare(self) -> Iterator[None]:
+        """Make what needs no content and find out what is missing, pausing now and then. OSError.
+
+        Until it has come to its end nothing is wanted; a second time does nothing.
+        """
+        with self._preparing:
+            if not self._is_prepared:
+                yield from self._prepare()
+                self._is_prepared = True
+
+    def _prepare(self) -> Iterator[None]:
+        for path in self.tree.directories:
+            with self._committing:
+                self._make_directory(path)
+            yield
+        yield from self._make_symlinks()
+        missing: dict[str, list[Placing]] = {}
+        received = 0
+        here = Here(self._root, ())
+        for root, placings in self.tree.contents.items():
+            absent = []
+            for placing in placings:
+                place = find_place(placing.path, self._placed)
+                if self._is_file_here(here.look(place), place, placing):
+                    received += placing.entry.size
+                else:
+                    absent.append(placing)
+                yield
+            if absent:
+                missing[root] = absent
+        with self._lock:
+            self._missing = missing
+            self._received = received
+
+    def _make_directory(self, path: Path) -> None:
+        """Make a directory; its parent is there. Under the lock of the workspace."""
+        try:
+            self._workspace.make_directory(find_place(path, self._placed))
+        except NotADirectoryError:
+            self._placed[path] = self._move(path, Kind.DIRECTORY)
+            self._workspace.make_directory(find_place(path, self._placed))
+
+    def _make_symlinks(self) -> Iterator[None]:
+        batch: list[Replacement] = []
+        for placing in self.tree.symlinks:
+            path, entry = placing
+            with self._committing:
+                place = find_place(path, self._placed)
+                target = parse_target(entry.target)
+                found = self._look(path)
+                if found is None or not self._is_symlink_here(place, target):
+                    if found is not None:
+                        place = self._give_way(placing)
+                    link = Symlink(target)
+                    batch.append(
+                        Replacement(link, place, 0, 0, entry.mtime_ns, None, replaces=False)
+                    )
+                if len(batch) >= BATCH_FILES:
+                    self._workspace.commit(batch)
+                    batch = []
+            yield
+        with self._committing:
+            self._workspace.commit(batch)
+
+    def _is_symlink_here(self, place: Path, target: bytes) -> bool:
+        try:
+            return self._root.readlink(place) == target
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # it is no symlink
+                return False
+            raise
+
+    def _is_file_here(self, found: os.stat_result | None, place: Path, placing: Placing) -> bool:
+        """Tell whether a file is in its place. Where only the time differs, the content decides."""
+        entry = placing.entry
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
+            return False
+        if agree(found, entry):
+            return True
+        try:
+            fd = self._root.open_file(place)
+        except (PathError, FileNotFoundError, PermissionError):
+            return False
+        try:
+            return hash_file(fd, place)[1].root == entry.root
+        except ContentChangedError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _look(self, path: Path) -> os.stat_result | None:
+        """Look at the place of `path`, None for nothing; directories that are gone are made."""
+        try:
+            return self._root.lstat(find_place(path, self._placed))
+        except FileNotFoundError:
+            pass
+        except NotADirectoryError:
+            pass
+        for depth in range(1, len(path)):
+            self._make_directory(path[:depth])
+        try:
+            return self._root.lstat(find_place(path, self._placed))
+        except FileNotFoundError:
+            return None
+
+    def _give_way(self, placing: Placing) -> Path:
+        """Give a file whose name is taken another one, and return its place."""
+        self._placed[placing.path] = self._move(placing.path, placing.entry.kind)
+        return find_place(placing.path, self._placed)
+
+    # --- small contents -------------------------------------------------------------------------
+
+    def place_small(self, items: Iterable[Item]) -> Iterator[tuple[str, bool]]:
+        """Place small contents whose roots were checked; yield (root, is it placed) for each.
+
+        Raises OSError.
+        """
+        items = {item.root: item for item in items if self.is_missing(item.root)}.values()
+        ready = (
+            _Ready(placing, store_small(self._workspace, self._name(item.root), item.content))
+            for item in items
+            for placing in self._placings(item.root)
+        )
+        taken: set[str] = set()
+        for failed in self._place(ready):
+            taken |= failed
+        for item in items:
+            if item.root not in taken:
+                self._note_placed(item.root)
+            yield item.root, item.root not in taken
+
+    # --- large contents -------------------------------------------------------------------------
+
+    def open_content(self, root: str, manifest: Manifest) -> None:
+        """Begin, or go on, with a large content. Raises OSError."""
+        with self._lock:
+            if root in self._open or root not in self._missing:
+                return
+        partial = Partial(self._workspace, self._name(root), manifest)
+        with self._lock:
+            surplus = []
+            if root in self._open or root not in self._missing or self._is_closed:
+                surplus.append(partial)
+            else:
+                self._open[root] = _Open(partial)
+                rested = [key for key, entry in self._open.items() if not entry.users]
+                for key in rested[: max(len(self._open) - MAX_OPEN_CONTENTS, 0)]:
+                    surplus.append(self._open.pop(key).partial)
+        for old in surplus:
+            old.close()
+
+    @contextlib.contextmanager
+    def use_content(self, root: str) -> Iterator[Partial | None]:
+        """Hold a large content for the length of a `with`; None if it was not begun."""
+        with self._lock:
+            entry = self._open.get(root)
+            if entry is not None:
+                entry.users += 1
+                self._open.move_to_end(root)
+        if entry is None:
+            yield None
+            return
+        try:
+            yield entry.partial
+        finally:
+            with self._lock:
+                entry.users -= 1
+                is_surplus = self._is_closed and not entry.users
+                if is_surplus:
+                    self._open.pop(root, None)
+            if is_surplus:
+                entry.partial.close()
+
+    def place_content(self, root: str) -> Iterator[tuple[str, bool]]:
+        """Place a large content if it is complete; yield (root, is it placed), if it is.
+
+        Pauses now and then with ('', False). Raises OSError.
+        """
+        with self._lock:
+            entry = self._open.get(root)
+            if entry is None or entry.users or entry.partial.missing():
+                return
+            del self._open[root]
+        temporary = entry.partial.finish()
+        source = os.dup(temporary.fd)
+        try:
+            is_taken = False
+            for failed in self._place(self._copies(root, temporary, source)):
+                is_taken = is_taken or bool(failed)
+                yield '', False
+        finally:
+            os.close(source)
+        if not is_taken:
+            self._note_placed(root)
+        yield root, not is_taken
+
+    def _copies(self, root: str, temporary: Temporary, source: int) -> Iterator[_Ready | None]:
+        """Yield the content, once for each file that has it; None now and then."""
+        first, *others = self._placings(root)
+        yield _Ready(first, temporary)
+        for placing in others:
+            copy = self._workspace.open_temporary(self._name(root))
+            try:
+                for _ in _copy(source, copy.fd, placing.entry.size):
+                    yield None
+            except BaseException:
+                os.close(copy.fd)
+                raise
+            yield _Ready(placing, copy)
+
+    def give_up(self, root: str) -> None:
+        """Expect a content no more: whoever sends it does not have it."""
+        with self._lock:
+            self._missing.pop(root, None)
+
+    # --- final names ----------------------------------------------------------------------------
+
+    def _name(self, root: str) -> str:
+        """Return the name of a temporary file; commit.py knows by it which content it is for."""
+        return f'{root}.{self._tag}'
+
+    def _placings(self, root: str) -> list[Placing]:
+        with self._lock:
+            return self._missing.get(root, [])
+
+    def _place(self, ready: Iterable[_Ready | None]) -> Iterator[set[str]]:
+        """Give files their final names; yield the roots of those in a batch that did not get one.
+
+        A name that was taken at the last moment is the only reason: asked again, it gives way.
+        """
+        batch: list[_Ready] = []
+        try:
+            for item in ready:
+                if item is None:
+                    yield set()
+                    continue
+                batch.append(item)
+                size = sum(waiting.placing.entry.size for waiting in batch)
+                if len(batch) >= BATCH_FILES or size >= BATCH_SIZE:
+                    full, batch = batch, []
+                    yield self._commit(full)
+            last, batch = batch, []
+            yield self._commit(last)
+        finally:
+            for item in batch:
+                os.close(item.temporary.fd)
+
+    def _commit(self, batch: list[_Ready]) -> set[str]:
+        waiting = collections.deque(batch)
+        replacements: list[Replacement] = []
+        roots: list[str] = []
+        with self._committing:
+            try:
+                while waiting:
+                    placing, temporary = waiting[0]
+                    place = self._find_free(placing)
+                    waiting.popleft()
+                    if place is None:
+                        self._workspace.discard(temporary)
+                        continue
+                    entry = placing.entry
+                    replacements.append(
+                        Replacement(
+                            temporary,
+                            place,
+                            entry.size,
+                            entry.mode,
+                            entry.mtime_ns,
+                            None,
+                            replaces=False,
+                        )
+                    )
+                    roots.append(entry.root)
+            except BaseException:
+                for item in waiting:
+                    os.close(item.temporary.fd)
+                for replacement in replacements:
+                    close(replacement)
+                raise
+            committed = self._workspace.commit(replacements)
+        return {root for root, found in zip(roots, committed, strict=True) if found.is_taken}
+
+    def _find_free(self, placing: Placing) -> Path | None:
+        """Return a free place for a file; None if it is in its place already."""
+        found = self._look(placing.path)
+        place = find_place(placing.path, self._placed)
+        if found is None:
+            return place
+        if self._is_file_here(found, place, placing):
+            return None
+        return self._give_way(placing)
+
+    def _note_placed(self, root: str) -> None:
+        with self._lock:
+            placings = self._missing.pop(root, [])
+            self._received += sum(placing.entry.size for placing in placings)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def begin_end(self) -> bool:
+        """Tell whether everything is here; true for one caller only, who has to `finish()` it."""
+        with self._lock:
+            if self._missing or self._is_ending or not self._is_prepared:
+                return False
+            self._is_ending = True
+            return True
+
+    def end_later(self) -> None:
+        """Let another caller end it: the one that began to has failed."""
+        with self._lock:
+            self._is_ending = False
+
+    def finish(self) -> list[Path]:
+        """Give the directories their modes and times; return the places at the top. OSError."""
+        with self._committing:
+            for path, entry in reversed(self.tree.directories.items()):
+                place = find_place(path, self._placed)
+                # Without these two we could not find out later what is in it.
+                mode = entry.mode | stat.S_IRUSR | stat.S_IXUSR
+                # A person may have moved it away meanwhile.
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, PathError):
+                    self._workspace.set_metadata(place, mode, entry.mtime_ns)
+            self._workspace.sync_directories()
+            return [find_place(path, self._placed) for path in self.tree.tops]
+
+
+def check_item(item: Item, size: int) -> None:
+    """Check a small content against its root and the size that was offered. IntegrityError."""
+    if len(item.content) != size or build_manifest(item.content).root != item.root:
+        raise IntegrityError(item.root, 0, 'the bytes do not match the root')
+
+
+def _bytes_here(partial: Partial) -> int:
+    missing = partial.missing()
+    ranges = map(partial.manifest.block_range, missing)
+    return partial.manifest.size - sum(stop - start for start, stop in ranges)
+
+
+def _copy(source: int, target: int, size: int) -> Iterator[None]:
+    """Copy a file of `size` bytes within the file system, pausing now and then. Raises OSError."""
+    position = 0
+    can_copy = True
+    while position < size:
+        if can_copy:
+            try:
+                count = os.copy_file_range(
+                    source, target, min(size - position, 16 * MAX_PIECE), position, position
+                )
+                can_copy = count > 0
+                position += count
+            except OSError as error:
+                if error.errno not in _NO_COPY:
+                    raise
+                can_copy = False
+        else:
+            piece = os.pread(source, min(size - position, MAX_PIECE), position)
+            write_at(target, piece, position)
+            position += len(piece)
+        yield
+    os.ftruncate(target, size)

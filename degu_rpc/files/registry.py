@@ -1,0 +1,224 @@
+"""The offers of an inbox on the disk: who offered what, how far it is, which names it got.
+
+    .degu/inbox/{user}/{transfer}    a record as JSON, whole or not at all, durable, mode 0600
+
+What was offered itself is not here: whoever sends it offers it again when it goes on. A record that
+is lost, or cannot be read, costs time and a second copy, never data.
+
+Names are reserved by being in a record, so a record is written before anything gets its name.
+
+A Registry is not thread-safe: the Inbox has a lock for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import pathlib
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from degu import durable
+from degu_rpc.errors import UnknownOfferError
+from degu_rpc.files.limits import MAX_OFFERS_OF_USER, OFFER_AGE_S
+from degu_rpc.files.listing import Kind
+from degu_rpc.files.offers import Offer, State, find_place, free_names
+from degu_rpc.files.paths import (
+    PRIVATE_NAME,
+    Path,
+    Root,
+    format_path,
+    open_or_make,
+    parse_path,
+)
+from degu_rpc.peers import Peer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_log = logging.getLogger('degu_rpc.files')
+
+_DIRECTORY = b'inbox'
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What is known of one offer. Paths and names are percent-encoded.
+
+    `digest` tells what was offered; `names` has the kinds of what is at the top; `placed` has the
+    last name here of each path that has another one than offered. Times are seconds since 1970,
+    `size` and `bytes_received` bytes.
+    """
+
+    offer_id: str
+    user: str
+    transfer: str
+    digest: str
+    sender: Peer
+    names: dict[str, Kind]
+    files: int
+    size: int
+    state: State
+    offered_at: float
+    changed_at: float = 0.0
+    bytes_received: int = 0
+    placed: dict[str, str] = {}
+
+    @property
+    def offer(self) -> Offer:
+        """What people and programs see of it."""
+        return Offer(
+            self.offer_id,
+            self.sender,
+            tuple(os.fsdecode(parse_path(name)[0]) for name in self.names),
+            self.files,
+            self.size,
+            self.state,
+            self.bytes_received,
+            self.offered_at,
+        )
+
+    @property
+    def places(self) -> dict[Path, bytes]:
+        """The last names here of what has another one than offered."""
+        return {parse_path(path): parse_path(name)[0] for path, name in self.placed.items()}
+
+
+class Registry:
+    """All offers of one inbox."""
+
+    def __init__(self, root: Root) -> None:
+        """Read the records below `root`. Raises OSError."""
+        os.close(open_or_make(root.open_private(), (_DIRECTORY,), durable=True))
+        private = pathlib.Path(os.path.abspath(root.name)) / os.fsdecode(PRIVATE_NAME)
+        self._directory = private / os.fsdecode(_DIRECTORY)
+        self._records: dict[tuple[str, str], Record] = {}
+        for path in self._directory.glob('*/*'):
+            record = _read(path)
+            if record is not None:
+                self._records[record.user, record.transfer] = record
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield all records, those that were offered first before the others."""
+        return iter(sorted(self._records.values(), key=lambda record: record.offered_at))
+
+    def find(self, user: str, transfer: str) -> Record | None:
+        """Return the record of a user's transfer, if there is one."""
+        return self._records.get((user, transfer))
+
+    def find_id(self, offer_id: str) -> Record:
+        """Return the record with this id. Raises UnknownOfferError."""
+        for record in self._records.values():
+            if record.offer_id == offer_id:
+                return record
+        raise UnknownOfferError(offer_id)
+
+    def new_id(self) -> str:
+        """Return an id that no offer has."""
+        taken = {record.offer_id for record in self._records.values()}
+        while True:
+            offer_id = base64.b32encode(secrets.token_bytes(5)).decode('ascii').lower()
+            if offer_id not in taken:
+                return offer_id
+
+    def save(self, record: Record) -> Record:
+        """Keep a new or changed record and return it, with the time. Raises OSError."""
+        record = msgspec.structs.replace(record, changed_at=time.time())
+        directory = self._directory / record.user
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700)
+            durable.sync_directory(self._directory)
+        durable.replace(directory / record.transfer, msgspec.json.encode(record))
+        self._records[record.user, record.transfer] = record
+        return record
+
+    def reserve(self, record: Record, is_there: Callable[[Path], bool]) -> Record:
+        """Give everything at the top of an offer a name that is free here; return it unkept.
+
+        `is_there` tells whether something is at a path below the root.
+        """
+        reserved = self._reserved(record)
+        own = {parse_path(name)[0] for name in record.names}
+        placed = {}
+        for text, kind in record.names.items():
+            (name,) = parse_path(text)
+            taken = reserved | (own - {name})
+            free = next(
+                free
+                for free in free_names(name, kind)
+                if free not in taken and not is_there((free,))
+            )
+            own.add(free)
+            if free != name:
+                placed[text] = format_path((free,))
+        return msgspec.structs.replace(record, placed=placed)
+
+    def move(
+        self, record: Record, path: Path, kind: Kind, is_there: Callable[[Path], bool]
+    ) -> Record:
+        """Give `path`, whose last name is taken, one that is free; keep the record. OSError."""
+        parent = find_place(path[:-1], record.places)
+        taken = self._reserved(None) if len(path) == 1 else set()
+        name = next(
+            name
+            for name in free_names(path[-1], kind)
+            if name not in taken and not is_there((*parent, name))
+        )
+        placed = {**record.placed, format_path(path): format_path((name,))}
+        return self.save(msgspec.structs.replace(record, placed=placed))
+
+    def _reserved(self, but: Record | None) -> set[bytes]:
+        """Return the names at the top that accepted offers have, but for one."""
+        return {
+            parse_path(record.placed.get(name, name))[0]
+            for record in self._records.values()
+            if record.state is State.ACCEPTED
+            if but is None or (record.user, record.transfer) != (but.user, but.transfer)
+            for name in record.names
+        }
+
+    def forget(self, record: Record) -> None:
+        """Forget a record. Raises OSError."""
+        (self._directory / record.user / record.transfer).unlink(missing_ok=True)
+        self._records.pop((record.user, record.transfer), None)
+
+    def count_waiting(self, user: str | None = None) -> int:
+        """Return how many offers wait for an answer, all or those of one user."""
+        return sum(
+            record.state is State.WAITING and user in {None, record.user}
+            for record in self._records.values()
+        )
+
+    def find_expired(self, now: float) -> list[Record]:
+        """Return the records to forget: too old, or too many of one user that do not wait."""
+        kept: dict[str, int] = {}
+        expired = []
+        newest_first = sorted(self._records.values(), key=lambda record: -record.changed_at)
+        for record in newest_first:
+            if record.state is not State.WAITING:
+                kept[record.user] = kept.get(record.user, 0) + 1
+            is_old = now - record.changed_at > OFFER_AGE_S
+            if is_old or kept.get(record.user, 0) > MAX_OFFERS_OF_USER:
+                expired.append(record)
+        return expired
+
+
+def _read(path: pathlib.Path) -> Record | None:
+    """Read a record; remove what is none."""
+    if durable.is_temporary(path.name):
+        path.unlink(missing_ok=True)
+        return None
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=Record)
+        if (record.user, record.transfer) == (path.parent.name, path.name):
+            record.offer, record.places  # noqa: B018  # what is in it can be read
+            return record
+        why = 'it is in the wrong place'
+    except (msgspec.DecodeError, ValueError, LookupError) as error:
+        why = str(error)
+    _log.warning('%s is no record of an offer and is removed: %s', path, why)
+    path.unlink(missing_ok=True)
+    return None
