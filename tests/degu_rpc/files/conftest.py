@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -18,6 +19,33 @@ from degu_rpc.peers.caller import Peer, PeerKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+
+def _load(name: str) -> ModuleType:
+    """Import a module beside this one by its path: tests are no package."""
+    path = pathlib.Path(__file__).with_name(f'{name}.py')
+    spec = importlib.util.spec_from_file_location(f'files_{name}', path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_CHAOS, _WORK = _load('chaos'), _load('work')
+
+
+@pytest.fixture
+def chaos() -> ModuleType:
+    """Give the module chaos.py."""
+    return _CHAOS
+
+
+@pytest.fixture
+def work() -> ModuleType:
+    """Give the module work.py."""
+    return _WORK
 
 
 class WithRoles:
@@ -36,6 +64,12 @@ class WithRoles:
         if self.roles:
             request['_peer'] = self.peer
         return self.app(connection, request)
+
+
+@pytest.fixture
+def with_roles() -> type[WithRoles]:
+    """Give the middleware, for a test that has a server of its own."""
+    return WithRoles
 
 
 @pytest.fixture
