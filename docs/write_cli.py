@@ -329,6 +329,7 @@ _PARTS = {
         api.MachineStatus,
         api.ServiceStatus,
         api.ShareStatus,
+        api.InboxStatus,
         api.Problem,
         documents.SkippedPath,
     )
