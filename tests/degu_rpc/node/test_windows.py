@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 
 import pytest
@@ -34,7 +35,7 @@ def port():
     """A port that is free like the next one, outside of those that the system hands out."""
     with open('/proc/sys/net/ipv4/ip_local_port_range') as file:
         lowest = int(file.read().split()[0])
-    for port in range(lowest - 2, 1024, -2):
+    for port in range(lowest - 2 - os.getpid() % 1000 * 2, 1024, -2):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for number in (port, port + 1):
                 stack.enter_context(socket.create_server(('127.0.0.1', number)))
