@@ -33,13 +33,19 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-_CHAOS, _WORK = _load('chaos'), _load('work')
+_CHAOS, _NAUGHTY, _WORK = _load('chaos'), _load('naughty'), _load('work')
 
 
 @pytest.fixture
 def chaos() -> ModuleType:
     """Give the module chaos.py."""
     return _CHAOS
+
+
+@pytest.fixture
+def names() -> list[bytes]:
+    """Give the names of naughty.py."""
+    return list(_NAUGHTY.NAMES)
 
 
 @pytest.fixture
