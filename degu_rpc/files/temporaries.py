@@ -94,22 +94,24 @@ class Temporaries:
             with contextlib.suppress(FileNotFoundError):
                 found = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
                 # ctime: what arrives may have any mtime.
-                if found.st_ctime < before and not self._is_open(name):
-                    os.unlink(name, dir_fd=self.directory)
+                if found.st_ctime < before:
+                    self._unlink_unused(name)
 
-    def _is_open(self, name: bytes) -> bool:
-        """Tell whether a temporary file is locked by a transfer."""
+    def _unlink_unused(self, name: bytes) -> None:
+        """Remove a temporary file unless a transfer has it open."""
+        fd = None
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory)
-        except OSError:
-            return False  # a symlink, or of a killed commit: nobody has it open
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that cannot be read is of a killed commit, which had set its mode.
+            with contextlib.suppress(PermissionError):
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(name, flags, dir_fd=self.directory)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name, dir_fd=self.directory)
         except BlockingIOError:
-            return True
+            pass
         finally:
-            os.close(fd)
-        return False
+            if fd is not None:
+                os.close(fd)
 
     def size(self) -> int:
         """Return how many bytes of disk the temporary files take."""
