@@ -5,8 +5,8 @@
 2. A large file that was opened is cut into runs of blocks, which every source may bring that says
    it has the content with this root. Each block is checked, so who brings it does not matter.
 3. A source that fails or lies is lost: what it was at is given to others, and the next one leads.
-   What then nobody can bring is an error in the end: the one that the first lost source made.
-4. A file that changed is opened again, up to FETCH_ATTEMPTS times.
+   What then nobody can bring is an error in the end: what the first source had to say.
+4. A file that changed is opened again, up to FETCH_ATTEMPTS times by each source that leads.
 
 A Board decides and does nothing: no network, no disk. It is used by all workers of a fetch; one
 lock guards all of it, the Downloads included.
@@ -109,7 +109,7 @@ class Board:
         self._new = collections.deque(Download(file) for file in large)
         self._open: list[Download] = []
         self._good = list(range(sources))
-        self._errors: list[Exception] = []
+        self._errors: dict[Source, Exception] = {}
         self._is_unserved = False
         self._is_stopped = False
 
@@ -136,10 +136,10 @@ class Board:
 
     @property
     def error(self) -> Exception | None:
-        """Why something could not be brought: what the first source that was lost had to say."""
+        """Why something could not be brought: what the first source had to say."""
         with self._condition:
             if self._errors and (self._is_unserved or not self._is_done()):
-                return self._errors[0]
+                return self._errors[min(self._errors)]
             return None
 
     # --- what became of a job -------------------------------------------------------------------
@@ -182,9 +182,11 @@ class Board:
     def lose(self, source: Source, error: Exception, job: LargeJob | None) -> list[Settled]:
         """The source is no good, for this reason; what it was at is for others."""
         with self._condition:
-            self._errors.append(error)
             if source in self._good:
                 self._good.remove(source)
+                self._errors[source] = error
+                for download in (*self._open, *self._new):
+                    download.attempts = 0  # it was not the file that changed
             if job is None:
                 return self._settle()
             self._put_back(job)
@@ -214,7 +216,8 @@ class Board:
             download.has = {source: True}
             self._open.append(download)
             return Opening(download)
-        if self._packs:
+        # One pack at a time: two threads that write small files only fight for the interpreter.
+        if self._packs and not self._packs_at_work:
             self._packs_at_work += 1
             return self._packs.popleft()
         return None

@@ -106,6 +106,12 @@ class Partial:
         with self._lock:
             return [index for index, here in enumerate(self._here) if not here]
 
+    def skip(self, first: int, last: int) -> int:
+        """Return the first block from `first` to `last` that is not here, `last` + 1 for none."""
+        with self._lock:
+            missing = self._here.find(0, first, last + 1)
+        return last + 1 if missing == -1 else missing
+
     def missing_size(self) -> int:
         """Return how many bytes the missing blocks have."""
         ranges = map(self.manifest.block_range, self.missing())

@@ -183,10 +183,14 @@ class Receiver:
         file, content = run.download.file, run.download.content
         assert content is not None  # a download with runs is open
         manifest = content.manifest
-        begin, end = manifest.block_range(run.first)[0], manifest.block_range(run.last)[1]
+        # Some of it may have come from a source that was lost.
+        first = content.skip(run.first, run.last)
+        if first > run.last:
+            return
+        begin, end = manifest.block_range(first)[0], manifest.block_range(run.last)[1]
         with _asking():
             body = self._remote.open_data(file.source, content.root, begin, end)
-        for index in range(run.first, run.last + 1):
+        for index in range(first, run.last + 1):
             start, stop = manifest.block_range(index)
             block = self._read(body, stop - start)
             try:

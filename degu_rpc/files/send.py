@@ -168,7 +168,7 @@ class _Sending:
             in_vain = in_vain + 1 if settled == len(self._sent) + len(self._lost) else 0
             if in_vain == SEND_ROUNDS:
                 raise OfferRefusedError(503, 'it takes what is sent, and wants it again')
-            if in_vain:
+            if in_vain > 1:
                 self._meter.sleep(BUSY_PAUSE_S)
             state, wanted = self._offer(remote)
             if state is State.DONE:

@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import shutil
 import stat
 import subprocess
-import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from degu.client import Client
 from degu.server import Server
+from degu_rpc.peers.caller import Peer, PeerKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+
+def _load(name: str) -> ModuleType:
+    """Import a module beside this one by its path: tests are no package."""
+    path = pathlib.Path(__file__).with_name(f'{name}.py')
+    spec = importlib.util.spec_from_file_location(f'files_{name}', path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_CHAOS, _WORK = _load('chaos'), _load('work')
+
+
+@pytest.fixture
+def chaos() -> ModuleType:
+    """Give the module chaos.py."""
+    return _CHAOS
+
+
+@pytest.fixture
+def work() -> ModuleType:
+    """Give the module work.py."""
+    return _WORK
 
 
 class WithRoles:
     """Middleware that says who is calling, as the node does from the certificate."""
 
-    def __init__(self, app: Any, *roles: str) -> None:
+    def __init__(self, app: Any, *roles: str, user: str = 'someone') -> None:
         self.app = app
         self.roles = frozenset(roles)
+        self.peer = Peer(PeerKind.MACHINE, user, 'machine', user, self.roles, None, None)
 
     def on_connect(self, sock: Any, connection: dict[str, Any]) -> bool:
         on_connect = getattr(self.app, 'on_connect', None)
@@ -33,8 +62,14 @@ class WithRoles:
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
         if self.roles:
-            request['_peer'] = types.SimpleNamespace(roles=self.roles)
+            request['_peer'] = self.peer
         return self.app(connection, request)
+
+
+@pytest.fixture
+def with_roles() -> type[WithRoles]:
+    """Give the middleware, for a test that has a server of its own."""
+    return WithRoles
 
 
 @pytest.fixture
@@ -42,8 +77,10 @@ def serve() -> Iterator[Callable[..., Client]]:
     """Serve an app to a caller with the given roles ('peer' unless told) and return a client."""
     with contextlib.ExitStack() as stack:
 
-        def start(app: Any, *roles: str, anonymous: bool = False, **options: Any) -> Client:
-            known = WithRoles(app, *(() if anonymous else roles or ('peer',)))
+        def start(
+            app: Any, *roles: str, anonymous: bool = False, user: str = 'someone', **options: Any
+        ) -> Client:
+            known = WithRoles(app, *(() if anonymous else roles or ('peer',)), user=user)
             server = stack.enter_context(Server(('127.0.0.1', 0), known, **options))
             return Client(server.address, timeout_s=20)
 
@@ -93,17 +130,6 @@ def read_tree(top: pathlib.Path) -> dict[bytes, object]:
 
 
 @pytest.fixture
-def trash() -> Callable[[pathlib.Path], list[bytes]]:
-    """Read the contents of all files in the trash of a root, sorted."""
-
-    def read(top: pathlib.Path) -> list[bytes]:
-        found = (top / '.degu' / 'trash').rglob('*')
-        return sorted(path.read_bytes() for path in found if stat.S_ISREG(path.lstat().st_mode))
-
-    return read
-
-
-@pytest.fixture
 def tiny(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A file system of 2 MiB."""
     directory = tmp_path / 'tiny'
@@ -119,3 +145,14 @@ def tiny(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
         pytest.skip('mounting a tmpfs needs privileges')
     yield directory
     subprocess.run(['umount', str(directory)], check=True)
+
+
+@pytest.fixture
+def trash() -> Callable[[pathlib.Path], list[bytes]]:
+    """Read the contents of all files in the trash of a root, sorted."""
+
+    def read(top: pathlib.Path) -> list[bytes]:
+        found = (top / '.degu' / 'trash').rglob('*')
+        return sorted(path.read_bytes() for path in found if stat.S_ISREG(path.lstat().st_mode))
+
+    return read

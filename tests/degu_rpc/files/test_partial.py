@@ -71,6 +71,14 @@ def test_blocks_may_come_in_any_order(workspace):
         assert read(part) == content
 
 
+def test_what_is_here_is_skipped(workspace):
+    content, manifest = make(1, 2, 3, 4)
+    with Partial(workspace, manifest.root, manifest) as part:
+        bring(part, content, 0, 1, 3)
+        assert [part.skip(first, 3) for first in range(4)] == [2, 2, 2, 4]
+        assert [part.skip(0, last) for last in range(4)] == [1, 2, 2, 2]
+
+
 def test_i10_a_block_that_is_not_right_is_not_written(workspace):
     content, manifest = make(1, 2)
     with Partial(workspace, manifest.root, manifest) as part:
