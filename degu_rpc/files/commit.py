@@ -33,7 +33,7 @@ the trash, then `rename`. Content written to the name between these two calls is
 portable is better. Where there are no hard links, content is moved to the trash before the
 exchange, and one that is killed in between is fetched again.
 
-A Workspace belongs to one thread, except its `temporaries` (temporaries.py).
+A Workspace belongs to one thread, except its `temporaries` (temporaries.py) and `open_own()`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from degu_rpc.files.conflicts import (
     identify_symlink,
     keep_beside,
 )
-from degu_rpc.files.limits import EXCHANGE_ATTEMPTS
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S
 from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
 from degu_rpc.files.system import (
     can_exchange,
@@ -263,22 +263,26 @@ class Workspace:
     def recover(self) -> None:
         """Undo what killed commits left half-done, and remove from tmp/ what no later run can use.
 
-        That is what was staged, content that has reached its final name, and notes on no file. What
-        was displaced needs nothing: it is in the trash. Raises OSError.
+        That is what was staged, content that has reached its final name, notes on no file, and what
+        rested too long. What was displaced needs nothing: it is in the trash. Raises OSError.
         """
         tmp = self.temporaries.directory
         with self._locked():
             contents, notes = set(), set()
             for name in list_names(tmp):
-                if NOTE_SUFFIX in name:
-                    notes.add(name)
-                elif name.startswith(_STAGED_PREFIX) or not self._is_unplaced(name):
-                    os.unlink(name, dir_fd=tmp)
-                else:
-                    contents.add(name)
+                # Another process may have committed it since it was listed, or removed its note.
+                with contextlib.suppress(FileNotFoundError):
+                    if NOTE_SUFFIX in name:
+                        notes.add(name)
+                    elif name.startswith(_STAGED_PREFIX) or not self._is_unplaced(name):
+                        os.unlink(name, dir_fd=tmp)
+                    else:
+                        contents.add(name)
             for name in notes:
                 if name.partition(NOTE_SUFFIX)[0] not in contents:
-                    os.unlink(name, dir_fd=tmp)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=tmp)
+            self.temporaries.discard_rested(TEMPORARY_AGE_S)
 
     def _is_unplaced(self, name: bytes) -> bool:
         """Tell whether a content in tmp/ has not reached its final name, and see that it has one.

@@ -31,8 +31,7 @@ import stat
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu.errors import DeguError
-from degu_rpc.errors import FilesError, NoSpaceError, TransferCanceledError
+from degu_rpc.errors import ListingError, NoSpaceError, PathError
 from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.board import Asking, Board, LargeJob, Pack, Run, Settled, Source
 from degu_rpc.files.commit import Replacement, Symlink, Workspace, close
@@ -50,13 +49,13 @@ from degu_rpc.files.packs import NOT_IN_PACK, RECORD_COST, split_packs
 from degu_rpc.files.paths import Path, Root, format_path, parse_target, path_from_native
 from degu_rpc.files.plan import File, Plan, Skipped, plan_fetch
 from degu_rpc.files.progress import Meter, Progress, RateLimit
-from degu_rpc.files.receive import Receiver, SourceError
+from degu_rpc.files.receive import Receiver, SourceError, asking
 from degu_rpc.files.remote import Remote, StaleError
 from degu_rpc.files.space import Reservation
 from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from degu.client import Client
     from degu_rpc.peers import DialedClient
@@ -175,9 +174,11 @@ class _Transfer:
         plan = self._plan(source)
         self._begin(plan)
         for path in plan.directories:
+            self._meter.check()
             if path:
                 self._workspace.make_directory(path)
         for file in plan.metadata:
+            self._meter.check()
             self._workspace.set_metadata(file.target, file.entry.mode, file.entry.mtime_ns)
         self._bring(plan)
         for path, entry in reversed(plan.directories.items()):
@@ -197,20 +198,17 @@ class _Transfer:
 
     def _plan(self, source: Path) -> Plan:
         """Have the first source that can list the tree, and decide what to do about it."""
-        first_error: Exception | None = None
+        errors: list[Exception] = []
         while self._sources:
             try:
                 with Remote(*self._sources[0], self._meter.check) as remote:
-                    return plan_fetch(self._root, source, remote.list_tree(source))
-            except TransferCanceledError:
-                raise
-            except (DeguError, FilesError, OSError) as error:
-                first_error = first_error or error
+                    return plan_fetch(self._root, source, _list_tree(remote, source))
+            except (SourceError, StaleError, ListingError, PathError) as error:
+                errors.append(_find_cause(error))
                 if len(self._sources) > 1:
-                    _log.warning('%r is given up: %s', self._sources[0].client, error)
+                    _log.warning('%r is given up: %s', self._sources[0].client, errors[-1])
                 del self._sources[0]
-        assert first_error is not None  # there was a source
-        raise first_error
+        raise errors[0]
 
     def _begin(self, plan: Plan) -> None:
         """Set the totals and see that there is room. Raises NoSpaceError."""
@@ -409,6 +407,23 @@ class _Transfer:
         with self._lock:
             self._skipped.append(Skipped(format_path(file.source), problem))
         self._meter.expect(-1, -file.entry.size)
+
+
+def _list_tree(remote: Remote, source: Path) -> Iterator[Entry]:
+    """Yield the entries of a tree; what goes wrong with the source is a SourceError."""
+    entries = remote.list_tree(source)
+    while True:
+        with asking():
+            entry = next(entries, None)
+        if entry is None:
+            return
+        yield entry
+
+
+def _find_cause(error: Exception) -> Exception:
+    """Return what a SourceError was made of."""
+    cause = error.__cause__
+    return cause if isinstance(error, SourceError) and isinstance(cause, Exception) else error
 
 
 def _weigh(file: File) -> int:

@@ -37,7 +37,6 @@ from degu_rpc.files.limits import (
     MAX_REST_S,
     MAX_WAITING,
     MAX_WAITING_OF_USER,
-    OFFER_AGE_S,
 )
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Decision, Offer, State, Tree
@@ -79,7 +78,6 @@ class Intake:
             self._root = stack.enter_context(Root(directory))
             self._workspace = stack.enter_context(Workspace(self._root))
             self._workspace.recover()
-            self._workspace.temporaries.discard_rested(OFFER_AGE_S)
             self._registry = Registry(self._root)
             self._forget_expired()
             self._stack = stack.pop_all()

@@ -66,6 +66,8 @@ FETCH_ATTEMPTS = 3
 NOTE_SIZE = 256 * 1024 * 1024
 NOTE_INTERVAL_S = 5.0
 """After how many bytes or seconds the blocks that arrived are made durable, and noted."""
+TEMPORARY_AGE_S = 30 * 24 * 3600.0
+"""How long what was begun is kept that nobody goes on with."""
 EXCHANGE_ATTEMPTS = 16
 """How often a name may appear and vanish under our hands before we give up."""
 MAX_MACHINE = 64
@@ -111,7 +113,7 @@ MAX_WAITING_OF_USER = 8
 MAX_OFFERS_OF_USER = 32
 """Other offers of one user that are remembered; the one that rested longest goes first."""
 OFFER_AGE_S = 30 * 24 * 3600.0
-"""How long an offer is remembered in which nothing happens, and what came of it in tmp/."""
+"""How long an offer is remembered in which nothing happens."""
 MAX_ACTIVE_OF_USER = 4
 """Accepted offers of one user that are in memory; for others the sender begins by offering."""
 MAX_REST_S = 600.0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Skipped(NamedTuple):
-    """An entry that was not fetched, its path percent-encoded, and why."""
+    """An entry that was not fetched, its path in the share percent-encoded, and why."""
 
     path: str
     problem: Problem
@@ -66,7 +66,8 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
         if text > MAX_LISTING_TEXT:
             raise ListingError(f'it has more than {MAX_LISTING_TEXT} bytes of text')
         if entry.kind is Kind.SKIPPED:
-            plan.skipped.append(Skipped(entry.path, entry.problem or Problem.SPECIAL))
+            path = '/'.join(filter(None, (format_path(source), entry.path)))
+            plan.skipped.append(Skipped(path, entry.problem or Problem.SPECIAL))
             continue
         below = parse_path(entry.path)
         target = base + below

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Progress(NamedTuple):
     """How far a transfer is. Done includes what was there already; bytes and seconds.
 
-    `bytes_moved` came over the network. `rate` is bytes a second of late, over the network.
+    `bytes_moved` went over the network. `rate` is bytes a second of late, over the network.
     """
 
     files_done: int
@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 class Meter:
     """Counts for one transfer; see the module."""
 
-    # Set once: _callback, _canceled, _failed, _started_at. Guarded by self._lock: the rest. The
+    # Set once: _callback, _cancel, _failed, _started_at. Guarded by self._lock: the rest. The
     # callback is called with the lock held, so never twice at once.
 
     def __init__(
@@ -83,7 +83,7 @@ class Meter:
             self._bytes_done = min(self._bytes_done, self._bytes_total)
 
     def count(self, *, files: int = 0, size: int = 0, moved: int = 0) -> None:
-        """Count what was done: whole files, bytes, and those of them that came over the network.
+        """Count what was done: whole files, bytes, and those of them that went over the network.
 
         What the caller's `progress` raises is passed on.
         """

@@ -97,10 +97,10 @@ class Receiver:
         answers = self._remote.read_pack(paths)
         for file in files:
             self._meter.check()
-            with _asking():
+            with asking():
                 packed = next(answers)
             yield file, self._take_packed(file, packed)
-        with _asking():
+        with asking():
             next(answers, None)  # so that it sees the end
 
     def _take_packed(self, file: File, packed: Packed) -> Replacement | Problem | int | None:
@@ -112,7 +112,7 @@ class Receiver:
             return Problem.VANISHED
         if packed.status != 200:
             return packed.status
-        with _asking():
+        with asking():
             xattrs = parse_xattrs(packed.xattrs)
         self._meter.count(size=size, moved=size)
         if self._is_here(file, size, packed.root):
@@ -135,7 +135,7 @@ class Receiver:
         source has it no more, SourceError, NoSpaceError, OSError.
         """
         file = download.file
-        with _asking():
+        with asking():
             try:
                 entry = self._remote.list_file(file.source)
             except StaleError:
@@ -151,7 +151,7 @@ class Receiver:
         more = max(download.written + entry.size - download.reserved, 0)
         self._reservation.grow(more)
         download.reserved += more
-        with _asking():
+        with asking():
             manifest = self._remote.read_manifest(file.source, entry.root, entry.size)
         if self._is_here(file, entry.size, entry.root):
             self._workspace.set_metadata(file.target, entry.mode, entry.mtime_ns, xattrs)
@@ -171,7 +171,7 @@ class Receiver:
 
     def has(self, download: Download) -> bool:
         """Ask whether the source has the content of an open download, too. Raises SourceError."""
-        with _asking():
+        with asking():
             try:
                 entry = self._remote.list_file(download.file.source)
             except StaleError:
@@ -188,7 +188,7 @@ class Receiver:
         if first > run.last:
             return
         begin, end = manifest.block_range(first)[0], manifest.block_range(run.last)[1]
-        with _asking():
+        with asking():
             body = self._remote.open_data(file.source, content.root, begin, end)
         for index in range(first, run.last + 1):
             start, stop = manifest.block_range(index)
@@ -202,7 +202,7 @@ class Receiver:
 
     def _explain(self, file: File, root: str, error: IntegrityError) -> None:
         """Raise StaleError if the file changed while it was sent, otherwise SourceError."""
-        with _asking():
+        with asking():
             entry = self._remote.list_file(file.source)
             if entry.root != root:
                 raise StaleError.of(file.source, 'it changed while it was sent')
@@ -216,7 +216,7 @@ class Receiver:
         while position < size:
             piece = self._buffer[position : min(position + self._limit.piece_size, size)]
             self._limit.wait(len(piece), self._meter)
-            with _asking():
+            with asking():
                 body.readinto(piece)
             self._meter.count(size=len(piece), moved=len(piece))
             self._meter.check()
@@ -242,7 +242,7 @@ class Receiver:
             copy_blocks(fd, content, self._found)
             if content.missing_size() < DELTA_SIZE:
                 return
-            with _asking():
+            with asking():
                 chunks = self._remote.read_cuts(file.source, content.root, file.entry.size)
             if chunks is not None:
                 size = os.fstat(fd).st_size
@@ -267,8 +267,8 @@ class Receiver:
 
 
 @contextlib.contextmanager
-def _asking() -> Iterator[None]:
-    """Make whatever goes wrong with a source a SourceError."""
+def asking() -> Iterator[None]:
+    """Make whatever goes wrong with a source a SourceError, but for StaleError and a cancel."""
     try:
         yield
     except (StaleError, TransferCanceledError):

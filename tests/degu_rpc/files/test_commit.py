@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from degu_rpc.errors import BlockedError
+from degu_rpc.files import commit
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.commit import Committed, Replacement, Symlink, Workspace
 from degu_rpc.files.content import signature_of
@@ -520,3 +521,18 @@ def test_an_fsync_that_fails_changes_no_name(top, run_under_strace):
     assert 'Input/output error' in done.stderr
     assert (top / 'old').read_bytes() == b'old content'
     assert sorted(os.listdir(top)) == ['.degu', 'old']
+
+
+def test_recover_removes_what_rested_too_long(top, workspace, monkeypatch):
+    os.close(workspace.temporaries.open('a' * 52).fd)
+    workspace.recover()
+    assert in_private(top, 'tmp') == ['a' * 52]
+    monkeypatch.setattr(commit, 'TEMPORARY_AGE_S', -60)
+    workspace.recover()
+    assert in_private(top, 'tmp') == []
+
+
+def test_recover_does_not_mind_what_another_process_has_committed_meanwhile(workspace, monkeypatch):
+    names = [b'a' * 52, b'a' * 52 + b'.note', b'staged.1234']
+    monkeypatch.setattr(commit, 'list_names', lambda _: names)
+    workspace.recover()

@@ -171,6 +171,14 @@ def test_special_files_are_reported_and_the_rest_arrives(client, source, here):
     assert sorted(os.listdir(here)) == ['.degu', 'f']
 
 
+def test_what_is_skipped_is_named_by_its_path_in_the_share(client, source, here):
+    (source / 'dir').mkdir()
+    os.mkfifo(source / 'dir' / 'fifo')
+    skipped = (Skipped('dir/fifo', Problem.SPECIAL),)
+    for path in ('', 'dir', 'dir/fifo'):
+        assert fetch(client, '', path, here).skipped == skipped
+
+
 def test_a_listing_with_too_many_entries_is_refused_before_anything_is_written(
     client, source, here, monkeypatch
 ):

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from degu.client import Client
-from degu_rpc.errors import IntegrityError, ShareRefusedError
+from degu_rpc.errors import BlockedError, IntegrityError, ShareRefusedError
 from degu_rpc.files import FileShare, Mirror, Problem, Skipped, fetch, receive
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.limits import CONNECTIONS, MAX_PACKED
@@ -403,3 +403,11 @@ def test_several_sources_share_the_load_of_one_file(sources, here, content):
     brought = [sum(share.sizes) for share in shares]
     assert sum(brought) == len(content)
     assert min(brought) > 0
+
+
+def test_what_is_in_the_way_here_is_not_the_fault_of_a_source(sources, here):
+    first, second = sources({'large': b'large'}), sources({'other': b'other'})
+    (here / 'large').mkdir(parents=True)
+    with pytest.raises(BlockedError, match='large'):
+        fetch(first.client, '', '', here, mirrors=[second.mirror])
+    assert second.asked == []
