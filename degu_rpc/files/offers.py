@@ -88,7 +88,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     state: State | None = None
-    offer_id: Text = ''
+    offer_id: Annotated[str, msgspec.Meta(pattern=r'\A([a-z2-7]{8})?\Z')] = ''
     root: Text = ''
     status: Annotated[int, msgspec.Meta(ge=200, le=599)] = 200
     missing: Text = ''

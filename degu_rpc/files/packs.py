@@ -5,7 +5,7 @@
 Question and answer are streams of records (records.py), the question in the form that its
 `content-type` names, the answer in the one that `accept` asks for. A pack has up to PACK_ITEMS
 files of up to SMALL_SIZE bytes each. Once an answer has PACK_SIZE bytes the rest of it says 503:
-ask again for those.
+ask again for those. The first record never does, so that asking comes to an end.
 """
 
 from __future__ import annotations

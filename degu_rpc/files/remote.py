@@ -17,7 +17,7 @@ from degu_rpc.files.blocks import Manifest, build_manifest, manifest_size, parse
 from degu_rpc.files.cuts import Chunk, can_cut, max_list_size, parse_cuts
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST, MAX_PACKED
 from degu_rpc.files.listing import Entry, Kind, parse_listing
-from degu_rpc.files.packs import Packed, Wanted
+from degu_rpc.files.packs import NOT_IN_PACK, Packed, Wanted
 from degu_rpc.files.paths import Path, format_path
 from degu_rpc.files.records import Media, format_record, parse_records
 from degu_rpc.text import escape_controls
@@ -143,10 +143,12 @@ class Remote:
         answers = parse_records(pieces, content_type, Packed, MAX_PACKED)
         is_whole = False
         try:
-            for path in paths:
+            for number, path in enumerate(paths):
                 packed = next(answers, None)
                 if packed is None:
                     raise ListingError('a pack has less than was asked for')
+                if packed.status == NOT_IN_PACK and number == 0:
+                    raise ListingError('a pack has nothing of what was asked for')
                 if packed.status == 200 and build_manifest(packed.content).root != packed.root:
                     raise IntegrityError(format_path(path), 0, 'the bytes do not match the root')
                 yield packed

@@ -33,13 +33,19 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-_CHAOS, _WORK = _load('chaos'), _load('work')
+_CHAOS, _NAUGHTY, _WORK = _load('chaos'), _load('naughty'), _load('work')
 
 
 @pytest.fixture
 def chaos() -> ModuleType:
     """Give the module chaos.py."""
     return _CHAOS
+
+
+@pytest.fixture
+def names() -> list[bytes]:
+    """Give the names of naughty.py."""
+    return list(_NAUGHTY.NAMES)
 
 
 @pytest.fixture
@@ -130,24 +136,6 @@ def read_tree(top: pathlib.Path) -> dict[bytes, object]:
 
 
 @pytest.fixture
-def tiny(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file system of 2 MiB."""
-    directory = tmp_path / 'tiny'
-    directory.mkdir()
-    done = subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'none', str(directory)],
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
-            pytest.fail('cannot mount a tmpfs')
-        pytest.skip('mounting a tmpfs needs privileges')
-    yield directory
-    subprocess.run(['umount', str(directory)], check=True)
-
-
-@pytest.fixture
 def trash() -> Callable[[pathlib.Path], list[bytes]]:
     """Read the contents of all files in the trash of a root, sorted."""
 
@@ -156,3 +144,30 @@ def trash() -> Callable[[pathlib.Path], list[bytes]]:
         return sorted(path.read_bytes() for path in found if stat.S_ISREG(path.lstat().st_mode))
 
     return read
+
+
+@pytest.fixture
+def mount(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]]:
+    """Mount a tmpfs with the given options; skip without the right to, fail where all is needed."""
+    mounted = []
+
+    def start(options: str) -> pathlib.Path:
+        directory = tmp_path / f'mounted-{len(mounted)}'
+        directory.mkdir()
+        command = ['mount', '-t', 'tmpfs', '-o', options, 'none', str(directory)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
+                pytest.fail('cannot mount a tmpfs')
+            pytest.skip('mounting a tmpfs needs privileges')
+        mounted.append(directory)
+        return directory
+
+    yield start
+    for directory in mounted:
+        subprocess.run(['umount', str(directory)], check=True)
+
+
+@pytest.fixture
+def tiny(mount: Callable[[str], pathlib.Path]) -> pathlib.Path:
+    """A file system of 2 MiB."""
+    return mount('size=2m')

@@ -16,7 +16,7 @@ from degu.client import Client, SSLClient, build_client_sslctx
 from degu.errors import DeguError
 from degu.server import Server, SSLServer, build_server_sslctx
 from degu_rpc.errors import FilesError
-from degu_rpc.files import FileShare, fetch, partial, receive
+from degu_rpc.files import FileShare, Mirror, fetch, partial, receive
 
 BLOCK = 128 * 1024
 OLD_NS = 1_500_000_000_987_654_321
@@ -143,4 +143,35 @@ def test_a_transfer_over_a_bad_network_is_right_or_an_error_and_resumes(
     expected, found = tree(source), tree(here)
     assert {name: found[name] for name in expected} == expected
     assert not is_tls or found == expected
+    assert os.listdir(here / '.degu' / 'tmp') == []
+
+
+@pytest.mark.parametrize('seed', [*range(16)])
+def test_one_good_source_of_three_is_enough_whatever_the_others_do(
+    seed, tmp_path, monkeypatch, with_roles, listen, chaos, tree, kept
+):
+    """Over TLS; over less, a source can be wrong about names and times."""
+    monkeypatch.setattr(receive, 'RUN_SIZE', 2 * BLOCK)
+    start, build_client = listen
+    source, here = tmp_path / 'source', tmp_path / 'here'
+    chance = random.Random(seed)
+    old = fill(source, here, chance)
+    size = sum(path.lstat().st_size for path in source.rglob('*'))
+    with (
+        FileShare(source, 'peer') as app,
+        start(with_roles(app, 'peer'), is_tls=True) as server,
+        chaos.Relay(server.address, f'{seed}/a', size) as first,
+        chaos.Relay(server.address, f'{seed}/b', size) as second,
+    ):
+        clients = [
+            build_client(first.address, is_tls=True, timeout_s=0.3),
+            build_client(second.address, is_tls=True, timeout_s=0.3),
+            build_client(server.address, is_tls=True, timeout_s=20),
+        ]
+        chance.shuffle(clients)
+        mirrors = [Mirror(client, '') for client in clients[1:]]
+        result = fetch(clients[0], '', '', here, mirrors=mirrors)
+    assert tree(here) == tree(source)
+    assert result.skipped == ()
+    check(source, here, old, kept(here), is_tls=True)
     assert os.listdir(here / '.degu' / 'tmp') == []

@@ -37,7 +37,7 @@ def workspace(top):
 
 
 def stage(workspace, path, content, *, mode=0o640, expected=None):
-    temporary = workspace.open_temporary(build_manifest(content).root)
+    temporary = workspace.temporaries.open(build_manifest(content).root)
     os.pwrite(temporary.fd, content, 0)
     return Replacement(temporary, path, len(content), mode, MTIME_NS, expected)
 
@@ -62,7 +62,7 @@ def test_a_free_name_is_created_with_mode_and_time(top, workspace):
 def test_temporary_files_and_our_directories_are_private(top, workspace):
     old = os.umask(0)
     try:
-        temporary = workspace.open_temporary('a')
+        temporary = workspace.temporaries.open('a')
     finally:
         os.umask(old)
     assert os.fstat(temporary.fd).st_mode & 0o777 == 0o600
@@ -267,27 +267,27 @@ def test_i2_a_name_is_never_absent_between_two_versions(top, workspace):
 
 
 def test_a_temporary_file_in_use_is_passed_over(top, workspace):
-    first = workspace.open_temporary('a')
-    second = workspace.open_temporary('a')
+    first = workspace.temporaries.open('a')
+    second = workspace.temporaries.open('a')
     assert (first.name, second.name) == (b'a', b'a.1')
     os.close(first.fd)
-    third = workspace.open_temporary('a')
+    third = workspace.temporaries.open('a')
     assert third.name == b'a'
     os.close(second.fd)
     os.close(third.fd)
 
 
 def test_a_temporary_file_brings_back_what_an_earlier_run_left(top, workspace):
-    temporary = workspace.open_temporary('a')
+    temporary = workspace.temporaries.open('a')
     os.pwrite(temporary.fd, b'half', 0)
     os.close(temporary.fd)
-    again = workspace.open_temporary('a')
+    again = workspace.temporaries.open('a')
     assert os.pread(again.fd, 10, 0) == b'half'
     os.close(again.fd)
 
 
 def test_a_temporary_file_is_opened_again_whatever_mode_a_killed_commit_gave_it(top, workspace):
-    temporary = workspace.open_temporary('a')
+    temporary = workspace.temporaries.open('a')
     os.pwrite(temporary.fd, b'half', 0)
     os.fchmod(temporary.fd, 0)
     os.close(temporary.fd)
@@ -298,7 +298,7 @@ def test_a_temporary_file_is_opened_again_whatever_mode_a_killed_commit_gave_it(
             os.chown(path, nobody, nobody)
         os.seteuid(nobody)
     try:
-        again = workspace.open_temporary('a')
+        again = workspace.temporaries.open('a')
     finally:
         if root:
             os.seteuid(0)
@@ -323,7 +323,7 @@ def test_recover_removes_only_what_no_later_run_can_use(top, workspace):
 def test_a_temporary_file_that_has_reached_its_final_name_is_not_written_to(top, workspace):
     (top / '.degu' / 'tmp' / 'a').write_bytes(b'whole')
     os.link(top / '.degu' / 'tmp' / 'a', top / 'a')
-    temporary = workspace.open_temporary('a')
+    temporary = workspace.temporaries.open('a')
     assert temporary.name == b'a.1'
     os.close(temporary.fd)
 
@@ -341,14 +341,14 @@ with Root(sys.argv[1]) as root, Workspace(root, 'studio', durable=durable) as wo
     batch = []
     for name in (b'old', b'new'):
         content = b'new content of ' + name
-        temporary = workspace.open_temporary(build_manifest(content).root)
+        temporary = workspace.temporaries.open(build_manifest(content).root)
         os.pwrite(temporary.fd, content, 0)
         batch.append(Replacement(temporary, (name,), len(content), 0o644, 10**18, None))
     batch.append(Replacement(Symlink(b'target'), (b'link',), 0, 0, 10**18, None))
     workspace.commit(batch)
 """
 MUTATING = [
-    'renameat',
+    'linkat',
     'renameat2',
     'symlinkat',
     'mkdirat',

@@ -157,6 +157,7 @@ class Stage:
         kept = self.find_kept()
         assert [content for content in displaced if content not in kept] == [], 'I3'
         assert os.listdir(self.here / '.degu' / 'tmp') == []
+        assert os.listdir(self.here / '.degu' / 'reserved') == ['lock']
         self.check_outside()
 
 
@@ -217,14 +218,15 @@ def test_a_run_hashes_and_brings_each_block_once(stage):
 
 @pytest.mark.parametrize('exchange', [True, False])
 def test_i1_whatever_gets_a_final_name_is_durable_and_so_is_the_name(stage, exchange):
-    """What was written is synced before it is renamed, and each directory after it changed."""
+    """What was written is synced before it is renamed or noted, and each directory after that."""
     stage.reset()
-    dirty, changed, renamed = set(), set(), set()
+    dirty, changed, renamed, synced = set(), set(), set(), set()
     for name, *paths in stage.run(exchange=exchange)['calls']:
         if name in {'fsync', 'fdatasync'}:
             changed.discard(paths[0])
             if name == 'fsync':
                 dirty.discard(paths[0])
+            synced.add(paths[0])
         elif name in {'renameat', 'renameat2', 'linkat'}:
             for path in paths:
                 if not is_private(path):
@@ -232,6 +234,8 @@ def test_i1_whatever_gets_a_final_name_is_durable_and_so_is_the_name(stage, exch
                     changed.add(os.path.dirname(path))
                     renamed.add(os.path.relpath(path, stage.here))
             source, target = paths
+            if target.endswith('.note'):
+                synced.remove(target.removesuffix('.note'))
             dirty |= {target} if source in dirty else set()
         elif name in {'mkdirat', 'symlinkat', 'unlinkat'}:
             changed |= {os.path.dirname(path) for path in paths if not is_private(path)}

@@ -204,3 +204,13 @@ def test_ranges_that_are_written_are_read_again(parts):
 def test_what_is_no_range_is_refused(text):
     with pytest.raises(ListingError):
         parse_ranges(text)
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('offer_id', ['short', 'aaaabbbbc', 'AAAABBBB', 'a; rm -r', 'aaaabbbb\n'])
+def test_the_id_that_somebody_is_to_type_can_be_nothing_but_an_id(offer_id):
+    assert msgspec.convert({'offer_id': 'aaaabbbb'}, offers.Answer).offer_id == 'aaaabbbb'
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({'offer_id': offer_id}, offers.Answer)

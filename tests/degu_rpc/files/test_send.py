@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import queue
 import signal
 import stat
 import subprocess
@@ -387,11 +388,12 @@ def start_send(*args, **options):
 @pytest.mark.parametrize('decision', ['accept', 'reject'])
 def test_an_offer_waits_for_a_person(serve, source, here, decision):
     (source / 'f').write_bytes(b'content')
-    asked = threading.Event()
+    ids = queue.Queue()
     with Inbox(here, lambda offer: Decision.ASK) as inbox:
-        thread, outcome = start_send(serve(inbox), '', [source], waiting=asked.set)
-        assert asked.wait(20)
+        thread, outcome = start_send(serve(inbox), '', [source], waiting=ids.put)
+        offer_id = ids.get(timeout=20)
         (offer,) = inbox.offers()
+        assert offer.offer_id == offer_id
         assert offer[2:7] == (('source',), 1, 7, State.WAITING, 0)
         assert offer.sender.user_id == 'someone'
         assert visible(here) == []
@@ -415,7 +417,7 @@ def test_what_is_decided_while_nobody_waits_counts_when_it_is_sent_again(serve, 
     with Inbox(here, lambda offer: Decision.ASK) as inbox:
         client = serve(inbox)
         with pytest.raises(TransferCanceledError):
-            send(client, '', [source], waiting=cancel.set, cancel=cancel)
+            send(client, '', [source], waiting=lambda _: cancel.set(), cancel=cancel)
     with Inbox(here, lambda offer: pytest.fail('it was asked for already')) as inbox:
         client = serve(inbox)
         (offer,) = inbox.offers()
