@@ -306,6 +306,43 @@ def test_a_temporary_file_is_opened_again_whatever_mode_a_killed_commit_gave_it(
     os.close(again.fd)
 
 
+def test_a_temporary_file_that_is_not_needed_goes_with_its_note(top, workspace):
+    temporary = workspace.temporaries.open('a' * 52)
+    workspace.temporaries.write_note(temporary, b'note')
+    workspace.temporaries.discard(temporary)
+    assert in_private(top, 'tmp') == []
+
+
+def test_temporary_files_that_rested_are_removed_unless_they_are_open(top, workspace):
+    rested = workspace.temporaries.open('a' * 52)
+    os.utime(rested.fd, ns=(1, 1))
+    workspace.temporaries.write_note(rested, b'note')
+    used = workspace.temporaries.open('b' * 52)
+    os.close(rested.fd)
+    workspace.temporaries.discard_rested(60)
+    assert len(in_private(top, 'tmp')) == 3
+    workspace.temporaries.discard_rested(-60)
+    assert in_private(top, 'tmp') == ['b' * 52]
+    os.close(used.fd)
+
+
+@pytest.mark.parametrize('kind', ['file', 'directory', 'symlink'])
+def test_what_is_not_to_be_replaced_stays(top, workspace, kind):
+    if kind == 'file':
+        (top / 'f').write_bytes(b'mine')
+    elif kind == 'directory':
+        (top / 'f').mkdir()
+    else:
+        (top / 'f').symlink_to('x')
+    before = os.lstat(top / 'f')
+    replacement = stage(workspace, (b'f',), b'theirs')._replace(replaces=False)
+    link = Replacement(Symlink(b'y'), (b'f',), 0, 0, 5, None, replaces=False)
+    assert workspace.commit([replacement, link]) == [Committed(replaced=False, is_taken=True)] * 2
+    assert os.lstat(top / 'f') == before
+    assert in_private(top, 'tmp') == [build_manifest(b'theirs').root]
+    assert in_private(top, 'trash') == []
+
+
 def test_recover_removes_only_what_no_later_run_can_use(top, workspace):
     tmp = top / '.degu' / 'tmp'
     (tmp / 'staged.1234').symlink_to('nowhere')
