@@ -54,6 +54,12 @@ DOCUMENTS = {
     'share': Document(shares.Share, '`degu ls PEER:`, one for each share'),
     'entry': Document(documents.Entry, '`degu ls PEER:PATH`, one for each entry'),
     'fetched': Document(documents.Arrived, '`degu get`, one for each PEER:PATH'),
+    'waiting': Document(documents.Asked, '`degu send`, where PEER has to say yes first'),
+    'sent': Document(documents.Delivered, '`degu send`, at its end'),
+    'offer': Document(
+        api.OfferStatus,
+        '`degu inbox`, one for each; `degu inbox accept`, `degu inbox reject`',
+    ),
     'serving': Document(documents.Serving, '`degu serve`, once it can be called'),
     'method': Document(documents.Method, '`degu methods TARGET`, one for each method'),
     'signature': Document(documents.Signature, '`degu methods TARGET METHOD`'),
@@ -204,7 +210,9 @@ def format_cli() -> str:
 
 
 def _find_documents(name: str) -> list[str]:
-    match = re.compile(rf'`{name}\b(?! (?:install|remove|status|path|get|set|unset))').search
+    match = re.compile(
+        rf'`{name}\b(?! (?:install|remove|status|path|get|set|unset|accept|reject))'
+    ).search
     return [kind for kind, document in DOCUMENTS.items() if match(document.when)]
 
 
@@ -329,6 +337,7 @@ _PARTS = {
         api.MachineStatus,
         api.ServiceStatus,
         api.ShareStatus,
+        api.InboxStatus,
         api.Problem,
         documents.SkippedPath,
     )

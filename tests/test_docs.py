@@ -75,6 +75,7 @@ INTERNAL = {
     'degu_rpc.node.behind',
     'degu_rpc.node.control',
     'degu_rpc.node.doctor',
+    'degu_rpc.node.inbox',
     'degu_rpc.node.neighbours',
     'degu_rpc.node.notify',
     'degu_rpc.node.peers',

@@ -32,6 +32,8 @@ _COMMANDS = {
     'id': 'pairing',
     'ls': 'files',
     'get': 'files',
+    'send': 'inbox',
+    'inbox': 'inbox',
     'serve': 'serve',
     'methods': 'calls',
     'call': 'calls',

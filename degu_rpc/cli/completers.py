@@ -9,16 +9,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from click.shell_completion import CompletionItem
 
 from degu_rpc.cli.session import PREFIX, collect_shared
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import click
 
-    from degu_rpc.node.api import Status
+    from degu_rpc.node.api import NodeApi, Status
+
+_Answer = TypeVar('_Answer')
 
 COMPLETE_S = 0.5
 """How long the node has to answer somebody who is typing."""
@@ -29,18 +33,26 @@ def complete_peers(
     ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
     """Offer whom this machine trusts: users, and all machines."""
-    status = _ask_node(ctx)
+    status = _ask_node(ctx, _find_status)
     if status is None:
         return []
     users = [(p.name, p.user_id, 'user') for p in status.peers if not p.is_me]
     return _offer([*users, *_list_machines(status)], incomplete)
 
 
+def complete_machines(
+    ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """Offer all machines that this one trusts."""
+    status = _ask_node(ctx, _find_status)
+    return [] if status is None else _offer(_list_machines(status), incomplete)
+
+
 def complete_targets(
     ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
     """Offer where calls can go: the node here, what is behind it, and all machines."""
-    status = _ask_node(ctx)
+    status = _ask_node(ctx, _find_status)
     if status is None:
         return []
     behind = [f'./{each.name}' for each in status.services]
@@ -50,6 +62,22 @@ def complete_targets(
         if target.startswith(incomplete)
     ]
     return here + _offer(_list_machines(status), incomplete)
+
+
+def complete_offers(
+    ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """Offer what others send to this machine and is not here, by its id."""
+    offers = _ask_node(ctx, lambda node: list(node.inbox()))
+    return [
+        CompletionItem(offer.offer_id, help=f'{offer.state}, from {offer.sender}')
+        for offer in offers or ()
+        if offer.state != 'done' and offer.offer_id.startswith(incomplete)
+    ]
+
+
+def _find_status(node: NodeApi) -> Status:
+    return node.status()
 
 
 def _list_machines(status: Status) -> list[tuple[str, str, str]]:
@@ -71,8 +99,8 @@ def _offer(known: list[tuple[str, str, str]], incomplete: str) -> list[Completio
     return list(found.values())
 
 
-def _ask_node(ctx: click.Context) -> Status | None:
-    """Return how the node is, None where none answers."""
+def _ask_node(ctx: click.Context, ask: Callable[[NodeApi], _Answer]) -> _Answer | None:
+    """Return what the node answers, None where none does."""
     from degu.client import Client
     from degu_rpc.errors import DeguRpcError
     from degu_rpc.node.api import NODE, NodeApi
@@ -84,6 +112,6 @@ def _ask_node(ctx: click.Context) -> Status | None:
         home.check()
         client = Client(str(home.socket_path), connect_timeout_s=COMPLETE_S)
         with RpcClient(client, PREFIX) as rpc:
-            return rpc.using(timeout_s=COMPLETE_S).bind(NodeApi, NODE).status()
+            return ask(rpc.using(timeout_s=COMPLETE_S).bind(NodeApi, NODE))
     except (DeguRpcError, OSError, ValueError):
         return None

@@ -84,6 +84,8 @@ def _show(session: Session, setting: Setting) -> None:
 
 def _format(value: Any) -> str:
     """Write a value as `set` takes it; for what that does not take, as it is easiest to read."""
+    if isinstance(value, dict) and 'accept' in value:
+        return f'{value["path"]} (accept {_format(value["accept"])}, ask {_format(value["ask"])})'
     if isinstance(value, dict):
         shares = (f'{n}: {s["path"]} (for {", ".join(s["allow"])})' for n, s in value.items())
         return '; '.join(shares) or '-'

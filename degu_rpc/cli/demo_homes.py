@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from degu_rpc import Context, RpcClient, RpcError, Service, fetch
 from degu_rpc.cli.demo_library import find_library, list_library
 from degu_rpc.errors import CallError
-from degu_rpc.node.config import Config, Share
+from degu_rpc.node.config import Config, InboxSettings, Share
 from degu_rpc.node.device import Node
 from degu_rpc.peers import Identity, MachineClient, TrustStore
 
@@ -134,6 +134,7 @@ def serve_home(home: Home, pipe: Connection) -> None:
         listen=(LOOPBACK,),
         discovery=False,
         shares={SHARE: Share(str(find_library()))},
+        inbox=InboxSettings(str(home.directory / 'inbox')),
     )
     with Node(home.directory, services=[_build_service(home)], config=config) as node:
         pipe.send((node.trust.identity.machine_id, node.addresses[0].port))

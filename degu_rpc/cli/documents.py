@@ -62,7 +62,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class SkippedPath(msgspec.Struct, frozen=True):
-    """What could not be brought over."""
+    """What could not be brought over, or sent."""
 
     path: str
     problem: str
@@ -81,6 +81,28 @@ class Arrived(msgspec.Struct, frozen=True):
     skipped: list[SkippedPath]
     conflicts: list[str]
     """Copies, beside the files, of what was written here while the new content came."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Whoever has the other machine has to say yes before anything is sent."""
+
+    to: str
+    """What we call that machine."""
+    offer_id: str
+    """For `degu inbox accept` there."""
+
+
+class Delivered(msgspec.Struct, frozen=True):
+    """What was sent, and is all there."""
+
+    to: str
+    """What we call the machine."""
+    files_sent: int
+    files_present: int
+    """Those that were there already."""
+    bytes_sent: int
+    elapsed_s: float
+    skipped: list[SkippedPath]
 
 
 class Serving(msgspec.Struct, frozen=True):

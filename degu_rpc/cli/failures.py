@@ -20,12 +20,14 @@ from degu_rpc.errors import (
     ConfigError,
     DeguRpcError,
     IntegrityError,
+    OfferRefusedError,
     PairingError,
     PairingFault,
     RpcError,
     ShareRefusedError,
     TransferCanceledError,
     UnknownMachineError,
+    UnknownOfferError,
     UnreachableError,
 )
 
@@ -66,6 +68,7 @@ _OF_ERRORS: dict[type[Exception], _Meaning] = {
     CodeError: _Meaning(Exit.USAGE, ''),
     ConfigError: _Meaning(Exit.USAGE, ''),
     UnknownMachineError: _Meaning(Exit.NOT_FOUND, 'see whom this machine knows: degu peers'),
+    UnknownOfferError: _Meaning(Exit.NOT_FOUND, 'see what there is: degu inbox'),
     UnreachableError: _Meaning(Exit.UNREACHABLE, 'see what is near: degu peers --nearby'),
     IntegrityError: _Meaning(Exit.INTEGRITY, 'run the same command again'),
     TransferCanceledError: _Meaning(Exit.INTERRUPTED, ''),
@@ -74,6 +77,14 @@ _OF_ERRORS: dict[type[Exception], _Meaning] = {
     ConnectionError: _OF_CODES[Code.UNAVAILABLE],
 }
 """The first one that fits counts; what has a remedy of its own says that."""
+_OF_OFFERS = {
+    200: Exit.REFUSED,
+    403: Exit.REFUSED,
+    404: Exit.NOT_FOUND,
+    429: Exit.UNREACHABLE,
+    503: Exit.UNREACHABLE,
+}
+"""What an inbox that takes nothing says, by its status in HTTP."""
 _OF_KINDS = {known.__name__: meaning for known, meaning in _OF_ERRORS.items()}
 """The same of errors that come from the node, by their classes; see degu_rpc.node.control."""
 
@@ -92,6 +103,8 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, ShareRefusedError):
         exit_status = {403: Exit.REFUSED, 404: Exit.NOT_FOUND}.get(error.status, Exit.FAILED)
         return Failure(exit_status, str(error), kind=kind)
+    if isinstance(error, OfferRefusedError):
+        return Failure(_OF_OFFERS.get(error.status, Exit.FAILED), str(error), kind=kind)
     if isinstance(error, DeguRpcError | DeguError | OSError):
         exit_status, remedy = _find_meaning(error)
         remedy = getattr(error, 'remedy', remedy)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,17 +11,22 @@ import click
 from degu_rpc.cli.documents import Arrived, Entry, SkippedPath
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
+from degu_rpc.cli.progress import (
+    cancel_on_interrupt,
+    format_done,
+    limit_option,
+    showing,
+    spell_path,
+)
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.cli.targets import build_client, locate, respell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import threading
 
-    from degu_rpc.files import Fetched, Progress
+    from degu_rpc.files import Fetched, Mirror
     from degu_rpc.peers import DialedClient
 
-LINE_PERIOD_S = 5.0
-"""How often a line says how far a transfer is, where there is no terminal to draw on."""
 _EXITS = (
     Exit.DONE,
     Exit.FAILED,
@@ -118,9 +119,42 @@ def _list_directory(session: Session, client: DialedClient, asked: _Source, is_l
             session.say(f'{name}{problem}')
 
 
+class _Getting(NamedTuple):
+    """What counts for all that one command brings over."""
+
+    session: Session
+    destination: Path
+    mirrors: list[Mirror]
+    durable: bool
+    rate_limit: float | None
+    cancel: threading.Event
+
+
 @click.command(cls=Command, epilog=format_exits(*_EXITS))
 @click.argument('sources', nargs=-1, required=True, metavar='PEER:PATH... [DEST]')
-def get(session: Session, sources: tuple[str, ...]) -> None:
+@click.option(
+    '--mirror',
+    'mirrors',
+    multiple=True,
+    metavar='PEER:SHARE',
+    help='Another share with the same, to bring some of it from; may be given again.',
+)
+@limit_option
+@click.option(
+    '--no-sync',
+    'durable',
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help='Faster for many small files; a power cut may cost what was brought.',
+)
+def get(
+    session: Session,
+    sources: tuple[str, ...],
+    mirrors: tuple[str, ...],
+    rate_limit: float | None,
+    durable: bool,
+) -> None:
     """Bring files or directories over from PEER, verified; into DEST, or else here.
 
     PATH is a share and a path in it: studio:photos/2024. What is here already is not brought again;
@@ -130,6 +164,7 @@ def get(session: Session, sources: tuple[str, ...]) -> None:
     if len(sources) > 1 and not _is_source(sources[-1]):
         destination, sources = Path(sources[-1]), sources[:-1]
     asked = [_parse_source(source) for source in sources]
+    asked_of_mirrors = [_parse_mirror(mirror) for mirror in mirrors]
     for one in asked:
         if not one.share:
             raise Failure(
@@ -138,32 +173,66 @@ def get(session: Session, sources: tuple[str, ...]) -> None:
     clients = {
         peer: build_client(session, locate(session, peer)) for peer in {one.peer for one in asked}
     }
-    skipped = 0
-    with _on_interrupt() as cancel:
+    opened = list(filter(None, (_open_mirror(session, mirror) for mirror in asked_of_mirrors)))
+    skipped = conflicts = 0
+    with cancel_on_interrupt() as cancel:
+        getting = _Getting(session, destination, opened, durable, rate_limit, cancel)
         for one in asked:
-            skipped += _get(session, clients[one.peer], one, destination, cancel)
+            fetched = _get(getting, clients[one.peer], one)
+            skipped += len(fetched.skipped)
+            conflicts += len(fetched.conflicts)
     if skipped:
         raise Failure(Exit.PARTLY, f'{skipped} could not be brought; they are listed above')
+    if conflicts:
+        raise Failure(
+            Exit.PARTLY,
+            f'{conflicts} were written here meanwhile',
+            'compare them with their copies, which are listed above',
+        )
 
 
-def _get(
-    session: Session,
-    client: DialedClient,
-    asked: _Source,
-    destination: Path,
-    cancel: threading.Event,
-) -> int:
-    """Bring one path over; return how many entries could not be."""
+def _parse_mirror(text: str) -> _Source:
+    asked = _parse_source(text)
+    if not asked.share or asked.path:
+        raise Failure(Exit.USAGE, f'a mirror is a share, like laptop:photos, not {text!r}')
+    return asked
+
+
+def _open_mirror(session: Session, asked: _Source) -> Mirror | None:
+    """Return a mirror; None for one that is not seen, without which all can be brought, too."""
+    from degu_rpc.files import Mirror
+    from degu_rpc.node.api import FILES
+
+    located = locate(session, asked.peer)
+    if not located.urls:
+        session.note(
+            f'mirror {asked.peer}:{asked.share} is not seen on the network; going on without it',
+            err=True,
+        )
+        return None
+    return Mirror(build_client(session, located), f'{FILES}/{asked.share}')
+
+
+def _get(getting: _Getting, client: DialedClient, asked: _Source) -> Fetched:
+    """Bring one path over, and say what came."""
     from degu_rpc.files import fetch
     from degu_rpc.node.api import FILES
 
-    into = destination if asked.path else destination / asked.share
-    with _showing(session) as show:
+    destination = getting.destination
+    with showing(getting.session) as show:
         fetched = fetch(
-            client, f'{FILES}/{asked.share}', asked.path, into, progress=show, cancel=cancel
+            client,
+            f'{FILES}/{asked.share}',
+            asked.path,
+            destination if asked.path else destination / asked.share,
+            mirrors=getting.mirrors,
+            durable=getting.durable,
+            rate_limit=getting.rate_limit,
+            progress=show,
+            cancel=getting.cancel,
         )
-    _say_done(session, asked, fetched)
-    return len(fetched.skipped)
+    _say_done(getting.session, asked, fetched)
+    return fetched
 
 
 def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
@@ -180,102 +249,15 @@ def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
         ),
     )
     for skipped in fetched.skipped:
-        session.say(f'not brought: {skipped.path}: {skipped.problem.value}', err=True)
+        session.say(f'not brought: {spell_path(skipped.path)}: {skipped.problem.value}', err=True)
     for conflict in fetched.conflicts:
-        session.say(f'written here meanwhile, kept as a copy: {conflict}', err=True)
+        session.say(f'written here meanwhile, kept as a copy: {spell_path(conflict)}', err=True)
     in_trash = fetched.files_replaced - len(fetched.conflicts)
     if in_trash:
         session.note(f'{in_trash} were replaced; the former ones are in .degu/trash')
-    rate = fetched.bytes_fetched / fetched.elapsed_s if fetched.elapsed_s else 0.0
-    files = 'file' if fetched.files_fetched == 1 else 'files'
     session.note(
-        f'{fetched.files_fetched:,} {files}, {format_size(fetched.bytes_fetched)}, '
-        f'{format_size(rate)}/s, {fetched.files_present:,} were here; ',
+        format_done(fetched.files_fetched, fetched.bytes_fetched, fetched.elapsed_s),
+        f', {fetched.files_present:,} were here; ',
         Styled('verified', 'green'),
         f' from {asked.peer} in {fetched.elapsed_s:.1f} s',
     )
-
-
-@contextlib.contextmanager
-def _on_interrupt() -> Iterator[threading.Event]:
-    """Have Ctrl-C end a transfer where nothing is left half-done; a second one ends at once."""
-    import signal
-
-    cancel = threading.Event()
-
-    def interrupt(_number: int, _frame: object) -> None:
-        if cancel.is_set():
-            raise KeyboardInterrupt
-        cancel.set()
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield cancel
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-# --- progress ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _showing(session: Session) -> Iterator[Callable[[Progress], None]]:
-    """Yield what shows how far a transfer is, on stderr: a bar, or a line now and then."""
-    if session.is_json or session.is_quiet:
-        yield lambda _progress: None
-    elif sys.stderr.isatty():
-        with _drawing_bar() as show:
-            yield show
-    else:
-        yield _print_lines(session)
-
-
-@contextlib.contextmanager
-def _drawing_bar() -> Iterator[Callable[[Progress], None]]:
-    from rich import progress
-    from rich.console import Console
-
-    columns = (
-        progress.TextColumn('{task.fields[files]}'),
-        progress.BarColumn(),
-        progress.DownloadColumn(binary_units=True),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task('', files='', total=None)
-
-        def show(now: Progress) -> None:
-            files = f'{now.files_done:,} of {now.files_total:,} files'
-            bars.update(task, total=now.bytes_total, completed=now.bytes_done, files=files)
-
-        yield show
-
-
-def _print_lines(session: Session) -> Callable[[Progress], None]:
-    next_s = time.monotonic() + LINE_PERIOD_S
-
-    def show(now: Progress) -> None:
-        nonlocal next_s
-        if time.monotonic() >= next_s:
-            next_s = time.monotonic() + LINE_PERIOD_S
-            session.say(
-                f'{now.files_done:,} of {now.files_total:,} files, {format_size(now.bytes_done)} '
-                f'of {format_size(now.bytes_total)}, {format_size(now.rate)}/s',
-                err=True,
-            )
-
-    return show
-
-
-def format_size(size: float) -> str:
-    """Write a number of bytes for people.
-
-    >>> format_size(1536)
-    '1.5 KiB'
-    """
-    for unit in ('B', 'KiB', 'MiB', 'GiB'):
-        if size < 1024:
-            return f'{size:.0f} {unit}' if unit == 'B' else f'{size:.1f} {unit}'
-        size /= 1024
-    return f'{size:.1f} TiB'

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from degu.net import Inherited
-    from degu_rpc.node.api import PeerStatus, Status
+    from degu_rpc.node.api import InboxStatus, PeerStatus, Status
     from degu_rpc.node.device import Node
 
 START_S = 30.0
@@ -306,8 +306,19 @@ def _show(session: Session, now: Status) -> None:
         session.say(f'serves {service.name}')
     for share in now.shares:
         session.say(f'shares {share.name}: {share.path} (for {", ".join(share.allow)})')
+    if now.inbox is not None:
+        _show_inbox(session, now.inbox)
     for problem in now.problems:
         session.say(Styled('problem: ', 'yellow'), f'{problem.what}; {problem.remedy}')
+
+
+def _show_inbox(session: Session, inbox: InboxStatus) -> None:
+    if inbox.arriving:
+        session.say(f'inbox: {inbox.arriving} arriving')
+    if inbox.waiting:
+        session.say(
+            Styled('inbox: ', 'yellow'), f'{inbox.waiting} waiting for an answer: degu inbox'
+        )
 
 
 def _show_peer(session: Session, peer: PeerStatus) -> None:

@@ -61,7 +61,8 @@ class Session:
     def say(self, *parts: str | Styled, err: bool = False) -> None:
         """Print a line of what was asked for, on stderr one that is about it; not with `--json`."""
         if not self.is_json:
-            click.echo(''.join(map(_render, parts)), err=err)
+            # While a bar is drawn, this stream writes above it; `err` would write into it.
+            click.echo(''.join(map(_render, parts)), file=sys.stderr if err else None)
 
     def note(self, *parts: str | Styled, err: bool = False) -> None:
         """Print a line that says no more than that all is well, or what comes next.

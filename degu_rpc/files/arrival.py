@@ -22,10 +22,11 @@ import errno
 import os
 import stat
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import ContentChangedError, IntegrityError, PathError
-from degu_rpc.files.blocks import Manifest, build_manifest
+from degu_rpc.files.blocks import Buffer, Manifest, build_manifest
 from degu_rpc.files.commit import Replacement, Symlink, Temporary, Workspace, close
 from degu_rpc.files.content import hash_file
 from degu_rpc.files.limits import BATCH_FILES, BATCH_SIZE, MAX_OPEN_CONTENTS, MAX_PIECE
@@ -34,9 +35,11 @@ from degu_rpc.files.offers import Item, Placing, Tree, find_place
 from degu_rpc.files.partial import Partial, store_small, write_at
 from degu_rpc.files.paths import Path, Root, parse_target
 from degu_rpc.files.plan import Here, agree
+from degu_rpc.files.space import Reservation
+from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     Move = Callable[[Path, Kind], bytes]
     """Writes down a free last name for a path whose own is taken, and returns it."""
@@ -63,9 +66,9 @@ class Arrival:
     """See the module. Close it once no thread uses it any more, or begins to."""
 
     # Set once: tree, _root, _workspace, _committing, _move, _tag.
-    # Guarded by self._lock: _missing (the roots of what is not here), _open, _is_ending,
+    # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
     # _is_closed, _received. Guarded by self._committing: _placed. By self._preparing, which is held
-    # while prepare() runs: _is_prepared.
+    # while prepare() runs: _is_prepared. By self._reserving: _reservation. The Intake's: used_at.
 
     def __init__(
         self,
@@ -91,11 +94,15 @@ class Arrival:
         self._lock = threading.Lock()
         self._missing: dict[str, list[Placing]] = {}
         self._open: collections.OrderedDict[str, _Open] = collections.OrderedDict()
+        self._claimed: set[str] = set()
         self._is_ending = False
         self._is_closed = False
         self._received = 0
         self._preparing = threading.Lock()
         self._is_prepared = False
+        self._reserving = threading.Lock()
+        self._reservation: Reservation | None = None
+        self.used_at = monotonic()
 
     def close(self) -> None:
         """Close what is open and used by no thread; what is used is closed by its last thread."""
@@ -105,6 +112,15 @@ class Arrival:
             partials = [self._open.pop(root).partial for root in rested]
         for partial in partials:
             partial.close()
+        with self._reserving:
+            if self._reservation is not None:
+                self._reservation.close()
+                self._reservation = None
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether contents can come."""
+        return self._is_prepared
 
     @property
     def bytes_received(self) -> int:
@@ -152,9 +168,10 @@ class Arrival:
             return False
 
     def prepare(self) -> Iterator[None]:
-        """Make what needs no content and find out what is missing, pausing now and then. OSError.
+        """Make what needs no content and find out what is missing, pausing now and then.
 
-        Until it has come to its end nothing is wanted; a second time does nothing.
+        Until it has come to its end nothing is wanted; a second time does nothing. Raises
+        NoSpaceError where there is no room for what is missing, OSError.
         """
         with self._preparing:
             if not self._is_prepared:
@@ -181,9 +198,23 @@ class Arrival:
                 yield
             if absent:
                 missing[root] = absent
+        self._reserve(sum(placing.entry.size for absent in missing.values() for placing in absent))
         with self._lock:
             self._missing = missing
             self._received = received
+
+    def _reserve(self, size: int) -> None:
+        """Reserve room on the disk for what is missing. Raises NoSpaceError, OSError."""
+        with self._reserving:
+            if self._reservation is None:
+                self._reservation = Reservation(self._root, self._workspace)
+            self._reservation.grow(size)
+
+    def _count_written(self, size: int) -> None:
+        """Count bytes that were written, or found to be here. Raises OSError."""
+        with self._reserving:
+            if self._reservation is not None:
+                self._reservation.shrink(size)
 
     def _make_directory(self, path: Path) -> None:
         """Make a directory; its parent is there. Under the lock of the workspace."""
@@ -263,44 +294,67 @@ class Arrival:
 
     # --- small contents -------------------------------------------------------------------------
 
-    def place_small(self, items: Iterable[Item]) -> Iterator[tuple[str, bool]]:
+    def place_small(self, items: Sequence[Item]) -> Iterator[tuple[str, bool]]:
         """Place small contents whose roots were checked; yield (root, is it placed) for each.
 
         Raises OSError.
         """
-        items = {item.root: item for item in items if self.is_missing(item.root)}.values()
-        ready = (
-            _Ready(placing, store_small(self._workspace, self._name(item.root), item.content))
-            for item in items
-            for placing in self._placings(item.root)
-        )
-        taken: set[str] = set()
-        for failed in self._place(ready):
-            taken |= failed
+        with self._claiming({item.root for item in items}) as claimed:
+            mine = {item.root: item for item in items if item.root in claimed}
+            ready = (
+                _Ready(placing, self._store(item))
+                for root, item in mine.items()
+                for placing in self._placings(root)
+            )
+            taken: set[str] = set()
+            for failed in self._place(ready):
+                taken |= failed
+            for root in mine.keys() - taken:
+                self._note_placed(root)
         for item in items:
-            if item.root not in taken:
-                self._note_placed(item.root)
-            yield item.root, item.root not in taken
+            yield item.root, not self.is_missing(item.root)
+
+    def _store(self, item: Item) -> Temporary:
+        temporary = store_small(self._workspace, self._name(item.root), item.content)
+        self._count_written(len(item.content))
+        return temporary
+
+    @contextlib.contextmanager
+    def _claiming(self, roots: set[str]) -> Iterator[set[str]]:
+        """Claim contents that are missing, so that no other thread places or opens them.
+
+        Yields those that are claimed now.
+        """
+        with self._lock:
+            claimed = {root for root in roots - self._claimed if root in self._missing}
+            self._claimed |= claimed
+        try:
+            yield claimed
+        finally:
+            with self._lock:
+                self._claimed -= claimed
 
     # --- large contents -------------------------------------------------------------------------
 
     def open_content(self, root: str, manifest: Manifest) -> None:
         """Begin, or go on, with a large content. Raises OSError."""
-        with self._lock:
-            if root in self._open or root not in self._missing:
+        with self._claiming({root}) as claimed:
+            if not claimed or self._is_open(root):
                 return
-        partial = Partial(self._workspace, self._name(root), manifest)
-        with self._lock:
-            surplus = []
-            if root in self._open or root not in self._missing or self._is_closed:
-                surplus.append(partial)
-            else:
-                self._open[root] = _Open(partial)
-                rested = [key for key, entry in self._open.items() if not entry.users]
-                for key in rested[: max(len(self._open) - MAX_OPEN_CONTENTS, 0)]:
-                    surplus.append(self._open.pop(key).partial)
+            name = self._name(root)
+            surplus = [Partial(self._workspace, name, manifest, self._count_written)]
+            with self._lock:
+                if not self._is_closed:
+                    self._open[root] = _Open(surplus.pop())
+                    rested = [key for key, entry in self._open.items() if not entry.users]
+                    for key in rested[: max(len(self._open) - MAX_OPEN_CONTENTS, 0)]:
+                        surplus.append(self._open.pop(key).partial)
         for old in surplus:
             old.close()
+
+    def _is_open(self, root: str) -> bool:
+        with self._lock:
+            return root in self._open
 
     @contextlib.contextmanager
     def use_content(self, root: str) -> Iterator[Partial | None]:
@@ -324,27 +378,33 @@ class Arrival:
             if is_surplus:
                 entry.partial.close()
 
+    def write(self, content: Partial, index: int, block: Buffer) -> None:
+        """Write a block of a large content. Raises IntegrityError, OSError."""
+        content.write(index, block)
+        self._count_written(len(block))
+
     def place_content(self, root: str) -> Iterator[tuple[str, bool]]:
         """Place a large content if it is complete; yield (root, is it placed), if it is.
 
         Pauses now and then with ('', False). Raises OSError.
         """
-        with self._lock:
-            entry = self._open.get(root)
-            if entry is None or entry.users or entry.partial.missing():
-                return
-            del self._open[root]
-        temporary = entry.partial.finish()
-        source = os.dup(temporary.fd)
-        try:
-            is_taken = False
-            for failed in self._place(self._copies(root, temporary, source)):
-                is_taken = is_taken or bool(failed)
-                yield '', False
-        finally:
-            os.close(source)
-        if not is_taken:
-            self._note_placed(root)
+        with self._claiming({root}) as claimed:
+            with self._lock:
+                entry = self._open.get(root)
+                if not claimed or entry is None or entry.users or entry.partial.missing():
+                    return
+                del self._open[root]
+            temporary = entry.partial.finish()
+            source = os.dup(temporary.fd)
+            try:
+                is_taken = False
+                for failed in self._place(self._copies(root, temporary, source)):
+                    is_taken = is_taken or bool(failed)
+                    yield '', False
+            finally:
+                os.close(source)
+            if not is_taken:
+                self._note_placed(root)
         yield root, not is_taken
 
     def _copies(self, root: str, temporary: Temporary, source: int) -> Iterator[_Ready | None]:
@@ -354,7 +414,8 @@ class Arrival:
         for placing in others:
             copy = self._workspace.open_temporary(self._name(root))
             try:
-                for _ in _copy(source, copy.fd, placing.entry.size):
+                for count in _copy(source, copy.fd, placing.entry.size):
+                    self._count_written(count)
                     yield None
             except BaseException:
                 os.close(copy.fd)
@@ -420,6 +481,7 @@ class Arrival:
                             entry.mode,
                             entry.mtime_ns,
                             None,
+                            parse_xattrs(entry.xattrs),
                             replaces=False,
                         )
                     )
@@ -489,25 +551,25 @@ def _bytes_here(partial: Partial) -> int:
     return partial.manifest.size - sum(stop - start for start, stop in ranges)
 
 
-def _copy(source: int, target: int, size: int) -> Iterator[None]:
-    """Copy a file of `size` bytes within the file system, pausing now and then. Raises OSError."""
+def _copy(source: int, target: int, size: int) -> Iterator[int]:
+    """Copy a file of `size` bytes within the file system; yield how many at a time. OSError."""
     position = 0
     can_copy = True
     while position < size:
+        count = 0
         if can_copy:
             try:
                 count = os.copy_file_range(
                     source, target, min(size - position, 16 * MAX_PIECE), position, position
                 )
-                can_copy = count > 0
-                position += count
             except OSError as error:
                 if error.errno not in _NO_COPY:
                     raise
-                can_copy = False
+            can_copy = count > 0
         else:
             piece = os.pread(source, min(size - position, MAX_PIECE), position)
             write_at(target, piece, position)
-            position += len(piece)
-        yield
+            count = len(piece)
+        position += count
+        yield count
     os.ftruncate(target, size)

@@ -169,9 +169,10 @@ class ManifestHasher:
 def build_manifest(content: Buffer) -> Manifest:
     """Build the manifest of a whole content that is in memory."""
     with memoryview(content).cast('B') as view:
-        hasher = ManifestHasher(len(view))
-        hasher.update(view)
-    return hasher.finish()
+        step = block_size(len(view))
+        blocks = range(0, len(view), step)
+        leaves = b''.join(hash_block(view[start : start + step]) for start in blocks)
+        return Manifest(len(view), step, leaves)
 
 
 def _hash_manifest(data: bytes) -> str:

@@ -216,7 +216,8 @@ class Board:
             download.has = {source: True}
             self._open.append(download)
             return Opening(download)
-        if self._packs:
+        # One pack at a time: two threads that write small files only fight for the interpreter.
+        if self._packs and not self._packs_at_work:
             self._packs_at_work += 1
             return self._packs.popleft()
         return None

@@ -332,7 +332,11 @@ class Workspace:
         try:
             self._prepare(batch)
             with self._locked():
-                committed = [self._place(replacement) for replacement in batch]
+                committed: list[Committed] = []
+                for above, group in itertools.groupby(batch, lambda each: each.path[:-1]):
+                    self._unsynced.add(above)
+                    with self._root.directory(above) as parent:
+                        committed += [self._place(each, parent) for each in group]
                 self.sync_directories()
             for replacement in batch:
                 content = replacement.content
@@ -402,24 +406,22 @@ class Workspace:
 
     # --- the change of one name, under the lock -------------------------------------------------
 
-    def _place(self, replacement: Replacement) -> Committed:
+    def _place(self, replacement: Replacement, parent: int) -> Committed:
         path = replacement.path
         name = self._stage(replacement)
-        self._unsynced.add(path[:-1])
-        with self._root.directory(path[:-1]) as parent:
-            if rename_to_free(self._tmp, name, parent, path[-1]):
+        if rename_to_free(self._tmp, name, parent, path[-1]):
+            return Committed(replaced=False)
+        if not replacement.replaces:
+            if isinstance(replacement.content, Symlink):
+                os.unlink(name, dir_fd=self._tmp)
+            return Committed(replaced=False, is_taken=True)
+        if is_directory(parent, path[-1]):
+            raise BlockedError(format_path(path), 'a directory is there')
+        with self._trash_slot(path) as slot:
+            replace = self._replace if self._can_exchange else self._replace_by_link
+            if not replace(name, path, parent, slot):
                 return Committed(replaced=False)
-            if not replacement.replaces:
-                if isinstance(replacement.content, Symlink):
-                    os.unlink(name, dir_fd=self._tmp)
-                return Committed(replaced=False, is_taken=True)
-            if is_directory(parent, path[-1]):
-                raise BlockedError(format_path(path), 'a directory is there')
-            with self._trash_slot(path) as slot:
-                replace = self._replace if self._can_exchange else self._replace_by_link
-                if not replace(name, path, parent, slot):
-                    return Committed(replaced=False)
-                return Committed(replaced=True, conflict=self._keep(replacement, parent, slot))
+            return Committed(replaced=True, conflict=self._keep(replacement, parent, slot))
 
     def _stage(self, replacement: Replacement) -> bytes:
         """Return the name in tmp/ of what is to be committed; a symlink is made there now."""

@@ -120,9 +120,17 @@ def format_conflict(name: bytes, mtime_ns: int, machine: str, tag: str) -> bytes
     second = min(max(mtime_ns // 10**9, 0), _LAST_SECOND)
     date = datetime.datetime.fromtimestamp(second, datetime.UTC).date()
     note = f' (conflict {date} {machine} {tag})'.encode()
-    stem, extension = os.path.splitext(name)
+    return add_note(*os.path.splitext(name), note)
+
+
+def add_note(stem: bytes, extension: bytes, note: bytes) -> bytes:
+    """Return a name with a note before its extension, of at most MAX_NAME bytes.
+
+    >>> add_note(b'a', b'.txt', b' (2)')
+    b'a (2).txt'
+    """
     if len(note) + len(extension) >= MAX_NAME:
-        stem, extension = name, b''
+        stem, extension = stem + extension, b''
     return _shorten(stem, MAX_NAME - len(note) - len(extension)) + note + extension
 
 

@@ -164,6 +164,7 @@ class _Transfer:
         self._lock = threading.Lock()
         self._skipped: list[Skipped] = []
         self._batch: list[Replacement] = []
+        self._batch_size = 0
         self._files_fetched = 0
         self._files_replaced = 0
         self._conflicts: list[str] = []
@@ -292,12 +293,12 @@ class _Transfer:
 
     def _add(self, replacement: Replacement) -> None:
         self._batch.append(replacement)
-        size = sum(waiting.size for waiting in self._batch)
-        if len(self._batch) >= BATCH_FILES or size >= BATCH_SIZE:
+        self._batch_size += replacement.size
+        if len(self._batch) >= BATCH_FILES or self._batch_size >= BATCH_SIZE:
             self._commit()
 
     def _commit(self) -> None:
-        batch, self._batch = self._batch, []
+        batch, self._batch, self._batch_size = self._batch, [], 0
         committed = self._workspace.commit(batch)
         self._files_fetched += len(committed)
         self._files_replaced += sum(each.replaced for each in committed)

@@ -227,14 +227,12 @@ class Inbox:
         if record.state is not State.ACCEPTED:
             return
         arrival = self._intake.activate(record.user, record.transfer, tree)
-        if arrival is None:
-            yield Answer(State.REFUSED, record.offer_id)
+        if isinstance(arrival, State):
+            yield Answer(arrival, record.offer_id)
             return
         for _ in arrival.prepare():
             yield None
-        wanted = arrival.wanted()
-        self._intake.require_space_for(arrival, wanted)
-        for root in wanted:
+        for root in arrival.wanted():
             yield Answer(root=root)
         yield from self._end(request, arrival)
 
@@ -285,7 +283,6 @@ class Inbox:
                     right.append(item)
                 except IntegrityError as error:
                     answers.append(Answer(root=item.root, status=422, why=str(error)))
-        self._intake.require_space(size)
         return self._respond(request, self._answer_pack(request, arrival, answers, right))
 
     def _answer_pack(
@@ -316,7 +313,10 @@ class Inbox:
     ) -> Iterator[Answer | None]:
         with arrival.use_content(root) as partial:
             missing = '' if partial is None else format_ranges(_missing_ranges(partial))
-        yield Answer(root=root, missing=missing)
+        if partial is None and arrival.is_missing(root):
+            yield Answer(root=root, status=503, why='another connection is at it')
+        else:
+            yield Answer(root=root, missing=missing)
         yield from self._answer_content(request, arrival, root)
 
     def _answer_content(
@@ -350,8 +350,7 @@ class Inbox:
         with arrival.use_content(root) as partial:
             if partial is not None:
                 body = _require_length(request.body, stop - start)
-                self._intake.require_space(stop - start)
-                _write_blocks(partial, body, start, stop)
+                _write_blocks(arrival, partial, body, start, stop)
             elif arrival.is_missing(root):
                 raise RefusalError(409, 'send its manifest first')
         return self._respond(request, self._answer_content(request, arrival, root))
@@ -402,7 +401,7 @@ def _missing_ranges(partial: Partial) -> list[tuple[int, int]]:
     return [(manifest.block_range(first)[0], manifest.block_range(last)[1]) for first, last in runs]
 
 
-def _write_blocks(partial: Partial, body: Input, start: int, stop: int) -> None:
+def _write_blocks(arrival: Arrival, partial: Partial, body: Input, start: int, stop: int) -> None:
     """Write what comes, block by block. Raises RefusalError, IntegrityError, OSError."""
     manifest = partial.manifest
     if start % manifest.block_size or (stop % manifest.block_size and stop != manifest.size):
@@ -413,7 +412,7 @@ def _write_blocks(partial: Partial, body: Input, start: int, stop: int) -> None:
     while start < stop:
         block = buffer[: min(manifest.block_size, stop - start)]
         body.readinto(block)
-        partial.write(start // manifest.block_size, block)
+        arrival.write(partial, start // manifest.block_size, block)
         start += len(block)
 
 
@@ -422,7 +421,9 @@ def _answer_placed(root: str, is_placed: bool) -> Answer | None:
         return None
     if is_placed:
         return Answer(root=root)
-    return Answer(root=root, status=503, why='its name was taken meanwhile; send it again')
+    return Answer(
+        root=root, status=503, why='it is being placed, or its name was taken; send it again'
+    )
 
 
 def _guarded(answers: Iterable[Answer | None]) -> Iterator[Answer | None]:

@@ -27,16 +27,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from blake3 import blake3
 
-from degu_rpc.errors import NoSpaceError
 from degu_rpc.files.arrival import Arrival
 from degu_rpc.files.commit import Workspace
 from degu_rpc.files.limits import (
     HEARTBEAT_S,
-    KEEP_FREE,
-    KEEP_FREE_FRACTION,
     MAX_ACTIVE_OF_USER,
     MAX_READ_OFFERS,
     MAX_READ_OFFERS_OF_USER,
+    MAX_REST_S,
     MAX_WAITING,
     MAX_WAITING_OF_USER,
     OFFER_AGE_S,
@@ -46,9 +44,10 @@ from degu_rpc.files.offers import Decision, Offer, State, Tree
 from degu_rpc.files.paths import Path, Root, format_path
 from degu_rpc.files.registry import Record, Registry
 from degu_rpc.files.responses import RefusalError
+from degu_rpc.files.space import Reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from degu_rpc.peers import Peer
 
@@ -193,7 +192,8 @@ class Intake:
         if decision is Decision.REFUSE:
             return _changed(record, state=State.REFUSED)
         if decision is Decision.ACCEPT:
-            self.require_space(tree.size)
+            with Reservation(self._root, self._workspace) as reservation:
+                reservation.grow(tree.size)
         with self._lock:
             # The same sender may have offered it twice at once.
             known = self._registry.find(user, transfer)
@@ -257,34 +257,39 @@ class Intake:
             _tag(record.user),
         )
 
-    def activate(self, user: str, transfer: str, tree: Tree) -> Arrival | None:
-        """Return the arrival of an offer, None if it is not accepted any more.
+    def activate(self, user: str, transfer: str, tree: Tree) -> Arrival | State:
+        """Return the arrival of an offer; its state if that is not ACCEPTED any more.
 
-        Those that rested longest are let go.
+        Those that rested for MAX_REST_S are let go, with what is reserved for them; and of one
+        user's, those that rested longest.
         """
-        rested = []
         with self._lock:
             record = self._registry.find(user, transfer)
-            if record is None or record.state is not State.ACCEPTED:
-                return None
+            if record is None:
+                return State.REFUSED
+            if record.state is not State.ACCEPTED:
+                return record.state
             arrival = self._active.get((user, transfer))
             if arrival is None:
                 arrival = self._active[user, transfer] = self._build_arrival(record, tree)
             self._active.move_to_end((user, transfer))
-            own = [other for other in self._active if other[0] == user]
-            for other in own[:-MAX_ACTIVE_OF_USER]:
-                rested.append(self._active.pop(other))
+            arrival.used_at = now = monotonic()
+            keys = [key for key, other in self._active.items() if now - other.used_at > MAX_REST_S]
+            keys += [key for key in self._active if key[0] == user][:-MAX_ACTIVE_OF_USER]
+            rested = [self._active.pop(key) for key in dict.fromkeys(keys)]
         for old in rested:
             old.close()
         return arrival
 
     def find_active(self, user: str, transfer: str) -> Arrival | None:
-        """Return the arrival of an offer that is active."""
+        """Return the arrival of an offer that is active and prepared."""
         with self._lock:
             arrival = self._active.get((user, transfer))
-            if arrival is not None:
-                self._active.move_to_end((user, transfer))
-        return arrival
+            if arrival is None or not arrival.is_prepared:
+                return None
+            self._active.move_to_end((user, transfer))
+            arrival.used_at = monotonic()
+            return arrival
 
     def wait_for_state(self, user: str, transfer: str, wait_s: float) -> Iterator[Record | None]:
         """Wait until an offer does not wait for an answer, at most `wait_s`; yield its record last.
@@ -338,22 +343,6 @@ class Intake:
                 self._received(record.offer, paths)
             except Exception:  # noqa: BLE001  # what came is here, whatever is made of it
                 _log.exception('what is called for offer %s failed', record.offer_id)
-
-    # --- space ----------------------------------------------------------------------------------
-
-    def require_space(self, size: int, spare: int = 0) -> None:
-        """See that there is room for `size` bytes, `spare` included. Raises NoSpaceError."""
-        disk = os.statvfs(self._root.name)
-        keep = min(KEEP_FREE, disk.f_blocks * disk.f_frsize // KEEP_FREE_FRACTION)
-        available = disk.f_bavail * disk.f_frsize - keep + spare
-        if size > available:
-            raise NoSpaceError(self._root.name, size, available)
-
-    def require_space_for(self, arrival: Arrival, wanted: Iterable[str]) -> None:
-        """See that there is room for what is wanted; what came of it already counts as room."""
-        contents = arrival.tree.contents
-        needed = sum(placing.entry.size for root in wanted for placing in contents[root])
-        self.require_space(needed, self._workspace.temporary_size())
 
 
 def _kind_of(tree: Tree, path: Path) -> Kind:

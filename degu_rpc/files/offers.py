@@ -21,8 +21,8 @@ from blake3 import blake3
 
 from degu_rpc.errors import ListingError
 from degu_rpc.files.blocks import SMALL_SIZE, is_root
+from degu_rpc.files.conflicts import add_note
 from degu_rpc.files.limits import (
-    MAX_NAME,
     MAX_OFFER_ENTRIES,
     MAX_OFFER_NAMES,
     MAX_OFFER_SIZE,
@@ -31,6 +31,7 @@ from degu_rpc.files.limits import (
 from degu_rpc.files.listing import Entry, Kind, Text
 from degu_rpc.files.paths import Path, parse_path, parse_target
 from degu_rpc.files.plan import text_size
+from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -87,7 +88,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     state: State | None = None
-    offer_id: Text = ''
+    offer_id: Annotated[str, msgspec.Meta(pattern=r'\A([a-z2-7]{8})?\Z')] = ''
     root: Text = ''
     status: Annotated[int, msgspec.Meta(ge=200, le=599)] = 200
     missing: Text = ''
@@ -197,6 +198,7 @@ def check_offer(entries: Iterable[Entry]) -> Tree:
             parse_target(entry.target)
             symlinks.append(Placing(path, entry))
         elif entry.kind is Kind.FILE and is_root(entry.root):
+            parse_xattrs(entry.xattrs)
             placings = contents.setdefault(entry.root, [])
             if placings and placings[0].entry.size != entry.size:
                 raise ListingError(f'{entry.path!r} has the root of another size')
@@ -247,18 +249,5 @@ def free_names(name: bytes, kind: Kind) -> Iterator[bytes]:
     """
     yield name
     stem, extension = (name, b'') if kind is Kind.DIRECTORY else os.path.splitext(name)
-    if len(extension) > MAX_NAME // 2:
-        stem, extension = name, b''
     for number in itertools.count(2):
-        end = b' (%d)%b' % (number, extension)
-        yield _shorten(stem, MAX_NAME - len(end)) + end
-
-
-def _shorten(text: bytes, size: int) -> bytes:
-    """Return up to `size` bytes of a name, without a half character at the end."""
-    if len(text) <= size:
-        return text
-    try:
-        return text.decode('utf-8').encode('utf-8')[:size].decode('utf-8', 'ignore').encode('utf-8')
-    except UnicodeDecodeError:
-        return text[:size]
+        yield add_note(stem, extension, b' (%d)' % number)

@@ -226,6 +226,6 @@ def _split(path: str | bytes | os.PathLike[str]) -> tuple[bytes, bytes]:
     """Return the directory in which something is, and its name there. Raises PathError."""
     native = os.fsencode(path)
     parent, name = os.path.split(native.rstrip(b'/'))
-    if name in {b'', b'.', b'..'}:
+    if native and name in {b'', b'.', b'..'}:
         parent, name = os.path.split(os.path.realpath(native))
     return parent or b'.', check_name(name)

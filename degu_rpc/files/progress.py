@@ -54,7 +54,8 @@ class Meter:
         self._failed = threading.Event()
         self._started_at = monotonic()
         self._lock = threading.Lock()
-        self._progress = Progress(0, 0, 0, 0, 0, 0.0, 0.0)
+        self._files_done = self._files_total = 0
+        self._bytes_done = self._bytes_total = self._bytes_moved = 0
         self._reported_at = float('-inf')
         self._samples = collections.deque([(self._started_at, 0)])
 
@@ -77,50 +78,51 @@ class Meter:
     def expect(self, files: int, size: int) -> None:
         """Add to the totals, or with negative numbers take away from them."""
         with self._lock:
-            old = self._progress
-            total = old.bytes_total + size
-            self._progress = old._replace(
-                files_total=old.files_total + files,
-                bytes_total=total,
-                bytes_done=min(old.bytes_done, total),
-            )
+            self._files_total += files
+            self._bytes_total += size
+            self._bytes_done = min(self._bytes_done, self._bytes_total)
 
     def count(self, *, files: int = 0, size: int = 0, moved: int = 0) -> None:
         """Count what was done: whole files, bytes, and those of them that came over the network.
 
         What the caller's `progress` raises is passed on.
         """
-        self._add(files, size, moved, is_last=False)
+        with self._lock:
+            self._files_done += files
+            # A file that is begun again is counted again, but not beyond the total.
+            self._bytes_done = min(self._bytes_done + size, self._bytes_total)
+            self._bytes_moved += moved
+            now = monotonic()
+            if now - self._reported_at >= PROGRESS_INTERVAL_S:
+                self._report(now)
 
     def finish(self) -> Progress:
         """Tell the caller a last time, and return how far it came."""
-        return self._add(0, 0, 0, is_last=True)
-
-    def _add(self, files: int, size: int, moved: int, *, is_last: bool) -> Progress:
         with self._lock:
-            now = monotonic()
-            old = self._progress
-            # A file that is begun again is counted again, but not beyond the total.
-            self._progress = old._replace(
-                files_done=old.files_done + files,
-                bytes_done=min(old.bytes_done + size, old.bytes_total),
-                bytes_moved=old.bytes_moved + moved,
-                elapsed_s=now - self._started_at,
-            )
-            if is_last or now - self._reported_at >= PROGRESS_INTERVAL_S:
-                self._reported_at = now
-                self._progress = self._progress._replace(rate=self._find_rate(now))
-                if self._callback is not None:
-                    self._callback(self._progress)
-            return self._progress
+            return self._report(monotonic())
+
+    def _report(self, now: float) -> Progress:
+        self._reported_at = now
+        progress = Progress(
+            self._files_done,
+            self._files_total,
+            self._bytes_done,
+            self._bytes_total,
+            self._bytes_moved,
+            now - self._started_at,
+            self._find_rate(now),
+        )
+        if self._callback is not None:
+            self._callback(progress)
+        return progress
 
     def _find_rate(self, now: float) -> float:
-        moved = self._progress.bytes_moved
-        self._samples.append((now, moved))
+        """Return the bytes a second since RATE_WINDOW_S ago, or since the beginning."""
+        self._samples.append((now, self._bytes_moved))
         while len(self._samples) > 2 and now - self._samples[1][0] > RATE_WINDOW_S:
             self._samples.popleft()
         since, before = self._samples[0]
-        return (moved - before) / (now - since) if now > since else 0.0
+        return (self._bytes_moved - before) / (now - since) if now > since else 0.0
 
 
 class RateLimit:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu.rgi import ContentRange
@@ -52,7 +53,10 @@ if TYPE_CHECKING:
 
 
 class Sent(NamedTuple):
-    """What a send did. Symlinks count as files; `files_present` were there already."""
+    """What a send did. Symlinks count as files; `files_present` were there already.
+
+    `elapsed_s` leaves out how long it took to get an answer where a person was asked.
+    """
 
     files_sent: int
     files_present: int
@@ -69,14 +73,14 @@ def send(
     progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
     rate_limit: float | None = None,
-    waiting: Callable[[], None] | None = None,
+    waiting: Callable[[str], None] | None = None,
 ) -> Sent:
     """Send the files, directories and symlinks `paths` into the inbox mounted at `prefix`.
 
     Each gets its last name there, or one like it where that is taken. `progress` is called now and
     then, never twice at once; setting `cancel` ends the send with TransferCanceledError.
     `rate_limit` is bytes a second. `waiting` is called, once, when a person is asked on the other
-    side; the send waits for the answer.
+    side, with the id that the offer has there; the send waits for the answer.
 
     Raises OfferRefusedError when the other side says no, other FilesError (see degu_rpc.errors),
     the core's DeguError, OSError, ValueError for a rate that is not positive.
@@ -95,7 +99,8 @@ def send(
 class _Sending:
     """One send.
 
-    Guarded by self._lock: `_sent`, `_lost`. Set once: the rest.
+    Guarded by self._lock: `_sent`, `_lost`. Used by the thread that called only: `_offer_id`,
+    `_waited_s`. Set once: the rest.
     """
 
     def __init__(
@@ -105,7 +110,7 @@ class _Sending:
         outgoing: Outgoing,
         meter: Meter,
         limit: RateLimit,
-        waiting: Callable[[], None] | None,
+        waiting: Callable[[str], None] | None,
     ) -> None:
         self._outgoing = outgoing
         self._meter = meter
@@ -115,6 +120,8 @@ class _Sending:
         self._client = client
         self._prefix = prefix
         self._sizes = {entry.root: entry.size for entry in outgoing.entries if entry.root}
+        self._offer_id = ''
+        self._waited_s = 0.0
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._sent: set[str] = set()
@@ -141,7 +148,7 @@ class _Sending:
             sent,
             len(counts) - sent - len(lost),
             done.bytes_moved,
-            done.elapsed_s,
+            done.elapsed_s - self._waited_s,
             (*self._outgoing.skipped, *lost),
         )
 
@@ -152,10 +159,12 @@ class _Sending:
         """Offer, and send what is wanted until all is there; return whether anything was to do."""
         state, wanted = self._offer(remote)
         if state is State.WAITING and self._waiting is not None:
-            self._waiting()
+            self._waiting(self._offer_id)
+        began = monotonic()
         while state is State.WAITING:
             if remote.wait_for_state(POLL_S) is not State.WAITING:
                 state, wanted = self._offer(remote)
+        self._waited_s = monotonic() - began
         self._count_present(set(self._sizes) - set(wanted))
         if state is State.DONE:
             return False
@@ -168,7 +177,7 @@ class _Sending:
             in_vain = in_vain + 1 if settled == len(self._sent) + len(self._lost) else 0
             if in_vain == SEND_ROUNDS:
                 raise OfferRefusedError(503, 'it takes what is sent, and wants it again')
-            if in_vain:
+            if in_vain > 1:
                 self._meter.sleep(BUSY_PAUSE_S)
             state, wanted = self._offer(remote)
             if state is State.DONE:
@@ -195,6 +204,7 @@ class _Sending:
         wanted: dict[str, None] = {}
         for answer in remote.offer(self._outgoing.entries):
             state = answer.state or state
+            self._offer_id = answer.offer_id or self._offer_id
             if answer.root in self._sizes:
                 wanted[answer.root] = None
         if state is None:

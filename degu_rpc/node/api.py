@@ -21,6 +21,8 @@ SERVICES = '/rpc'
 """Where the services are."""
 FILES = '/files'
 """Where the shares are."""
+INBOX = '/inbox'
+"""Where files come in that others send."""
 CERTIFICATES = '/certificates'
 """Where machines of my own user get new certificates."""
 NAME_PATTERN = r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}'
@@ -83,6 +85,43 @@ class ShareStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class InboxStatus:
+    """Where files go that others send."""
+
+    path: str
+    accept: list[str]
+    """The roles whose files are taken at once."""
+    ask: list[str]
+    """The roles whose files wait for an answer."""
+    waiting: int = 0
+    """Offers that wait for one."""
+    arriving: int = 0
+    """Offers that were accepted and are not all here."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfferStatus:
+    """What somebody sends to this machine, and how far it is."""
+
+    offer_id: str
+    sender: str
+    """What we call them."""
+    user_id: str | None
+    """Whose machine sends it; null for a program of this machine."""
+    machine_id: str | None
+    names: list[str]
+    """The first of what is at the top, as it can be shown: bytes that are no text are escaped."""
+    more_names: int
+    """How many more there are at the top."""
+    files: int
+    size: int
+    """In bytes."""
+    state: Literal['waiting', 'accepted', 'done', 'refused']
+    bytes_received: int
+    offered_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """How a node is."""
 
@@ -99,6 +138,8 @@ class Status:
     services: list[ServiceStatus]
     shares: list[ShareStatus]
     problems: list[Problem]
+    inbox: InboxStatus | None = None
+    """Null where nobody may send anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,4 +262,16 @@ class NodeApi:
 
     def serve(self, name: str, socket_path: str) -> Iterator[ServiceStatus]:
         """Serve what is at a unix socket behind this node, as `/<name>`, while the stream lasts."""
+        raise NotImplementedError
+
+    def inbox(self) -> Iterator[OfferStatus]:
+        """List what others send to this machine; done and refused offers for a while, too."""
+        raise NotImplementedError
+
+    def accept_offer(self, offer_id: str) -> OfferStatus:
+        """Take what is offered, even if it was refused before."""
+        raise NotImplementedError
+
+    def reject_offer(self, offer_id: str) -> OfferStatus:
+        """Refuse what is offered; what of it is here already stays."""
         raise NotImplementedError

@@ -32,7 +32,14 @@ from degu.client import Client
 from degu.errors import DeguError
 from degu.util import relative_uri, shift_path
 from degu_rpc.errors import Code, RpcError
-from degu_rpc.node.api import CERTIFICATES, FILES, NAME_PATTERN, SERVICES, ServiceStatus
+from degu_rpc.node.api import (
+    CERTIFICATES,
+    FILES,
+    INBOX,
+    NAME_PATTERN,
+    SERVICES,
+    ServiceStatus,
+)
 from degu_rpc.node.limits import CALLER_PERIOD_S, MAX_SERVED, SILENCE_LOG_S
 from degu_rpc.peers.caller import CALLER, format_caller
 from degu_rpc.rpc.protocol import format_error
@@ -44,7 +51,7 @@ if TYPE_CHECKING:
     from degu.client import Connection
     from degu.rgi import Response
 
-RESERVED = frozenset(path.removeprefix('/') for path in (SERVICES, FILES, CERTIFICATES))
+RESERVED = frozenset(path.removeprefix('/') for path in (SERVICES, FILES, INBOX, CERTIFICATES))
 """What the node itself has at the top."""
 _HOP_BY_HOP = frozenset({'connection', 'keep-alive', 'proxy-connection', 'te', 'upgrade'})
 """About one connection, not about what is passed on. Source: RFC 9110 §7.6.1."""

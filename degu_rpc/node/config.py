@@ -11,6 +11,11 @@
     path = "~/Pictures"               # absolute, or from ~
     allow = ["peer"]                      # the roles that may; ["peer"] unless given
 
+    [inbox]                               # where files go that others send: degu send talk.pdf
+    path = "~/Downloads"              # the user's directory for downloads unless given
+    accept = ["owner"]                    # the roles whose files are taken; ["owner"] unless given
+    ask = ["peer"]                        # those whose files wait for `degu inbox accept`
+
 1. A setting is looked for in the flags of the command, the environment (`DEGU_PORT`), what `degu
    config set` stored, and `config.toml`, in this order; else it has its default.
 2. `config.toml` is a person's: it is read and never written. `set_value` and `unset_value` write
@@ -62,6 +67,19 @@ class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.path).expanduser()
 
 
+class InboxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where files go that others send, and whose are taken; with no role at all, nobody's."""
+
+    path: str = msgspec.field(default_factory=lambda: _find_downloads())
+    accept: tuple[str, ...] = ('owner',)
+    ask: tuple[str, ...] = ('peer',)
+
+    @property
+    def directory(self) -> Path:
+        """Where it is, with `~` for the user's own directory. RuntimeError for that of nobody."""
+        return Path(self.path).expanduser()
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The settings of a node; see the module for what they mean."""
 
@@ -72,6 +90,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     discovery: bool = True
     machines: tuple[str, ...] = ()
     shares: dict[_ShareName, Share] = {}
+    inbox: InboxSettings = msgspec.field(default_factory=InboxSettings)
 
 
 class Setting(NamedTuple):
@@ -83,7 +102,7 @@ class Setting(NamedTuple):
 
 
 KEYS = Config.__struct_fields__
-SETTABLE = tuple(key for key in KEYS if key != 'shares')
+SETTABLE = tuple(key for key in KEYS if key not in ('shares', 'inbox'))
 """What can be given by a flag or a variable, and stored by `degu config set`."""
 DEFAULT = 'default'
 
@@ -177,6 +196,8 @@ def _check(key: str, value: Any, source: str) -> Setting:
         elif key == 'shares':
             for name, share in checked.items():
                 _check_share(name, share)
+        elif key == 'inbox':
+            _check_inbox(checked)
     except ValueError as error:
         raise ConfigError(key, source, str(error), 'correct it there') from None
     return Setting(key, checked, source)
@@ -186,10 +207,28 @@ def _check_share(name: str, share: Share) -> None:
     """Raise ValueError for one that is of nobody, or whose directory hangs on where we are."""
     try:
         build_roles(share.allow)
-        if not share.directory.is_absolute():
-            raise ValueError(f'path must begin with / or ~, not {share.path!r}')
-    except (ValueError, RuntimeError) as error:  # the latter of a ~user whom nobody knows
+        _check_directory(share)
+    except ValueError as error:
         raise ValueError(f'{name}: {error}') from None
+
+
+def _check_inbox(inbox: InboxSettings) -> None:
+    """Raise ValueError for roles that are none, and for one whose files are to do both."""
+    for roles in (inbox.accept, inbox.ask):
+        if roles:
+            build_roles(roles)
+    if both := set(inbox.accept).intersection(inbox.ask):
+        raise ValueError(f'accept and ask both name {", ".join(sorted(both))}; choose one')
+    _check_directory(inbox)
+
+
+def _check_directory(setting: Share | InboxSettings) -> None:
+    try:
+        is_absolute = setting.directory.is_absolute()
+    except RuntimeError as error:  # of a ~user whom nobody knows
+        raise ValueError(str(error)) from None
+    if not is_absolute:
+        raise ValueError(f'path must begin with / or ~, not {setting.path!r}')
 
 
 def _name_source(source: str, key: str) -> str:
@@ -260,6 +299,12 @@ def _check_own_name(name: str) -> str:
             'not begin with - and is not a dot alone'
         )
     return check_new_name(name)
+
+
+def _find_downloads() -> str:
+    import platformdirs  # only who needs it pays for it
+
+    return str(platformdirs.user_downloads_path())
 
 
 def _find_host_name() -> str:

@@ -23,6 +23,7 @@ from degu_rpc.errors import (
     RpcError,
     TrustError,
     UnknownMachineError,
+    UnknownOfferError,
     UnreachableError,
 )
 from degu_rpc.node.api import (
@@ -32,6 +33,7 @@ from degu_rpc.node.api import (
     Located,
     Nearby,
     NearbyResult,
+    OfferStatus,
     PairedWith,
     PairingEvent,
     ServiceStatus,
@@ -149,6 +151,21 @@ def build_control(node: Node) -> Service:
             while True:
                 _pause(node, ctx, CALLER_PERIOD_S)
 
+    @control.method(allow=OWNER, safe=True)
+    def inbox() -> Iterator[OfferStatus]:
+        """List what others send to this machine; done and refused offers for a while, too."""
+        yield from node.inbox.offers()
+
+    @control.method(allow=OWNER)
+    def accept_offer(offer_id: str) -> OfferStatus:
+        """Take what is offered, even if it was refused before."""
+        return node.inbox.accept(offer_id)
+
+    @control.method(allow=OWNER)
+    def reject_offer(offer_id: str) -> OfferStatus:
+        """Refuse what is offered; what of it is here already stays."""
+        return node.inbox.reject(offer_id)
+
     return control
 
 
@@ -198,6 +215,8 @@ def _explain(error: DeguRpcError) -> RpcError:
     elif isinstance(error, UnknownMachineError):
         code = Code.NOT_FOUND
         detail['known'] = list(error.known)
+    elif isinstance(error, UnknownOfferError):
+        code = Code.NOT_FOUND
     elif isinstance(error, AmbiguousNameError):
         code = Code.INVALID_ARGUMENT
         detail['machines'] = error.machines

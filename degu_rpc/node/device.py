@@ -5,8 +5,9 @@
 
 1. A node holds its home, so that there is one of it, and opens the identity there or makes one.
 2. It listens on TLS, for other machines, by IPv4 and IPv6 at one port, and on a unix socket for
-   programs of this one. Both have the services at `/rpc`, the shares at `/files/<name>`, and what
-   other programs serve behind the node at `/<name>`. The question who calls has one answer on both.
+   programs of this one. Both have the services at `/rpc`, the shares at `/files/<name>`, the inbox
+   at `/inbox`, and what other programs serve behind the node at `/<name>`. The question who calls
+   has one answer on both.
 3. On the unix socket `/rpc` has the service `node.v1.Node`, too: see degu_rpc.node.api.
 4. It is found by others, and finds them: degu_rpc.node.neighbours.
 5. It looks after its certificate: degu_rpc.node.upkeep.
@@ -35,11 +36,12 @@ from degu.server import Server, SSLServer
 from degu.stop import Stop
 from degu_rpc.errors import DeguRpcError, RenewalError
 from degu_rpc.files.share import FileShare
-from degu_rpc.node.api import CERTIFICATES, EXAMINE, FILES, SERVICES
+from degu_rpc.node.api import CERTIFICATES, EXAMINE, FILES, INBOX, SERVICES
 from degu_rpc.node.behind import Behind
 from degu_rpc.node.config import Config, build_config, read_settings
 from degu_rpc.node.control import build_control
 from degu_rpc.node.home import Home
+from degu_rpc.node.inbox import NodeInbox
 from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
 from degu_rpc.node.places import Place, find_places, find_reachable
@@ -87,6 +89,7 @@ class Node:
     started_at: datetime
     neighbours: Neighbours
     behind: Behind
+    inbox: NodeInbox
 
     def __init__(
         self,
@@ -133,6 +136,8 @@ class Node:
             self.started_at = datetime.now(UTC)
             self.behind = Behind(self.home.socket_path)
             stack.callback(self.behind.close)
+            self.inbox = NodeInbox(self.config.inbox)
+            stack.callback(self.inbox.close)
             shares = self._open_shares(stack)
             outside = self._build_app(shares, self._services)
             inside = self._build_app(shares, [*self._services, build_control(self)])
@@ -198,6 +203,7 @@ class Node:
         router.mount(SERVICES, RpcApp(everything))
         router.mount(f'{SERVICES}/jsonrpc', JsonRpcApp(everything))
         router.mount(FILES, Files(shares, served))
+        router.mount(INBOX, self.inbox)
         if self.trust.identity.can_certify:
             router.mount(CERTIFICATES, Certifier(self.trust))
         router.mount('/', self.behind)
@@ -287,6 +293,8 @@ class Node:
         """Return what does not work, and what to do about each. Raises OSError."""
         found = [(problem, 'see the log of the node') for problem in self._upkeep.problems.values()]
         found.extend(self._unserved)
+        if (problem := self.inbox.find_problem()) is not None:
+            found.append((problem, 'mend that, or choose another path for [inbox] in config.toml'))
         if self.neighbours.problem is not None:
             found.append((self.neighbours.problem, EXAMINE))
         if not any(map(find_reachable, self.addresses)):

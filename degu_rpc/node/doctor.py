@@ -29,6 +29,7 @@ from degu_rpc.errors import ConfigError, IdentityError, RpcError, UnreachableErr
 from degu_rpc.node.api import EXAMINE, NODE, NodeApi
 from degu_rpc.node.config import build_config, read_settings
 from degu_rpc.node.home import MACHINE_FILE
+from degu_rpc.node.inbox import find_fault
 from degu_rpc.node.limits import (
     CLOCK_SLACK_S,
     DEFAULT_PORT,
@@ -99,6 +100,7 @@ def examine(home: Home, timeout_s: float) -> list[Finding]:
         check_space,
         check_settings,
         check_shares,
+        check_inbox,
         check_identity,
         check_certificate,
         check_clock,
@@ -185,6 +187,19 @@ def check_shares(known: Known) -> Iterator[Finding]:
             yield Finding('shares', Level.FAULT, str(error), error.remedy)
         else:
             yield Finding('shares', Level.OK, f'{name} is {share.directory}')
+
+
+def check_inbox(known: Known) -> Iterator[Finding]:
+    """Look whether anything can come into the inbox."""
+    inbox = known.config.inbox if known.config else None
+    if inbox is None or not (inbox.accept or inbox.ask):
+        return
+    fault = find_fault(inbox.directory)
+    if fault is None:
+        yield Finding('inbox', Level.OK, f'it is {inbox.directory}')
+    else:
+        remedy = 'mend that, or choose another path for [inbox] in config.toml'
+        yield Finding('inbox', Level.FAULT, f'nothing can come in: {fault}', remedy)
 
 
 def check_identity(known: Known) -> Iterator[Finding]:

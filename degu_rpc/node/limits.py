@@ -22,6 +22,8 @@ MAX_SERVED = 64
 """Programs that serve something behind the node at once."""
 MAX_CONFIG_SIZE = 64 * 1024
 """Bytes of a configuration file."""
+MAX_SHOWN_NAMES = 16
+"""Names of one offer that programs are told, of the thousands that there may be."""
 SYSTEMCTL_S = 60.0
 """How long systemd has to do what it is told, the start of a node included."""
 EXAMINE_S = 5.0

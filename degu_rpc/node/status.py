@@ -38,6 +38,7 @@ def build_status(node: Node) -> Status:
             for name, share in sorted(node.config.shares.items())
         ],
         problems=[Problem(what, remedy) for what, remedy in node.find_problems()],
+        inbox=node.inbox.find_status(),
     )
 
 

@@ -35,6 +35,7 @@ PLACES = {
 }
 """Where this side and the peer's process run."""
 START_TIMEOUT_S = 20.0
+END_TIMEOUT_S = 20.0
 
 
 def build_app(cores: list[int], app: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,7 +114,11 @@ def running(command: list[str], port: int) -> Iterator[int]:
             yield process.pid
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _listens(port: int) -> bool:

@@ -69,9 +69,20 @@ class Device:
     home: Path
 
     @property
+    def downloads(self) -> Path:
+        """Where files come in that others send, unless it is set otherwise."""
+        return self.home.with_name('Downloads')
+
+    @property
     def environment(self) -> dict[str, str]:
         given = {k: v for k, v in os.environ.items() if not k.startswith('DEGU_')}
-        return {**given, 'DEGU_HOME': str(self.home), 'DEGU_LISTEN': '127.0.0.1', 'NO_COLOR': '1'}
+        return {
+            **given,
+            'DEGU_HOME': str(self.home),
+            'DEGU_LISTEN': '127.0.0.1',
+            'NO_COLOR': '1',
+            'XDG_DOWNLOAD_DIR': str(self.downloads),
+        }
 
     def run(self, *arguments: str | Path, text: str | None = None, **environment: str) -> Done:
         """Run `degu` with these arguments to its end."""
@@ -154,10 +165,19 @@ class Device:
             yield up
 
 
+@pytest.fixture(scope='session')
+def make_device(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Device]:
+    """Give `make_device(name)`: a home in which nothing runs yet.
+
+    Its path is short, as sockets are made below it.
+    """
+    return lambda name: Device(tmp_path_factory.mktemp('home') / name)
+
+
 @pytest.fixture
-def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
-    """Give a home in which nothing runs yet; its path is short, as sockets are made below it."""
-    return Device(tmp_path_factory.mktemp('home') / 'studio')
+def device(make_device: Callable[[str], Device]) -> Device:
+    """Give a home in which nothing runs yet."""
+    return make_device('studio')
 
 
 @pytest.fixture
@@ -168,14 +188,14 @@ def node(device: Device) -> Iterator[Device]:
 
 
 @pytest.fixture
-def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+def other(make_device: Callable[[str], Device]) -> Iterator[Device]:
     """Give a second home whose node runs."""
-    found = Device(tmp_path_factory.mktemp('home') / 'laptop')
+    found = make_device('laptop')
     with found.up():
         yield found
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def pair_devices() -> Callable[..., None]:
     """Give `pair_devices(node, other, *flags)`: they are paired, `other` typed the code."""
 

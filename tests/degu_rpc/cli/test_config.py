@@ -36,7 +36,7 @@ def test_get_shows_every_setting_with_its_value_and_its_source(device):
     assert ['shares', 'photos:', '~/Pictures', '(for', 'peer)', f'({toml})'] in said
     documents = device.check('config', 'get', '--json').documents
     assert len(documents) == len(said)
-    assert documents[-1]['value'] == {'photos': {'path': '~/Pictures', 'allow': ['peer']}}
+    assert documents[-2]['value'] == {'photos': {'path': '~/Pictures', 'allow': ['peer']}}
 
 
 def test_set_stores_and_unset_removes_and_a_node_counts_on_it(device):

@@ -84,6 +84,34 @@ def test_get_brings_it_over_and_not_twice(other, there, shared, tmp_path):
     assert (target / 'a.txt').read_text() == 'hello\n'
 
 
+def test_get_brings_some_from_mirrors_and_goes_on_without_those_that_are_away(
+    other, there, shared, tmp_path
+):
+    flags = ('--no-sync', '--limit', '100M', '--mirror', f'{there}/things')
+    done = other.check('get', f'{there}/things', tmp_path, *flags, '--mirror', 'studio:things')
+    assert done.stdout.startswith('4 files, 1.0 MiB')
+    # Nobody looks for others here, so the name leads nowhere.
+    assert done.stderr == 'mirror studio:things is not seen on the network; going on without it\n'
+    assert (tmp_path / 'things' / 'deep' / 'b.bin').read_bytes() == PATTERN
+
+
+def test_what_was_written_while_it_came_is_kept_and_is_status_3(other, there, tmp_path):
+    file = tmp_path / 'b.bin'
+    file.write_bytes(b'before')
+    with other.start('get', f'{there}/things/deep/b.bin', tmp_path, '--limit', '1M') as getting:
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob('.degu/tmp/*')):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        file.write_bytes(b'meanwhile')
+        assert getting.wait(30) == 3
+        said = getting.stderr.read()
+    assert 'written here meanwhile, kept as a copy: b (conflict' in said
+    assert 'compare them with their copies' in said
+    (copy,) = tmp_path.glob('b (conflict*')
+    assert (file.read_bytes(), copy.read_bytes()) == (PATTERN, b'meanwhile')
+
+
 @pytest.mark.parametrize(
     ('source', 'status', 'words'),
     [
@@ -121,6 +149,8 @@ def test_timeout_is_how_long_another_machine_is_tried(node, other, there, tmp_pa
 def test_wrong_usage(other, device):
     assert other.run('ls', 'things').returncode == 2
     assert other.run('get', 'studio:').returncode == 2
+    for flags in (['--mirror', 'studio'], ['--mirror', 'studio:x/y'], ['--limit', '-1']):
+        assert other.run('get', 'degu://x@y:1/x', *flags).returncode == 2, flags
     assert other.run('ls', 'studio:x').returncode == 4  # nobody of that name
     assert device.run('ls', 'studio:x').returncode == 10
 
@@ -129,16 +159,17 @@ def test_get_draws_a_bar_on_a_terminal_and_ctrl_c_says_how_to_go_on(other, there
     with (shared / 'large').open('wb') as file:
         for _ in range(400):
             file.write(PATTERN)
+    command = [sys.executable, '-m', 'degu_rpc.cli', 'get', '--limit', '80M']
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(
-            [sys.executable, '-m', 'degu_rpc.cli', 'get', f'{there}/things', tmp_path / 'target'],
+            [*command, f'{there}/things', tmp_path / 'target'],
             stdout=subprocess.DEVNULL,
             stderr=theirs,
             env={**other.environment, 'TERM': 'xterm'},
         ) as process:
             said = b''
-            while b'MiB' not in said:
+            while b' left' not in said:
                 said += os.read(ours, 4096)
             process.send_signal(signal.SIGINT)
             while b'go on where it stopped' not in said:
@@ -147,6 +178,7 @@ def test_get_draws_a_bar_on_a_terminal_and_ctrl_c_says_how_to_go_on(other, there
     finally:
         os.close(ours)
         os.close(theirs)
+    assert b'/s, 0:0' in said
     assert not (tmp_path / 'target' / 'things' / 'large').exists()
     assert 'verified' in other.check('get', f'{there}/things', tmp_path / 'target').stdout
     assert (tmp_path / 'target' / 'things' / 'large').stat().st_size == 400 * len(PATTERN)

@@ -9,13 +9,13 @@ import pathlib
 import shutil
 import stat
 import subprocess
-import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from degu.client import Client
 from degu.server import Server
+from degu_rpc.peers.caller import Peer, PeerKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,9 +57,10 @@ def work() -> ModuleType:
 class WithRoles:
     """Middleware that says who is calling, as the node does from the certificate."""
 
-    def __init__(self, app: Any, *roles: str) -> None:
+    def __init__(self, app: Any, *roles: str, user: str = 'someone') -> None:
         self.app = app
         self.roles = frozenset(roles)
+        self.peer = Peer(PeerKind.MACHINE, user, 'machine', user, self.roles, None, None)
 
     def on_connect(self, sock: Any, connection: dict[str, Any]) -> bool:
         on_connect = getattr(self.app, 'on_connect', None)
@@ -67,7 +68,7 @@ class WithRoles:
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
         if self.roles:
-            request['_peer'] = types.SimpleNamespace(roles=self.roles)
+            request['_peer'] = self.peer
         return self.app(connection, request)
 
 
@@ -82,8 +83,10 @@ def serve() -> Iterator[Callable[..., Client]]:
     """Serve an app to a caller with the given roles ('peer' unless told) and return a client."""
     with contextlib.ExitStack() as stack:
 
-        def start(app: Any, *roles: str, anonymous: bool = False, **options: Any) -> Client:
-            known = WithRoles(app, *(() if anonymous else roles or ('peer',)))
+        def start(
+            app: Any, *roles: str, anonymous: bool = False, user: str = 'someone', **options: Any
+        ) -> Client:
+            known = WithRoles(app, *(() if anonymous else roles or ('peer',)), user=user)
             server = stack.enter_context(Server(('127.0.0.1', 0), known, **options))
             return Client(server.address, timeout_s=20)
 

@@ -70,12 +70,30 @@ def test_everything_in_the_file_is_understood(home):
         [shares.photos]
         path = "~/Pictures"
         allow = ["guest"]
+        [inbox]
+        path = "~/in"
+        accept = ["owner", "peer"]
+        ask = []
         """
     )
     config = build_config(read_settings(home, {}, {}))
     assert config.listen == ('127.0.0.1', '::1')
     assert config.shares['photos'].allow == ('guest',)
     assert not str(config.shares['photos'].directory).startswith('~')
+    assert (config.inbox.accept, config.inbox.ask) == (('owner', 'peer'), ())
+    assert config.inbox.directory.is_absolute()
+
+
+def test_the_inbox_is_the_directory_for_downloads_of_the_user_unless_it_is_set(home, monkeypatch):
+    monkeypatch.setenv('HOME', str(home.directory))
+    monkeypatch.setenv('XDG_CONFIG_HOME', str(home.directory))
+    monkeypatch.setenv('XDG_DOWNLOAD_DIR', str(home.directory / 'loads'))
+    inbox = build_config(read_settings(home, {}, {})).inbox
+    assert (inbox.path, inbox.accept, inbox.ask) == (
+        str(home.directory / 'loads'),
+        ('owner',),
+        ('peer',),
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,6 +115,10 @@ def test_everything_in_the_file_is_understood(home):
         ('[shares.x]\npath = "/"\nallow = [""]', 'shares', 'x: allow must name a role'),
         ('[shares.x]\npath = "~nosuchuser/x"', 'shares', 'x: Could not determine home'),
         ('[shares.x]\npath = "Pictures"', 'shares', "x: path must begin with / or ~, not 'Pict"),
+        ('[inbox]\npath = "in"', 'inbox', "path must begin with / or ~, not 'in'"),
+        ('[inbox]\nallow = ["peer"]', 'inbox', 'allow'),
+        ('[inbox]\nask = [""]', 'inbox', 'must name a role'),
+        ('[inbox]\naccept = ["peer"]', 'inbox', 'accept and ask both name peer'),
         ('port = ', 'config.toml', 'Invalid value'),
         ('x' * (MAX_CONFIG_SIZE + 1), 'config.toml', 'larger'),
     ],
@@ -127,7 +149,7 @@ def test_what_was_stored_by_another_version_is_refused(home):
         read_settings(home, {}, {})
 
 
-@pytest.mark.parametrize('key', ['shares', 'nosuch'])
+@pytest.mark.parametrize('key', ['shares', 'inbox', 'nosuch'])
 def test_what_cannot_be_stored_says_what_can(home, key):
     with pytest.raises(ConfigError, match='cannot be set'):
         set_value(home, key, 'x')

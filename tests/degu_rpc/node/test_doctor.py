@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from degu_rpc import Identity, Node, TrustStore
-from degu_rpc.node.config import Config, Share
+from degu_rpc.node.config import Config, InboxSettings, Share
 from degu_rpc.node.doctor import (
     Known,
     Level,
@@ -21,6 +21,7 @@ from degu_rpc.node.doctor import (
     check_clock,
     check_home,
     check_identity,
+    check_inbox,
     check_node,
     check_port,
     check_settings,
@@ -72,6 +73,17 @@ def test_a_home_of_a_newer_version_is_a_fault(home):
     ((level, words, _),) = find(check_home, home)
     assert level is FAULT
     assert 'newer version' in words
+
+
+def test_an_inbox_into_which_nothing_can_come_is_a_fault(home, tmp_path):
+    def look(**settings):
+        return find(check_inbox, home, config=Config(inbox=InboxSettings(**settings)))
+
+    assert look(path=str(tmp_path)) == [(OK, f'it is {tmp_path}', '')]
+    ((level, words, remedy),) = look(path=str(tmp_path / 'nosuch' / 'in'))
+    assert (level, words) == (FAULT, f'nothing can come in: {tmp_path}/nosuch is not there')
+    assert 'config.toml' in remedy
+    assert look(path='/nosuch/in', accept=(), ask=()) == []
 
 
 def test_a_share_that_cannot_be_opened_is_a_fault(home, tmp_path):

@@ -28,6 +28,7 @@ _BLURS = (
     (re.compile(r'\b[0-9A-Z]{4}-[0-9A-Z]{4}\b'), 'CODE'),
     (re.compile(r'\b\d+-[a-z]+-[a-z]+\b'), 'WORDS'),
     (re.compile(r'\b[a-z2-7]{48}\b|\b[a-z2-7]{12}(?=\.\.\.)'), 'ID'),
+    (re.compile(r'\b[a-z2-7]{8}\b'), 'OFFER'),
     (re.compile(r'(?<= )/\S+(?=/\.local/)'), 'HOME'),
     (re.compile(r'\d+(\.\d+)*'), 'NUMBER'),
 )
@@ -88,6 +89,16 @@ def test_two_machines_find_each_other_pair_and_call_each_other(
     assert laptop.run('degu ls studio:notes') == ['today.txt']
     assert laptop.run('degu get studio:notes .')[-1].startswith('1 file, 9 B, ')
     assert laptop.run('cat notes/today.txt') == ['buy milk']
+    laptop.run('echo "see you at eight" > letter.txt')
+    laptop.start('degu send letter.txt')
+    offer_id = laptop.wait_for('studio has to say yes; there: degu inbox accept ').split()[-1]
+    (waiting,) = studio.run('degu inbox')
+    assert waiting == f'{offer_id}  waiting    from laptop: letter.txt  (1 file, 17 B)'
+    studio.run(f'degu inbox accept {offer_id}')
+    said = laptop.finish()[-1]
+    assert said.startswith('1 file, 17 B, ')
+    assert ', verified by studio in ' in said
+    assert studio.run('cat Downloads/letter.txt') == ['see you at eight']
 
     studio.start('degu unpair laptop')
     studio.wait_for('Trust laptop no more? [y/N]:')

@@ -1,0 +1,199 @@
+"""`degu send` and `degu inbox`: files for other machines, and what others send to this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from degu_rpc.cli.completers import complete_machines, complete_offers
+from degu_rpc.cli.documents import Asked, Delivered, SkippedPath
+from degu_rpc.cli.exits import Exit, format_exits
+from degu_rpc.cli.failures import Failure
+from degu_rpc.cli.progress import (
+    cancel_on_interrupt,
+    format_done,
+    format_files,
+    format_size,
+    limit_option,
+    showing,
+    spell_path,
+)
+from degu_rpc.cli.session import Command, Group, Session, Styled, build_session, collect_shared
+from degu_rpc.cli.targets import build_client, locate, respell
+
+if TYPE_CHECKING:
+    from degu_rpc.files import Sent
+    from degu_rpc.node.api import Located, OfferStatus
+
+_SHOWN_NAMES = 3
+_EXITS = format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND, Exit.NOT_RUNNING)
+
+
+@click.command(
+    cls=Command,
+    epilog=format_exits(
+        Exit.DONE,
+        Exit.FAILED,
+        Exit.USAGE,
+        Exit.PARTLY,
+        Exit.NOT_FOUND,
+        Exit.UNREACHABLE,
+        Exit.REFUSED,
+        Exit.INTEGRITY,
+        Exit.NOT_RUNNING,
+        Exit.INTERRUPTED,
+    ),
+)
+@click.argument(
+    'paths', nargs=-1, required=True, metavar='PATH...', type=click.Path(path_type=Path)
+)
+@click.option(
+    '--to',
+    'peer',
+    metavar='PEER',
+    shell_complete=complete_machines,
+    help='The machine; not needed where only one is paired.',
+)
+@limit_option
+def send(
+    session: Session, paths: tuple[Path, ...], peer: str | None, rate_limit: float | None
+) -> None:
+    """Send files or directories into the inbox of PEER, where they are verified.
+
+    What is there already is not sent again; what is interrupted goes on where it stopped when the
+    same command is run again. Nothing there is replaced: what has a name that is taken gets another
+    one. PEER may have to say yes first; then this waits.
+
+    PEER is a machine, or what is served behind it and has an inbox of its own: studio/photos.
+    """
+    from degu_rpc.files import send as send_files
+    from degu_rpc.node.api import INBOX
+
+    for path in paths:
+        if not path.exists() and not path.is_symlink():
+            raise Failure(Exit.NOT_FOUND, f'{path} is not there')
+    located = locate(session, _find_only_machine(session) if peer is None else respell(peer))
+    client = build_client(session, located)
+    with cancel_on_interrupt() as cancel, showing(session) as show:
+        sent = send_files(
+            client,
+            located.path + INBOX,
+            paths,
+            progress=show,
+            cancel=cancel,
+            rate_limit=rate_limit,
+            waiting=lambda offer_id: _say_waiting(session, located, offer_id),
+        )
+    _say_sent(session, located, sent)
+    if sent.skipped:
+        raise Failure(Exit.PARTLY, f'{len(sent.skipped)} could not be sent; they are listed above')
+
+
+def _find_only_machine(session: Session) -> str:
+    """Return the id of the one machine that is trusted. Raises Failure where it is not one."""
+    with session.node() as node:
+        machines = [
+            machine
+            for peer in node.status().peers
+            for machine in peer.machines
+            if not machine.is_denied
+        ]
+    if not machines:
+        raise Failure(
+            Exit.NOT_FOUND, 'this machine is paired with no other', 'pair them: degu pair'
+        )
+    if len(machines) > 1:
+        names = ', '.join(sorted(machine.name for machine in machines))
+        raise Failure(Exit.USAGE, f'it could go to {names}', 'say to which: --to PEER')
+    return machines[0].machine_id
+
+
+def _say_waiting(session: Session, located: Located, offer_id: str) -> None:
+    session.emit('waiting', Asked(located.name, offer_id))
+    session.note(
+        f'{located.name} has to say yes; there: degu inbox accept {offer_id}',
+        err=True,
+    )
+
+
+def _say_sent(session: Session, located: Located, sent: Sent) -> None:
+    session.emit(
+        'sent',
+        Delivered(
+            located.name,
+            sent.files_sent,
+            sent.files_present,
+            sent.bytes_sent,
+            round(sent.elapsed_s, 3),
+            [SkippedPath(skipped.path, skipped.problem.value) for skipped in sent.skipped],
+        ),
+    )
+    for skipped in sent.skipped:
+        session.say(f'not sent: {spell_path(skipped.path)}: {skipped.problem.value}', err=True)
+    present = f', {sent.files_present:,} were there' if sent.files_present else ''
+    session.note(
+        format_done(sent.files_sent, sent.bytes_sent, sent.elapsed_s),
+        f'{present}, ',
+        Styled('verified', 'green'),
+        f' by {located.name} in {sent.elapsed_s:.1f} s',
+    )
+
+
+# --- what others send ----------------------------------------------------------------------------
+
+
+@click.group(cls=Group, epilog=_EXITS, invoke_without_command=True)
+@click.pass_context
+def inbox(ctx: click.Context, /, **_shared: object) -> None:
+    """List what others send to this machine, and how far it is; say yes or no to it.
+
+    Whose files are taken, and where they go, is said in the settings, in [inbox].
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    session = build_session(collect_shared(ctx))
+    with session.node() as node:
+        offers = list(node.inbox())
+    for offer in offers:
+        session.emit('offer', offer)
+        _say_offer(session, offer)
+    if not offers:
+        session.note('nothing has come', err=True)
+
+
+@inbox.command(cls=Command, epilog=_EXITS)
+@click.argument('offer_id', metavar='ID', shell_complete=complete_offers)
+def accept(session: Session, offer_id: str) -> None:
+    """Take what is offered as ID, even if it was refused before."""
+    with session.node() as node:
+        offer = node.accept_offer(offer_id)
+    session.emit('offer', offer)
+    _say_offer(session, offer)
+
+
+@inbox.command(cls=Command, epilog=_EXITS)
+@click.argument('offer_id', metavar='ID', shell_complete=complete_offers)
+def reject(session: Session, offer_id: str) -> None:
+    """Refuse what is offered as ID; what of it is here already stays."""
+    with session.node() as node:
+        offer = node.reject_offer(offer_id)
+    session.emit('offer', offer)
+    _say_offer(session, offer)
+
+
+def _say_offer(session: Session, offer: OfferStatus) -> None:
+    names = ', '.join(offer.names[:_SHOWN_NAMES])
+    more = len(offer.names) + offer.more_names - _SHOWN_NAMES
+    if more > 0:
+        names += f' and {more:,} more'
+    state: str = offer.state
+    if state == 'accepted':
+        percent = 100 * offer.bytes_received // offer.size if offer.size else 0
+        state = f'{min(percent, 100)} % here'
+    session.say(
+        Styled(offer.offer_id, is_bold=True),
+        f'  {state:9}  from {offer.sender}: {names}',
+        f'  ({format_files(offer.files)}, {format_size(offer.size)})',
+    )

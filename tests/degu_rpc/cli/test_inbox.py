@@ -1,0 +1,148 @@
+"""`degu send` and `degu inbox`: between two nodes, and what can be wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+PATTERN = bytes(range(256)) * 4096  # 1 MiB
+WAIT_S = 30.0
+
+
+@pytest.fixture(scope='module')
+def pair(make_device, pair_devices):
+    """Give (node, other), which run and are paired; the node asks before it takes anything."""
+    node, other = make_device('studio'), make_device('laptop')
+    with node.up():
+        (status,) = node.check('status', '--json').documents
+        other.home.mkdir(mode=0o700)
+        # It does not look for others: it is told where the node is.
+        (other.home / 'config.toml').write_text(f'machines = ["{status["urls"][0]}"]\n')
+        with other.up():
+            pair_devices(node, other)
+            yield node, other
+
+
+def offers(device):
+    return device.check('inbox', '--json').documents
+
+
+def complete(device, *words):
+    said = device.check(
+        _DEGU_COMPLETE='bash_complete', COMP_WORDS=' '.join(['degu', *words, '']), COMP_CWORD='3'
+    ).stdout
+    return [line.split(',')[1] for line in said.splitlines()]
+
+
+def test_send_waits_for_a_yes_and_then_brings_it_all(pair, tmp_path):
+    node, other = pair
+    hostile = 'a \x1b]0;x\x07\u202e.txt'
+    (tmp_path / 'photos' / 'empty').mkdir(parents=True)
+    (tmp_path / 'photos' / 'b.bin').write_bytes(PATTERN)
+    (tmp_path / hostile).write_text('x')
+    paths = (tmp_path / 'photos', tmp_path / hostile)
+    with other.start('send', '--json', *paths) as sending:  # there is only one to send it to
+        waiting = other.read(sending)
+        assert (waiting['type'], waiting['to']) == ('waiting', 'studio')
+        offer = offers(node)[-1]
+        assert (offer['offer_id'], offer['state']) == (waiting['offer_id'], 'waiting')
+        assert (set(offer['names']), offer['files']) == ({'photos', hostile}, 2)
+        assert offer['size'] == len(PATTERN) + 1
+        assert (offer['sender'], offer['bytes_received']) == ('laptop', 0)
+        shown = node.check('inbox').stdout
+        assert f'{offer["offer_id"]}  waiting    from laptop: ' in shown
+        assert 'a \\x1b]0;x\\x07\\u202e.txt' in shown
+        assert ' waiting for an answer: degu inbox' in node.check('status').stdout
+        assert offer['offer_id'] in complete(node, 'inbox', 'accept')
+        assert complete(other, 'send', '--to') == ['studio']
+        assert 'from laptop' in node.check('inbox', 'accept', offer['offer_id']).stdout
+        sent = other.read(sending)
+        assert sending.wait(WAIT_S) == 0
+    assert (sent['type'], sent['files_sent'], sent['files_present']) == ('sent', 2, 0)
+    assert (node.downloads / 'photos' / 'b.bin').read_bytes() == PATTERN
+    assert (node.downloads / 'photos' / 'empty').is_dir()
+    assert (node.downloads / hostile).read_text() == 'x'
+    assert offers(node)[-1]['state'] == 'done'
+    said = other.check('send', *paths, '--to', 'studio').stdout
+    assert said.startswith('0 files, 0 B, ')
+    assert ', 2 were there, verified by studio in ' in said
+
+
+def test_a_no_is_status_6_and_says_nothing_was_wanted(pair, tmp_path):
+    node, other = pair
+    (tmp_path / 'spam').write_text('buy')
+    with other.start('send', tmp_path / 'spam') as sending:
+        line = sending.stderr.readline()
+        assert line.startswith('studio has to say yes; there: degu inbox accept ')
+        node.check('inbox', 'reject', line.split()[-1])
+        assert sending.wait(WAIT_S) == 6
+        assert 'refused' in sending.stderr.read()
+    assert not (node.downloads / 'spam').exists()
+    assert node.run('inbox', 'accept', 'x').returncode == 4
+
+
+def test_a_sender_that_is_killed_goes_on_when_the_same_is_sent_again(pair, tmp_path):
+    node, other = pair
+    large = tmp_path / 'large'
+    large.write_bytes(b''.join(bytes([number]) * len(PATTERN) for number in range(64)))
+    with other.start('send', '--json', large, '--limit', '16M') as sending:
+        offer_id = other.read(sending)['offer_id']
+        (accepted,) = node.check('inbox', 'accept', offer_id, '--json').documents
+        assert (accepted['type'], accepted['state']) == ('offer', 'accepted')
+        deadline = time.monotonic() + WAIT_S
+        while offers(node)[-1]['bytes_received'] < 4 * len(PATTERN):
+            assert time.monotonic() < deadline
+            assert sending.poll() is None
+        os.killpg(sending.pid, signal.SIGKILL)
+        sending.wait(WAIT_S)
+    assert '% here' in node.check('inbox').stdout
+    assert not (node.downloads / 'large').exists()
+    (sent,) = other.check('send', '--json', large).documents
+    assert sent['bytes_sent'] < 62 * len(PATTERN)
+    assert (node.downloads / 'large').read_bytes() == large.read_bytes()
+
+
+def test_ctrl_c_says_how_to_go_on(pair, tmp_path):
+    _, other = pair
+    (tmp_path / 'later').write_text('x')
+    with other.start('send', tmp_path / 'later') as sending:
+        assert 'has to say yes' in sending.stderr.readline()
+        sending.send_signal(signal.SIGINT)
+        assert sending.wait(WAIT_S) == 130
+        assert 'start it again to go on where it stopped' in sending.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'status', 'words'),
+    [
+        (['{file}', '--to', 'nobody'], 4, 'degu peers'),
+        (['{file}.none'], 4, 'is not there'),
+        ([], 2, 'PATH'),
+        (['{file}', '--limit', 'fast'], 2, '500K'),
+        (['{file}', '--limit', '0'], 2, '500K'),
+    ],
+)
+def test_what_cannot_be_sent(pair, tmp_path, arguments, status, words):
+    (tmp_path / 'file').write_text('x')
+    filled = [argument.format(file=tmp_path / 'file') for argument in arguments]
+    done = pair[1].run('send', *filled)
+    assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+
+
+def test_without_a_machine_or_with_two_it_is_said_to_whom_it_could_go(
+    node, other, make_device, pair_devices, tmp_path
+):
+    (tmp_path / 'file').write_text('x')
+    done = node.run('send', tmp_path / 'file')
+    assert (done.returncode, 'degu pair' in done.stderr) == (4, True)
+    third = make_device('phone')
+    with third.up():
+        pair_devices(node, other)
+        pair_devices(node, third)
+    done = node.run('send', tmp_path / 'file')
+    assert done.returncode == 2
+    assert 'it could go to laptop, phone' in done.stderr
+    assert '--to PEER' in done.stderr
