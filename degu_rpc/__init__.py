@@ -23,7 +23,10 @@ if TYPE_CHECKING:
         UnreachableError,
     )
     from degu_rpc.files.fetch import Fetched, Mirror, fetch
+    from degu_rpc.files.inbox import Inbox
+    from degu_rpc.files.offers import Decision, Offer
     from degu_rpc.files.progress import Progress
+    from degu_rpc.files.send import Sent, send
     from degu_rpc.files.share import FileShare
     from degu_rpc.node.device import Node
     from degu_rpc.peers.caller import Authenticated, Peer
@@ -63,12 +66,14 @@ __all__ = [
     'Code',
     'CodecError',
     'Context',
+    'Decision',
     'DeguRpcError',
     'Dialer',
     'Fetched',
     'FileShare',
     'Identity',
     'IdentityError',
+    'Inbox',
     'Intent',
     'JsonRpcApp',
     'MachineClient',
@@ -76,6 +81,7 @@ __all__ = [
     'MetricsApp',
     'Mirror',
     'Node',
+    'Offer',
     'PairingError',
     'PairingWindow',
     'Peer',
@@ -85,6 +91,7 @@ __all__ = [
     'RpcApp',
     'RpcClient',
     'RpcError',
+    'Sent',
     'Service',
     'ServiceDescription',
     'StaticAddresses',
@@ -107,6 +114,7 @@ __all__ = [
     'open_home',
     'pair',
     'repeatable',
+    'send',
     'write_stubs',
 ]
 
@@ -118,12 +126,14 @@ _MODULES = {
     'Code': 'degu_rpc.errors',
     'CodecError': 'degu_rpc.errors',
     'Context': 'degu_rpc.rpc.context',
+    'Decision': 'degu_rpc.files.offers',
     'DeguRpcError': 'degu_rpc.errors',
     'Dialer': 'degu_rpc.peers.dial',
     'Fetched': 'degu_rpc.files.fetch',
     'FileShare': 'degu_rpc.files.share',
     'Identity': 'degu_rpc.peers.identity',
     'IdentityError': 'degu_rpc.errors',
+    'Inbox': 'degu_rpc.files.inbox',
     'Intent': 'degu_rpc.peers.pairing',
     'JSON': 'degu_rpc.rpc.codec',
     'JsonRpcApp': 'degu_rpc.rpc.jsonrpc',
@@ -133,6 +143,7 @@ _MODULES = {
     'Metrics': 'degu_rpc.rpc.metrics',
     'MetricsApp': 'degu_rpc.rpc.metrics',
     'Node': 'degu_rpc.node.device',
+    'Offer': 'degu_rpc.files.offers',
     'PairingError': 'degu_rpc.errors',
     'PairingWindow': 'degu_rpc.peers.pairing',
     'Peer': 'degu_rpc.peers.caller',
@@ -142,6 +153,7 @@ _MODULES = {
     'RpcApp': 'degu_rpc.rpc.connect',
     'RpcClient': 'degu_rpc.rpc.client',
     'RpcError': 'degu_rpc.errors',
+    'Sent': 'degu_rpc.files.send',
     'Service': 'degu_rpc.rpc.service',
     'ServiceDescription': 'degu_rpc.rpc.schema',
     'StaticAddresses': 'degu_rpc.peers.discovery.static',
@@ -164,6 +176,7 @@ _MODULES = {
     'open_home': 'degu_rpc.peers.home',
     'pair': 'degu_rpc.peers.pairing',
     'repeatable': 'degu_rpc.rpc.client',
+    'send': 'degu_rpc.files.send',
     'write_stubs': 'degu_rpc.rpc.stubs',
 }
 

@@ -315,15 +315,36 @@ def test_links_of_the_pages_outside_the_build_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize('page', [DOCS / 'explanation' / 'threat-model.md'], ids=name_of)
 def test_each_row_about_a_threat_names_tests_that_exist(page: Path) -> None:
-    there = set()
-    for path in (PROJECT / 'tests').rglob('test_*.py'):
-        there |= set(re.findall(r'^def (test_\w+)\(', path.read_text('utf-8'), re.MULTILINE))
+    there = {
+        name for path in (PROJECT / 'tests').rglob('test_*.py') for name in names_of_tests(path)
+    }
     rows = re.findall(r'^\| [STRIDE] \|.*\|$', page.read_text('utf-8'), re.MULTILINE)
     assert rows
     for row in rows:
         named = re.findall(r'`(test_\w+)`', row.rpartition('|')[0].rpartition('|')[2])
         assert named, row
         assert set(named) <= there, row
+
+
+def names_of_tests(path: Path) -> set[str]:
+    return set(re.findall(r'^def (test_\w+)\(', path.read_text('utf-8'), re.MULTILINE))
+
+
+@pytest.mark.parametrize('page', [DOCS / 'explanation' / 'files.md'], ids=name_of)
+def test_each_rule_of_a_transfer_names_tests_that_exist(page: Path) -> None:
+    text = page.read_text('utf-8')
+    there = {
+        f'{path.name}::{name}'
+        for path in (PROJECT / 'tests').rglob('test_*.py')
+        for name in names_of_tests(path)
+    }
+    named = re.findall(r'`(test_\S+)`', text)
+    assert set(named) <= there
+    rules = re.findall(r'^### I\d+:.*?(?=^##)', text, re.MULTILINE | re.DOTALL)
+    assert [rule.split(':')[0] for rule in rules] == [
+        f'### I{number}' for number in (1, 2, 3, 4, 6, 7, 10)
+    ]
+    assert all('`test_' in rule for rule in rules)
 
 
 def table_of(page: Path) -> list[list[str]]:

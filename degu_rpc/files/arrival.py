@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import ContentChangedError, IntegrityError, PathError
 from degu_rpc.files.blocks import Buffer, Manifest, build_manifest
-from degu_rpc.files.commit import Replacement, Symlink, Temporary, Workspace, close
+from degu_rpc.files.commit import Replacement, Symlink, Workspace, close
 from degu_rpc.files.content import hash_file
 from degu_rpc.files.limits import BATCH_FILES, BATCH_SIZE, MAX_OPEN_CONTENTS, MAX_PIECE
 from degu_rpc.files.listing import Kind
@@ -36,6 +36,7 @@ from degu_rpc.files.partial import Partial, store_small, write_at
 from degu_rpc.files.paths import Path, Root, parse_target
 from degu_rpc.files.plan import Here, agree
 from degu_rpc.files.space import Reservation
+from degu_rpc.files.temporaries import Temporary
 from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
@@ -412,7 +413,7 @@ class Arrival:
         first, *others = self._placings(root)
         yield _Ready(first, temporary)
         for placing in others:
-            copy = self._workspace.open_temporary(self._name(root))
+            copy = self._workspace.temporaries.open(self._name(root))
             try:
                 for count in _copy(source, copy.fd, placing.entry.size):
                     self._count_written(count)
@@ -470,7 +471,7 @@ class Arrival:
                     place = self._find_free(placing)
                     waiting.popleft()
                     if place is None:
-                        self._workspace.discard(temporary)
+                        self._workspace.temporaries.discard(temporary)
                         continue
                     entry = placing.entry
                     replacements.append(

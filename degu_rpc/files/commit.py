@@ -14,7 +14,7 @@ Commit, for a batch of complete and verified temporary files:
 1. Set attributes, mode and times through the descriptors, start writing all of them to the disk,
    then fsync each: before a name changes its content is durable (I1).
 2. Under the lock, for a name that is free: `renameat2(RENAME_NOREPLACE)`.
-3. For a name that is taken: move to the place in the trash that what is displaced shall have, and
+3. For a name that is taken: link to the place in the trash that what is displaced shall have, and
    `renameat2(RENAME_EXCHANGE)`. So the name is never absent (I2), and what was displaced is in the
    trash at once, under its path (I3), together with all that is written to it later by whoever has
    it open.
@@ -24,17 +24,16 @@ Commit, for a batch of complete and verified temporary files:
 
 A Workspace that is not durable leaves out every fsync, and nothing else.
 
-A kill at any moment leaves the final name with its old or its new content. One before the exchange
-may leave the new content in the trash; it is fetched again. One after the exchange may leave in the
-trash what would have become a conflict copy. `recover()` removes what has no use any more.
+A kill at any moment leaves the final name with its old or its new content, and what has not reached
+its final name in tmp/. One right after the exchange may leave in the trash what would have become a
+conflict copy. `recover()` puts the rest in order.
 
 Where a file system has no renameat2 flags: `link` for a free name; for a taken one a hard link in
 the trash, then `rename`. Content written to the name between these two calls is lost; nothing
-portable is better.
+portable is better. Where there are no hard links, content is moved to the trash before the
+exchange, and one that is killed in between is fetched again.
 
-Locks: a temporary file is flocked while it is open, so two transfers never write to the same one,
-and a killed process leaves no lock behind. A Workspace belongs to one thread, except
-`open_temporary()`, which any thread may call.
+A Workspace belongs to one thread, except its `temporaries` (temporaries.py).
 """
 
 from __future__ import annotations
@@ -55,22 +54,24 @@ from degu_rpc.files.conflicts import (
     Identity,
     clean_machine,
     identify,
-    identify_file,
     identify_symlink,
     keep_beside,
 )
-from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, MAX_MANIFEST
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS
 from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
 from degu_rpc.files.system import (
     can_exchange,
     exchange,
     exists,
+    find_inode,
     is_directory,
+    link_or_rename,
     list_names,
     look,
     rename_to_free,
     start_writing,
 )
+from degu_rpc.files.temporaries import NOTE_SUFFIX, Temporaries, Temporary, identify_content
 from degu_rpc.files.xattrs import read_xattrs, write_xattrs
 
 if TYPE_CHECKING:
@@ -79,9 +80,8 @@ if TYPE_CHECKING:
 
     from degu_rpc.files.content import Signature
 
-STAGED_PREFIX = b'staged.'
+_STAGED_PREFIX = b'staged.'
 """Begins the names in tmp/ of what is of no use to a later run."""
-NOTE_SUFFIX = b'.note'
 
 
 class Committed(NamedTuple):
@@ -95,19 +95,6 @@ class Committed(NamedTuple):
     replaced: bool
     conflict: Path | None = None
     is_taken: bool = False
-
-
-class Temporary(NamedTuple):
-    """An open, locked file in tmp/, its name there, and whether a note beside it may be left."""
-
-    fd: int
-    name: bytes
-    has_note: bool = False
-
-    @property
-    def identity(self) -> Identity:
-        """Which content it has once it is complete."""
-        return identify_file(self.name.partition(b'.')[0].decode())
 
 
 class Symlink(NamedTuple):
@@ -157,7 +144,7 @@ class Workspace:
         with contextlib.ExitStack() as stack:
             self._private = _closing(stack, root.open_private())
             _require_private(self._private, PRIVATE_NAME)
-            self._tmp = _closing(stack, self.open_own(b'tmp'))
+            self.temporaries = Temporaries(_closing(stack, self.open_own(b'tmp')))
             self._trash = _closing(stack, self.open_own(b'trash'))
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=self._private))
@@ -192,107 +179,6 @@ class Workspace:
             os.close(fd)
             raise
         return fd
-
-    # --- temporary files ------------------------------------------------------------------------
-
-    def open_temporary(self, root: str) -> Temporary:
-        """Open the temporary file for the content `root`, with what an earlier run left in it.
-
-        One that another transfer is using is passed over for the next: `root`, `root.1`, ...
-        Raises OSError.
-        """
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        for number in itertools.count():
-            name = os.fsencode(f'{root}.{number}' if number else root)
-            try:
-                fd = os.open(name, flags, 0o600, dir_fd=self._tmp)
-            except PermissionError:
-                # A commit that was killed had set the mode that the file shall have.
-                os.chmod(name, 0o600, dir_fd=self._tmp)
-                fd = os.open(name, flags, 0o600, dir_fd=self._tmp)
-            if self._lock_temporary(fd, name):
-                return Temporary(fd, name)
-            os.close(fd)
-        raise AssertionError('count() does not end')
-
-    def _lock_temporary(self, fd: int, name: bytes) -> bool:
-        """Lock an open temporary file; False if another has it, or had it and moved it away.
-
-        One with two names reached its final name: what is written to it would be written there.
-        """
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = os.stat(name, dir_fd=self._tmp, follow_symlinks=False)
-        except (BlockingIOError, FileNotFoundError):
-            return False
-        return os.path.samestat(there, os.fstat(fd)) and there.st_nlink == 1
-
-    def discard(self, temporary: Temporary) -> None:
-        """Remove and close a temporary file whose content is not needed. Raises OSError."""
-        try:
-            self.remove_note(temporary)
-            os.unlink(temporary.name, dir_fd=self._tmp)
-        finally:
-            os.close(temporary.fd)
-
-    def discard_rested(self, age_s: float) -> None:
-        """Remove the temporary files that nobody has open and that rested for `age_s` seconds.
-
-        Raises OSError.
-        """
-        before = time.time() - age_s
-        for name in list_names(self._tmp):
-            with contextlib.suppress(FileNotFoundError):
-                found = os.stat(name, dir_fd=self._tmp, follow_symlinks=False)
-                # ctime: what arrives may have any mtime.
-                if found.st_ctime < before and not self._is_open(name):
-                    os.unlink(name, dir_fd=self._tmp)
-
-    def _is_open(self, name: bytes) -> bool:
-        """Tell whether a temporary file is locked by a transfer."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._tmp)
-        except OSError:
-            return False  # a symlink, or of a killed commit: nobody has it open
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
-
-    def temporary_size(self) -> int:
-        """Return how many bytes of disk the temporary files take."""
-        size = 0
-        with os.scandir(self._tmp) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # another transfer has committed it
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
-        return size
-
-    def read_note(self, temporary: Temporary) -> bytes:
-        """Return the note on a temporary file; nothing if there is none. Raises OSError."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(temporary.name + NOTE_SUFFIX, flags, dir_fd=self._tmp)
-        except FileNotFoundError:
-            return b''
-        with os.fdopen(fd, 'rb') as file:
-            return file.read(MAX_MANIFEST)
-
-    def write_note(self, temporary: Temporary, data: bytes) -> None:
-        """Write the note on a temporary file, whole or not at all. Raises OSError."""
-        name = temporary.name + NOTE_SUFFIX
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name + b'.new', flags, 0o600, dir_fd=self._tmp), 'wb') as file:
-            file.write(data)
-        os.rename(name + b'.new', name, src_dir_fd=self._tmp, dst_dir_fd=self._tmp)
-
-    def remove_note(self, temporary: Temporary) -> None:
-        """Remove the note on a temporary file, if there is one. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary.name + NOTE_SUFFIX, dir_fd=self._tmp)
 
     # --- the tree -------------------------------------------------------------------------------
 
@@ -341,7 +227,7 @@ class Workspace:
             for replacement in batch:
                 content = replacement.content
                 if isinstance(content, Temporary) and content.has_note:
-                    self.remove_note(content)
+                    self.temporaries.remove_note(content)
         finally:
             for replacement in batch:
                 close(replacement)
@@ -375,26 +261,44 @@ class Workspace:
             os.fsync(fd)
 
     def recover(self) -> None:
-        """Remove from tmp/ what killed commits left there and no later run can use.
+        """Undo what killed commits left half-done, and remove from tmp/ what no later run can use.
 
-        That is what was staged, hard links of what has reached its final name, and notes on no
-        file. What was displaced needs nothing: it is in the trash.
+        That is what was staged, content that has reached its final name, and notes on no file. What
+        was displaced needs nothing: it is in the trash. Raises OSError.
         """
+        tmp = self.temporaries.directory
         with self._locked():
             contents, notes = set(), set()
-            for name in list_names(self._tmp):
+            for name in list_names(tmp):
                 if NOTE_SUFFIX in name:
                     notes.add(name)
-                elif name.startswith(STAGED_PREFIX) or self._has_two_names(name):
-                    os.unlink(name, dir_fd=self._tmp)
+                elif name.startswith(_STAGED_PREFIX) or not self._is_unplaced(name):
+                    os.unlink(name, dir_fd=tmp)
                 else:
                     contents.add(name)
             for name in notes:
                 if name.partition(NOTE_SUFFIX)[0] not in contents:
-                    os.unlink(name, dir_fd=self._tmp)
+                    os.unlink(name, dir_fd=tmp)
 
-    def _has_two_names(self, name: bytes) -> bool:
-        return os.stat(name, dir_fd=self._tmp, follow_symlinks=False).st_nlink > 1
+    def _is_unplaced(self, name: bytes) -> bool:
+        """Tell whether a content in tmp/ has not reached its final name, and see that it has one.
+
+        One with two was about to be exchanged, and the other name is in the trash; or it was. A
+        content that is not what its name says by now was changed by somebody, and stays there.
+        """
+        tmp = self.temporaries.directory
+        found = os.stat(name, dir_fd=tmp, follow_symlinks=False)
+        if found.st_nlink == 1:
+            return True
+        *above, last = find_inode(self._trash, found.st_ino) or (b'',)
+        if not last or identify(tmp, name) != identify_content(name):
+            return False
+        slot = open_or_make(os.dup(self._trash), tuple(above))
+        try:
+            os.unlink(last, dir_fd=slot)
+        finally:
+            os.close(slot)
+        return True
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -409,11 +313,11 @@ class Workspace:
     def _place(self, replacement: Replacement, parent: int) -> Committed:
         path = replacement.path
         name = self._stage(replacement)
-        if rename_to_free(self._tmp, name, parent, path[-1]):
+        if rename_to_free(self.temporaries.directory, name, parent, path[-1]):
             return Committed(replaced=False)
         if not replacement.replaces:
             if isinstance(replacement.content, Symlink):
-                os.unlink(name, dir_fd=self._tmp)
+                os.unlink(name, dir_fd=self.temporaries.directory)
             return Committed(replaced=False, is_taken=True)
         if is_directory(parent, path[-1]):
             raise BlockedError(format_path(path), 'a directory is there')
@@ -430,37 +334,47 @@ class Workspace:
             return content.name
         name = _new_staged_name()
         times = (replacement.mtime_ns, replacement.mtime_ns)
-        os.symlink(content.target, name, dir_fd=self._tmp)
-        os.utime(name, ns=times, dir_fd=self._tmp, follow_symlinks=False)
+        os.symlink(content.target, name, dir_fd=self.temporaries.directory)
+        os.utime(name, ns=times, dir_fd=self.temporaries.directory, follow_symlinks=False)
         return name
 
     @functools.cached_property
     def _can_exchange(self) -> bool:
-        return can_exchange(self._tmp, _new_staged_name())
+        return can_exchange(self.temporaries.directory, _new_staged_name())
 
     def _replace(self, name: bytes, path: Path, parent: int, slot: int) -> bool:
         """Exchange what is in tmp/ and at the final name, the latter for a place in the trash.
 
         Returns whether anything was there. Raises BlockedError, OSError; then nothing has changed.
         """
-        last = path[-1]
-        os.rename(name, last, src_dir_fd=self._tmp, dst_dir_fd=slot)
+        last, tmp = path[-1], self.temporaries.directory
+        is_linked = link_or_rename(tmp, name, slot, last)
         try:
-            for _ in range(EXCHANGE_ATTEMPTS):
-                try:
-                    exchange(slot, last, parent, last)
-                    break
-                except FileNotFoundError:
-                    if rename_to_free(slot, last, parent, last):
-                        return False
-            else:
-                raise _comes_and_goes(path)
+            is_replaced = self._exchange(path, parent, slot)
         except (BlockedError, OSError):
-            # Should another transfer have begun one of this name, it stays in the trash.
-            rename_to_free(slot, last, self._tmp, name)
+            if is_linked:
+                os.unlink(last, dir_fd=slot)
+            else:
+                # Should another transfer have begun one of this name, it stays in the trash.
+                rename_to_free(slot, last, tmp, name)
             raise
-        self._sync(slot)
-        return True
+        if is_replaced:
+            self._sync(slot)
+        if is_linked:
+            os.unlink(name, dir_fd=tmp)
+        return is_replaced
+
+    def _exchange(self, path: Path, parent: int, slot: int) -> bool:
+        last = path[-1]
+        for _ in range(EXCHANGE_ATTEMPTS):
+            try:
+                exchange(slot, last, parent, last)
+            except FileNotFoundError:
+                if rename_to_free(slot, last, parent, last):
+                    return False
+            else:
+                return True
+        raise _comes_and_goes(path)
 
     def _replace_by_link(self, name: bytes, path: Path, parent: int, slot: int) -> bool:
         """Do what `_replace()` does where names cannot be exchanged."""
@@ -469,11 +383,11 @@ class Workspace:
             try:
                 os.link(last, last, src_dir_fd=parent, dst_dir_fd=slot, follow_symlinks=False)
             except FileNotFoundError:
-                if rename_to_free(self._tmp, name, parent, last):
+                if rename_to_free(self.temporaries.directory, name, parent, last):
                     return False
             else:
                 self._sync(slot)
-                os.rename(name, last, src_dir_fd=self._tmp, dst_dir_fd=parent)
+                os.rename(name, last, src_dir_fd=self.temporaries.directory, dst_dir_fd=parent)
                 return True
         raise _comes_and_goes(path)
 
@@ -533,7 +447,7 @@ def _require_private(directory: int, *names: bytes) -> None:
 
 
 def _new_staged_name() -> bytes:
-    return STAGED_PREFIX + secrets.token_hex(8).encode()
+    return _STAGED_PREFIX + secrets.token_hex(8).encode()
 
 
 def _comes_and_goes(path: Path) -> BlockedError:

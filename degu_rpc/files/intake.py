@@ -79,7 +79,7 @@ class Intake:
             self._root = stack.enter_context(Root(directory))
             self._workspace = stack.enter_context(Workspace(self._root))
             self._workspace.recover()
-            self._workspace.discard_rested(OFFER_AGE_S)
+            self._workspace.temporaries.discard_rested(OFFER_AGE_S)
             self._registry = Registry(self._root)
             self._forget_expired()
             self._stack = stack.pop_all()

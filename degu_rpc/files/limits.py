@@ -99,7 +99,7 @@ MIN_PIECE = 16 * 1024
 
 MAX_OFFER_ENTRIES = 200_000
 """Files, directories and symlinks in an offer; about 1 KiB of memory each while it comes in."""
-MAX_OFFER_NAMES = 4096
+MAX_OFFER_NAMES = 4000
 """Names at the top of an offer; they are remembered."""
 MAX_OFFER_TEXT = 64 * 1024 * 1024
 """Bytes of text in an offer, counted as in a listing."""

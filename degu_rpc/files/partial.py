@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from degu_rpc.files.commit import Temporary, Workspace
+    from degu_rpc.files.commit import Workspace
+    from degu_rpc.files.temporaries import Temporary
 
 _CHECK_SIZE = 32
 
@@ -68,7 +69,7 @@ class Partial:
         self._unnoted = 0
         self._noted_at = monotonic()
         self._is_noting = False
-        self._temporary = workspace.open_temporary(root)
+        self._temporary = workspace.temporaries.open(root)
         try:
             self._find_blocks(found)
         except BaseException:
@@ -161,7 +162,7 @@ class Partial:
             noted = self._read_note()
         else:
             # In this order: a note must never speak of a file that another one has replaced.
-            self._workspace.remove_note(self._temporary)
+            self._workspace.temporaries.remove_note(self._temporary)
             os.ftruncate(fd, manifest.size)
         buffer = memoryview(bytearray(min(manifest.block_size, manifest.size)))
         data_at = 0
@@ -208,19 +209,19 @@ class Partial:
                 return
         os.fdatasync(self._temporary.fd)
         inode = os.fstat(self._temporary.fd).st_ino
-        self._workspace.write_note(self._temporary, format_note(inode, here))
+        self._workspace.temporaries.write_note(self._temporary, format_note(inode, here))
         with self._lock:
             self._noted[:] = here
 
     def _read_note(self) -> bytes | None:
-        data = self._workspace.read_note(self._temporary)
+        data = self._workspace.temporaries.read_note(self._temporary)
         inode = os.fstat(self._temporary.fd).st_ino
         return parse_note(data, inode, self.manifest.block_count)
 
 
 def store_small(workspace: Workspace, root: str, content: bytes) -> Temporary:
     """Write a whole content, whose root was checked, into a temporary file. Raises OSError."""
-    temporary = workspace.open_temporary(root)
+    temporary = workspace.temporaries.open(root)
     try:
         write_at(temporary.fd, content, 0)
         os.ftruncate(temporary.fd, len(content))

@@ -38,7 +38,7 @@ NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 """What the system says of a path that leads to nothing, or through what is not followed."""
 
 _SEGMENT = re.compile(r'(?:[!-$&-.0-~]|%[0-9A-Fa-f]{2})+').fullmatch
-_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: should a fifo take the file's place between the look and the open, do not wait for it.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -147,7 +147,7 @@ class Root:
     def open_directory(self, path: Path) -> int:
         """Open the directory at `path` and return its descriptor, which the caller closes."""
         check_path(path)
-        fd = os.open('.', _DIRECTORY_FLAGS, dir_fd=self._fd)
+        fd = os.open('.', DIRECTORY_FLAGS, dir_fd=self._fd)
         for name in path:
             fd = _open_below(fd, name)
         return fd
@@ -207,7 +207,7 @@ class Root:
 
     def open_private(self) -> int:
         """Open our own `.degu`, making it if it is missing (mode 0700)."""
-        start = os.open('.', _DIRECTORY_FLAGS, dir_fd=self._fd)
+        start = os.open('.', DIRECTORY_FLAGS, dir_fd=self._fd)
         return open_or_make(start, (PRIVATE_NAME,))
 
 
@@ -232,7 +232,7 @@ def open_or_make(start: int, names: Path, *, durable: bool = False) -> int:
 def _open_below(parent: int, name: bytes) -> int:
     """Open a directory in another one, which is closed whatever happens."""
     try:
-        return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        return os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
     finally:
         os.close(parent)
 

@@ -71,7 +71,7 @@ class Reservation:
                 stack.callback(os.close, self._fd)
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
                 theirs = sum(other.written for other in self._read_others())
-                self._found = max(workspace.temporary_size() - theirs, 0)
+                self._found = max(workspace.temporaries.size() - theirs, 0)
             self._stack = stack.pop_all()
 
     def close(self) -> None:

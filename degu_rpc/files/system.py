@@ -13,6 +13,7 @@ import os
 import stat
 
 from degu_rpc.files.content import Signature, signature_of
+from degu_rpc.files.paths import DIRECTORY_FLAGS
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -22,6 +23,7 @@ SYNC_FILE_RANGE_WRITE = 2
 # two names or start writing a file to the disk without waiting for it.
 _libc = ctypes.CDLL(None, use_errno=True)
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def list_names(directory: int) -> list[bytes]:
@@ -97,6 +99,42 @@ def can_exchange(directory: int, name: bytes) -> bool:
         for each in names:
             os.unlink(each, dir_fd=directory)
     return True
+
+
+def link_or_rename(source: int, name: bytes, target: int, new_name: bytes) -> bool:
+    """Give a file a free name besides its own, or where there are no links instead of it.
+
+    Returns whether it has both. Raises OSError.
+    """
+    try:
+        os.link(name, new_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+        return False
+    return True
+
+
+def find_inode(directory: int, inode: int) -> tuple[bytes, ...]:
+    """Return the names that lead from an open directory to `inode`; none if it is not below.
+
+    Raises OSError.
+    """
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                below = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
+                try:
+                    found = find_inode(below, inode)
+                finally:
+                    os.close(below)
+                if found:
+                    return (name, *found)
+            elif entry.inode() == inode:
+                return (name,)
+    return ()
 
 
 def start_writing(fd: int) -> None:

@@ -101,6 +101,8 @@ ERRORS: list[DeguRpcError] = [
     errors.BlockedError('a', 'a directory'),
     errors.NoSpaceError('a', 5, 3),
     errors.ShareRefusedError('a', 404, 'Not Found'),
+    errors.OfferRefusedError(429, 'too many offers wait'),
+    errors.UnknownOfferError('aaaaaaaa'),
     errors.TransferCanceledError(),
 ]
 

@@ -37,7 +37,7 @@ def workspace(top):
 
 
 def stage(workspace, path, content, *, mode=0o640, expected=None):
-    temporary = workspace.open_temporary(build_manifest(content).root)
+    temporary = workspace.temporaries.open(build_manifest(content).root)
     os.pwrite(temporary.fd, content, 0)
     return Replacement(temporary, path, len(content), mode, MTIME_NS, expected)
 
@@ -62,7 +62,7 @@ def test_a_free_name_is_created_with_mode_and_time(top, workspace):
 def test_temporary_files_and_our_directories_are_private(top, workspace):
     old = os.umask(0)
     try:
-        temporary = workspace.open_temporary('a')
+        temporary = workspace.temporaries.open('a')
     finally:
         os.umask(old)
     assert os.fstat(temporary.fd).st_mode & 0o777 == 0o600
@@ -267,27 +267,27 @@ def test_i2_a_name_is_never_absent_between_two_versions(top, workspace):
 
 
 def test_a_temporary_file_in_use_is_passed_over(top, workspace):
-    first = workspace.open_temporary('a')
-    second = workspace.open_temporary('a')
+    first = workspace.temporaries.open('a')
+    second = workspace.temporaries.open('a')
     assert (first.name, second.name) == (b'a', b'a.1')
     os.close(first.fd)
-    third = workspace.open_temporary('a')
+    third = workspace.temporaries.open('a')
     assert third.name == b'a'
     os.close(second.fd)
     os.close(third.fd)
 
 
 def test_a_temporary_file_brings_back_what_an_earlier_run_left(top, workspace):
-    temporary = workspace.open_temporary('a')
+    temporary = workspace.temporaries.open('a')
     os.pwrite(temporary.fd, b'half', 0)
     os.close(temporary.fd)
-    again = workspace.open_temporary('a')
+    again = workspace.temporaries.open('a')
     assert os.pread(again.fd, 10, 0) == b'half'
     os.close(again.fd)
 
 
 def test_a_temporary_file_is_opened_again_whatever_mode_a_killed_commit_gave_it(top, workspace):
-    temporary = workspace.open_temporary('a')
+    temporary = workspace.temporaries.open('a')
     os.pwrite(temporary.fd, b'half', 0)
     os.fchmod(temporary.fd, 0)
     os.close(temporary.fd)
@@ -298,12 +298,49 @@ def test_a_temporary_file_is_opened_again_whatever_mode_a_killed_commit_gave_it(
             os.chown(path, nobody, nobody)
         os.seteuid(nobody)
     try:
-        again = workspace.open_temporary('a')
+        again = workspace.temporaries.open('a')
     finally:
         if root:
             os.seteuid(0)
     assert os.pread(again.fd, 10, 0) == b'half'
     os.close(again.fd)
+
+
+def test_a_temporary_file_that_is_not_needed_goes_with_its_note(top, workspace):
+    temporary = workspace.temporaries.open('a' * 52)
+    workspace.temporaries.write_note(temporary, b'note')
+    workspace.temporaries.discard(temporary)
+    assert in_private(top, 'tmp') == []
+
+
+def test_temporary_files_that_rested_are_removed_unless_they_are_open(top, workspace):
+    rested = workspace.temporaries.open('a' * 52)
+    os.utime(rested.fd, ns=(1, 1))
+    workspace.temporaries.write_note(rested, b'note')
+    used = workspace.temporaries.open('b' * 52)
+    os.close(rested.fd)
+    workspace.temporaries.discard_rested(60)
+    assert len(in_private(top, 'tmp')) == 3
+    workspace.temporaries.discard_rested(-60)
+    assert in_private(top, 'tmp') == ['b' * 52]
+    os.close(used.fd)
+
+
+@pytest.mark.parametrize('kind', ['file', 'directory', 'symlink'])
+def test_what_is_not_to_be_replaced_stays(top, workspace, kind):
+    if kind == 'file':
+        (top / 'f').write_bytes(b'mine')
+    elif kind == 'directory':
+        (top / 'f').mkdir()
+    else:
+        (top / 'f').symlink_to('x')
+    before = os.lstat(top / 'f')
+    replacement = stage(workspace, (b'f',), b'theirs')._replace(replaces=False)
+    link = Replacement(Symlink(b'y'), (b'f',), 0, 0, 5, None, replaces=False)
+    assert workspace.commit([replacement, link]) == [Committed(replaced=False, is_taken=True)] * 2
+    assert os.lstat(top / 'f') == before
+    assert in_private(top, 'tmp') == [build_manifest(b'theirs').root]
+    assert in_private(top, 'trash') == []
 
 
 def test_recover_removes_only_what_no_later_run_can_use(top, workspace):
@@ -323,7 +360,7 @@ def test_recover_removes_only_what_no_later_run_can_use(top, workspace):
 def test_a_temporary_file_that_has_reached_its_final_name_is_not_written_to(top, workspace):
     (top / '.degu' / 'tmp' / 'a').write_bytes(b'whole')
     os.link(top / '.degu' / 'tmp' / 'a', top / 'a')
-    temporary = workspace.open_temporary('a')
+    temporary = workspace.temporaries.open('a')
     assert temporary.name == b'a.1'
     os.close(temporary.fd)
 
@@ -341,14 +378,14 @@ with Root(sys.argv[1]) as root, Workspace(root, 'studio', durable=durable) as wo
     batch = []
     for name in (b'old', b'new'):
         content = b'new content of ' + name
-        temporary = workspace.open_temporary(build_manifest(content).root)
+        temporary = workspace.temporaries.open(build_manifest(content).root)
         os.pwrite(temporary.fd, content, 0)
         batch.append(Replacement(temporary, (name,), len(content), 0o644, 10**18, None))
     batch.append(Replacement(Symlink(b'target'), (b'link',), 0, 0, 10**18, None))
     workspace.commit(batch)
 """
 MUTATING = [
-    'renameat',
+    'linkat',
     'renameat2',
     'symlinkat',
     'mkdirat',

@@ -116,6 +116,17 @@ def test_a_tree_arrives_with_bytes_modes_times_and_symlinks(client, source, here
     assert private(here, 'tmp') == private(here, 'trash') == []
 
 
+@pytest.mark.parametrize('size', [5, 2 * BLOCK])
+def test_extended_attributes_arrive(client, source, here, size):
+    (source / 'f').write_bytes(b'f' * size)
+    try:
+        os.setxattr(source / 'f', 'user.note', b'olives')
+    except OSError as error:
+        pytest.skip(f'the file system has no attributes: {error}')
+    send(client, '', [source])
+    assert os.getxattr(here / 'source' / 'f', 'user.note') == b'olives'
+
+
 def test_several_things_arrive_under_their_last_names(client, source, here, monkeypatch):
     fill(source)
     monkeypatch.chdir(source)

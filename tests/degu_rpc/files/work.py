@@ -50,6 +50,10 @@ def find_work(source: Path, here: Path) -> Work:
     The files have different sizes or contents, blocks of MIN_BLOCK_SIZE, and none is all zeros.
     """
     work = Work({}, {}, Counter())
+    # Whether it is what its name says is looked at, before the name in the trash is removed.
+    for path in (here / '.degu' / 'tmp').glob('*'):
+        if is_regular(path) and is_linked(path) and is_in_trash(path):
+            work.hashed[path.stat().st_size, WHOLE] += 1
     for path in source.rglob('*'):
         if is_regular(path):
             _add(work, path, path.relative_to(source), here)
@@ -97,7 +101,7 @@ def _find_kept(temporary: Path, manifest: Manifest, content: bytes) -> _Kept:
     """Find out which blocks a temporary file has, and which of them will be read to find out."""
     here: set[int] = set()
     read_again: set[int] = set()
-    if not temporary.exists() or temporary.stat().st_nlink > 1:
+    if not temporary.exists() or (is_linked(temporary) and not is_in_trash(temporary)):
         return _Kept(here, read_again)
     data = temporary.read_bytes()
     noted = None
@@ -123,6 +127,17 @@ def _has_data(path: Path, start: int, stop: int) -> bool:
             return os.lseek(file.fileno(), start, os.SEEK_DATA) < stop
         except OSError:  # there is none until the end
             return False
+
+
+def is_linked(temporary: Path) -> bool:
+    """Tell whether a temporary file has a name elsewhere."""
+    return temporary.stat().st_nlink > 1
+
+
+def is_in_trash(temporary: Path) -> bool:
+    """Tell whether that name is in the trash: then the file was not exchanged yet."""
+    trash = temporary.parents[1] / 'trash'
+    return any(is_regular(path) and path.samefile(temporary) for path in trash.rglob('*'))
 
 
 def is_regular(path: Path) -> bool:
