@@ -92,17 +92,20 @@ def parse_records(
 
 def _parse_json(pieces: Iterable[bytes], kind: type[Record], max_record: int) -> Iterator[Record]:
     decoder = msgspec.json.Decoder(kind)
-    rest = b''
+    record = bytearray()
     for piece in pieces:
-        *lines, rest = (rest + piece).split(b'\n')
-        for line in lines:
-            if len(line) > max_record:
+        *ends, rest = piece.split(b'\n')
+        for end in ends:
+            record += end
+            if len(record) > max_record:
                 raise ListingError(f'a record is longer than {max_record} bytes')
-            if line:
-                yield decoder.decode(line)
-        if len(rest) > max_record:
+            if record:
+                yield decoder.decode(record)
+                record.clear()
+        record += rest
+        if len(record) > max_record:
             raise ListingError(f'a record is longer than {max_record} bytes')
-    if rest:
+    if record:
         raise ListingError('it ends in the middle of a record')
 
 
