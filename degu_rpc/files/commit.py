@@ -183,20 +183,23 @@ class Workspace:
     # --- the tree -------------------------------------------------------------------------------
 
     def make_directory(self, path: Path) -> bool:
-        """Make a directory, mode 0700, unless it is there; return whether it was made."""
+        """Make a directory, mode 0700, unless it is there; return whether it was made.
+
+        One that is there and in which we may not write becomes writable for us. Raises
+        NotADirectoryError when something else is at `path`, OSError.
+        """
         made = self._root.make_directory(path)
         if made:
             self._unsynced.add(path[:-1])
+        else:
+            with self._root.directory(path) as fd:
+                mode = stat.S_IMODE(os.fstat(fd).st_mode)
+                if mode & stat.S_IRWXU != stat.S_IRWXU:
+                    os.fchmod(fd, mode | stat.S_IRWXU)
         return made
 
-    def set_metadata(
-        self,
-        path: Path,
-        mode: int,
-        mtime_ns: int,
-        xattrs: Mapping[bytes, bytes] | None = None,
-    ) -> None:
-        """Set mode, modification time and, if given, attributes of the file or directory at `path`.
+    def set_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
+        """Set mode and modification time of the file or directory at `path`.
 
         Raises PathError for something else, OSError.
         """
@@ -205,7 +208,7 @@ class Workspace:
         open_it = self._root.open_directory if is_directory else self._root.open_file
         fd = open_it(path)
         try:
-            _set_metadata(fd, mode, mtime_ns, xattrs)
+            set_metadata(fd, mode, mtime_ns, None)
         finally:
             os.close(fd)
 
@@ -247,7 +250,7 @@ class Workspace:
         for replacement in batch:
             if isinstance(replacement.content, Temporary):
                 fd = replacement.content.fd
-                _set_metadata(fd, replacement.mode, replacement.mtime_ns, replacement.xattrs)
+                set_metadata(fd, replacement.mode, replacement.mtime_ns, replacement.xattrs)
                 descriptors.append(fd)
         if self.is_durable:
             # The disk works on all of them at once, and fsync finds most of its work done.
@@ -463,7 +466,8 @@ def _new_trash_name() -> bytes:
     return f'{when}-{secrets.token_hex(4)}'.encode()
 
 
-def _set_metadata(fd: int, mode: int, mtime_ns: int, xattrs: Mapping[bytes, bytes] | None) -> None:
+def set_metadata(fd: int, mode: int, mtime_ns: int, xattrs: Mapping[bytes, bytes] | None) -> None:
+    """Give an open file this mode and time, and unless it is None these attributes. OSError."""
     if xattrs is not None and read_xattrs(fd) not in (None, xattrs):
         # Who may not write to a file may not set its attributes, though it is theirs.
         os.fchmod(fd, mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR)

@@ -221,9 +221,11 @@ class _Transfer:
         self._reservation.grow(needed)
 
     def _finish_directory(self, path: Path, entry: Entry) -> None:
+        # What we cannot look into could never be compared with anything again.
+        mode = entry.mode | stat.S_IRUSR | stat.S_IXUSR
         found = self._root.lstat(path)
-        if stat.S_IMODE(found.st_mode) != entry.mode or found.st_mtime_ns != entry.mtime_ns:
-            self._workspace.set_metadata(path, entry.mode, entry.mtime_ns)
+        if stat.S_IMODE(found.st_mode) != mode or found.st_mtime_ns != entry.mtime_ns:
+            self._workspace.set_metadata(path, mode, entry.mtime_ns)
 
     # --- the thread that commits ----------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import errno
 import os
 import re
 import stat
+import unicodedata
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -53,9 +54,21 @@ def check_name(name: bytes) -> bytes:
         raise PathError(name, 'a name holds "/" or NUL')
     if len(name) > MAX_NAME:
         raise PathError(name, f'a name is longer than {MAX_NAME} bytes')
-    if name.lower() == PRIVATE_NAME:
+    if _is_private(name):
         raise PathError(name, 'a name is ".degu", which is ours')
     return name
+
+
+def _is_private(name: bytes) -> bool:
+    """Tell whether some file system takes a name for our own directory's.
+
+    Those that fold case also normalize, and leave out what nobody can see.
+    """
+    if name.isascii():
+        return name.lower() == PRIVATE_NAME
+    text = unicodedata.normalize('NFKC', name.decode('utf-8', 'replace')).casefold()
+    visible = ''.join(one for one in text if unicodedata.category(one) != 'Cf')
+    return visible.encode() == PRIVATE_NAME
 
 
 def check_path(path: Path) -> Path:
@@ -192,7 +205,7 @@ class Root:
         with self.directory(path) as fd, os.scandir(fd) as entries:
             for entry in entries:
                 name = os.fsencode(entry.name)
-                if name.lower() != PRIVATE_NAME:
+                if not _is_private(name):
                     with contextlib.suppress(FileNotFoundError):
                         found.append((name, entry.stat(follow_symlinks=False)))
         return sorted(found)

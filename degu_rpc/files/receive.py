@@ -28,7 +28,7 @@ from degu_rpc.errors import (
     TransferCanceledError,
 )
 from degu_rpc.files.blocks import is_root
-from degu_rpc.files.commit import Replacement, Workspace
+from degu_rpc.files.commit import Replacement, Workspace, set_metadata
 from degu_rpc.files.content import hash_file
 from degu_rpc.files.limits import DELTA_SIZE, RUN_SIZE
 from degu_rpc.files.listing import Entry, Kind, Problem
@@ -37,10 +37,10 @@ from degu_rpc.files.partial import Partial, store_small
 from degu_rpc.files.paths import Root, format_path
 from degu_rpc.files.remote import Remote, StaleError
 from degu_rpc.files.reuse import copy_blocks, copy_chunks
-from degu_rpc.files.xattrs import parse_xattrs
+from degu_rpc.files.xattrs import parse_xattrs, read_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from degu.bodies import Input
     from degu_rpc.files.board import Download, Run
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from degu_rpc.files.plan import File
     from degu_rpc.files.progress import Meter, RateLimit
     from degu_rpc.files.space import Reservation
+
+    Xattrs = Mapping[bytes, bytes] | None
 
 
 class SourceError(Exception):
@@ -115,8 +117,7 @@ class Receiver:
         with asking():
             xattrs = parse_xattrs(packed.xattrs)
         self._meter.count(size=size, moved=size)
-        if self._is_here(file, size, packed.root):
-            self._workspace.set_metadata(file.target, entry.mode, packed.mtime_ns, xattrs)
+        if self._is_here(file, size, packed.root, packed.mtime_ns, xattrs):
             self._reservation.shrink(entry.size)
             return None
         self._reservation.grow(max(size - entry.size, 0))
@@ -153,8 +154,7 @@ class Receiver:
         download.reserved += more
         with asking():
             manifest = self._remote.read_manifest(file.source, entry.root, entry.size)
-        if self._is_here(file, entry.size, entry.root):
-            self._workspace.set_metadata(file.target, entry.mode, entry.mtime_ns, xattrs)
+        if self._is_here(file, entry.size, entry.root, entry.mtime_ns, xattrs):
             self._meter.count(size=entry.size)
             self._reservation.shrink(entry.size)
             return False
@@ -250,8 +250,12 @@ class Receiver:
         finally:
             os.close(fd)
 
-    def _is_here(self, file: File, size: int, root: str) -> bool:
-        """Tell whether what is at the final name has this content. Only an equal size is read."""
+    def _is_here(self, file: File, size: int, root: str, mtime_ns: int, xattrs: Xattrs) -> bool:
+        """Tell whether what is at the final name has this content; then it gets the metadata, too.
+
+        Only an equal size is read. Attributes that it has stay: they are somebody's. All is done
+        through one descriptor, so what takes the name meanwhile keeps its own time.
+        """
         if file.local is None or file.local.size != size:
             return False
         try:
@@ -259,11 +263,15 @@ class Receiver:
         except (PathError, FileNotFoundError, PermissionError):
             return False
         try:
-            return hash_file(fd, file.target)[1].root == root
+            if hash_file(fd, file.target)[1].root != root:
+                return False
+            kept = None if xattrs is None else {**xattrs, **(read_xattrs(fd) or {})}
+            set_metadata(fd, file.entry.mode, mtime_ns, kept)
         except ContentChangedError:
             return False
         finally:
             os.close(fd)
+        return True
 
 
 @contextlib.contextmanager

@@ -262,6 +262,30 @@ def test_files_that_only_exist_here_stay(client, source, here):
     assert (here / 'mine').read_bytes() == b'mine'
 
 
+def test_a_directory_in_which_nobody_may_write_is_writable_for_a_fetch(
+    client, source, here, monkeypatch
+):
+    monkeypatch.setattr(progress, 'PROGRESS_INTERVAL_S', 0.0)
+    (source / 'dir').mkdir()
+    (source / 'dir' / 'f').write_bytes(b'old')
+    (source / 'dir').chmod(0o555)
+    fetch(client, '', '', here)
+    (source / 'dir' / 'f').write_bytes(b'newer')
+    modes = set()
+    fetch(client, '', '', here, progress=lambda _: modes.add((here / 'dir').stat().st_mode & 0o777))
+    assert 0o755 in modes
+    assert (here / 'dir').stat().st_mode & 0o777 == 0o555
+    assert (here / 'dir' / 'f').read_bytes() == b'newer'
+
+
+def test_a_directory_that_nobody_may_read_arrives_readable_for_us(client, source, here):
+    (source / 'dir').mkdir()
+    (source / 'dir').chmod(0)
+    for _ in range(2):
+        fetch(client, '', '', here)
+        assert (here / 'dir').stat().st_mode & 0o777 == 0o500
+
+
 # --- extended attributes ------------------------------------------------------------------------
 
 
@@ -301,16 +325,16 @@ def test_extended_attributes_arrive(client, attributed, here, size, mode):
 
 
 @pytest.mark.parametrize('size', [10, 3 * BLOCK])
-def test_attributes_of_an_equal_file_with_another_time_are_made_equal(
-    client, attributed, here, size
-):
+def test_attributes_that_an_equal_file_with_another_time_has_stay(client, attributed, here, size):
     path = attributed(size)
     fetch(client, '', 'f', here)
     os.setxattr(here / 'f', 'user.comment', b'other')
     os.setxattr(here / 'f', 'user.mine', b'other')
+    os.setxattr(path, 'user.new', b'new')
     os.utime(path, ns=(OLD_NS, OLD_NS))
     assert fetch(client, '', 'f', here).files_present == 1
-    assert attributes(here / 'f') == attributes(path)
+    mine = {'user.comment': b'other', 'user.mine': b'other'}
+    assert attributes(here / 'f') == {**attributes(path), **mine}
 
 
 def test_a_change_of_attributes_is_seen_although_the_content_is_remembered(

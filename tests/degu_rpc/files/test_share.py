@@ -431,6 +431,7 @@ def test_content_comes_from_another_file_that_has_it(connection, top, change):
         assert build_manifest(BIG).root == root
         assert len(connection.get(f'/manifest/{root}').body.read()) == manifest_size(len(BIG))
     (top / 'b').unlink()
+    assert refused(connection.get(f'/data/{root}')) in {404, 409}
     assert refused(connection.get(f'/data/{root}')) == 404
 
 
