@@ -100,7 +100,7 @@ class _Sending:
     """One send.
 
     Guarded by self._lock: `_sent`, `_lost`. Used by the thread that called only: `_offer_id`,
-    `_waited_s`. Set once: the rest.
+    `_waited_s`, `_waiting`. Set once: the rest.
     """
 
     def __init__(
@@ -157,14 +157,7 @@ class _Sending:
 
     def _send_all(self, remote: RemoteInbox) -> bool:
         """Offer, and send what is wanted until all is there; return whether anything was to do."""
-        state, wanted = self._offer(remote)
-        if state is State.WAITING and self._waiting is not None:
-            self._waiting(self._offer_id)
-        began = monotonic()
-        while state is State.WAITING:
-            if remote.wait_for_state(POLL_S) is not State.WAITING:
-                state, wanted = self._offer(remote)
-        self._waited_s = monotonic() - began
+        state, wanted = self._offer_and_wait(remote)
         self._count_present(set(self._sizes) - set(wanted))
         if state is State.DONE:
             return False
@@ -179,10 +172,25 @@ class _Sending:
                 raise OfferRefusedError(503, 'it takes what is sent, and wants it again')
             if in_vain > 1:
                 self._meter.sleep(BUSY_PAUSE_S)
-            state, wanted = self._offer(remote)
+            state, wanted = self._offer_and_wait(remote)
             if state is State.DONE:
                 self._done.set()
         return True
+
+    def _offer_and_wait(self, remote: RemoteInbox) -> tuple[State, list[str]]:
+        """Offer everything, and wait for the answer of a person if one is asked; see `_offer()`."""
+        state, wanted = self._offer(remote)
+        if state is State.WAITING and self._waiting is not None:
+            self._waiting(self._offer_id)
+            self._waiting = None
+        began = monotonic()
+        while state is State.WAITING:
+            if remote.wait_for_state(POLL_S) is not State.WAITING:
+                state, wanted = self._offer(remote)
+            if state is State.WAITING:
+                self._meter.sleep(BUSY_PAUSE_S)  # an inbox may say so at once
+        self._waited_s += monotonic() - began
+        return state, wanted
 
     def _offer(self, remote: RemoteInbox) -> tuple[State, list[str]]:
         """Offer everything; return the state, and the roots of what is wanted.

@@ -422,6 +422,47 @@ def test_an_offer_waits_for_a_person(serve, source, here, decision):
         assert visible(here) == []
 
 
+def poll_fast(monkeypatch):
+    monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'POLL_S', 0.0)
+    monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
+
+
+def test_a_person_may_take_longer_than_a_poll_and_one_connection_asks(
+    serve, source, here, monkeypatch
+):
+    poll_fast(monkeypatch)
+    (source / 'f').write_bytes(b'content')
+    asked = []
+    with Inbox(here, lambda offer: Decision.ASK) as inbox:
+
+        def app(connection, request):
+            if request['method'] in {'PUT', 'GET'}:
+                asked.append((request['method'], connection['client']))
+            if len(asked) == 5:
+                inbox.accept(inbox.offers()[0].offer_id)
+            return inbox(connection, request)
+
+        assert send(serve(app), '', [source / 'f']).files_sent == 1
+    assert [method for method, _ in asked] == ['PUT', 'GET', 'GET', 'GET', 'GET', 'PUT']
+    assert len({client for _, client in asked}) == 1
+
+
+def test_an_offer_that_is_forgotten_while_it_waits_is_offered_again(
+    serve, source, here, tmp_path, monkeypatch
+):
+    poll_fast(monkeypatch)
+    (source / 'f').write_bytes(b'content')
+    told = []
+    with Inbox(tmp_path, lambda offer: Decision.ASK) as old, Inbox(here, accept) as new:
+
+        def forget():
+            app.app = new
+
+        app = Between(old, 'GET', 1, forget)
+        assert send(serve(app), '', [source / 'f'], waiting=told.append).files_sent == 1
+    assert len(told) == 1
+
+
 def test_what_is_decided_while_nobody_waits_counts_when_it_is_sent_again(serve, source, here):
     (source / 'f').write_bytes(b'content')
     cancel = threading.Event()
