@@ -83,8 +83,11 @@ def send(
     side, with the id that the offer has there; the send waits for the answer.
 
     Raises OfferRefusedError when the other side says no, other FilesError (see degu_rpc.errors),
-    the core's DeguError, OSError, ValueError for a rate that is not positive.
+    the core's DeguError, OSError, TypeError for one path in place of several, ValueError for a rate
+    that is not positive.
     """
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise TypeError(f'send several paths, or a list of one: [{paths!r}]')
     meter = Meter(progress, cancel)
     limit = RateLimit(rate_limit)
     with Outgoing() as outgoing:

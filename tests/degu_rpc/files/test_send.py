@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import pathlib
 import queue
 import signal
 import stat
@@ -151,6 +152,15 @@ def test_what_has_no_name_that_can_travel_is_an_error(client, source, monkeypatc
     monkeypatch.chdir(source)
     with pytest.raises(PathError):
         send(client, '', [path])
+
+
+@pytest.mark.parametrize('path', ['f.f', b'f.f', pathlib.Path('f.f')])
+def test_one_path_in_place_of_several_sends_nothing(client, source, here, monkeypatch, path):
+    (source / 'f').write_bytes(b'content')
+    monkeypatch.chdir(source)
+    with pytest.raises(TypeError, match='a list of one'):
+        send(client, '', path)
+    assert visible(here) == []
 
 
 def test_two_of_the_same_name_arrive_side_by_side(client, source, here):
