@@ -167,7 +167,8 @@ class _Sending:
         in_vain = 0
         while not self._done.is_set():
             settled = len(self._sent) + len(self._lost)
-            self._send_wanted(remote, wanted)
+            with contextlib.suppress(StaleTransferError):  # it is offered again
+                self._send_wanted(remote, wanted)
             if self._done.is_set():
                 break
             in_vain = in_vain + 1 if settled == len(self._sent) + len(self._lost) else 0
@@ -203,6 +204,8 @@ class _Sending:
         for _ in range(BUSY_ATTEMPTS):
             try:
                 return self._offer_once(remote)
+            except StaleTransferError as stale:
+                raise OfferRefusedError(409, str(stale)) from stale
             except OfferRefusedError as refusal:
                 if refusal.status != 503:
                     raise

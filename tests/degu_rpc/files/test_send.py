@@ -28,7 +28,7 @@ from degu_rpc.errors import (
 from degu_rpc.files import Decision, Inbox, Problem, Skipped, State, send
 from degu_rpc.files import arrival as arrival_module
 from degu_rpc.files.blocks import build_manifest
-from degu_rpc.files.limits import RUN_SIZE
+from degu_rpc.files.limits import BUSY_ATTEMPTS, RUN_SIZE, SEND_ROUNDS, SENT_PACK_SIZE
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -221,6 +221,24 @@ def test_the_same_content_is_sent_once(client, source, here):
     assert {path.read_bytes() for path in (here / 'source').glob('l*')} == {b'l' * (2 * BLOCK)}
     assert len({path.stat().st_ino for path in (here / 'source').iterdir()}) == 600
     assert private(here, 'tmp') == []
+
+
+def test_small_contents_come_in_packs_of_a_limited_size(inbox, serve, source, here, tree):
+    for number in range(20):
+        (source / f'{number}').write_bytes(os.urandom(BLOCK))
+    sizes = []
+
+    def app(connection, request):
+        if request['method'] == 'POST':
+            data = b''.join(request['body'])
+            sizes.append(len(data))
+            request['body'] = [data]
+        return inbox(connection, request)
+
+    send(serve(app), '', [source])
+    assert len(sizes) == 3
+    assert max(sizes) <= SENT_PACK_SIZE + 8 * 128  # each content has a record around it
+    assert tree(here / 'source') == tree(source)
 
 
 def test_a_copy_is_made_where_the_system_cannot_copy(client, source, here, monkeypatch):
@@ -915,9 +933,17 @@ def test_an_inbox_that_always_wants_more_is_left(serve, source, monkeypatch):
     monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
     (source / 'f').write_bytes(b'f')
     root = build_manifest(b'f').root
-    client = serve(answering('{"state": "accepted"}', f'{{"root": "{root}"}}'))
+    answer = answering('{"state": "accepted"}', f'{{"root": "{root}"}}')
+    methods = []
+
+    def app(connection, request):
+        methods.append(request['method'])
+        return answer(connection, request)
+
     with pytest.raises(OfferRefusedError, match='wants it again'):
-        send(client, '', [source / 'f'])
+        send(serve(app), '', [source / 'f'])
+    # What came right once was something; after that it is wanted in vain.
+    assert methods == ['PUT', 'POST'] * (SEND_ROUNDS + 1)
 
 
 def test_an_inbox_that_keeps_nothing_is_left(serve, source, monkeypatch):
@@ -937,11 +963,48 @@ def test_an_inbox_cannot_ask_for_what_was_not_offered(serve, source):
     assert send(client, '', [source / 'f']).bytes_sent == 0
 
 
+def test_an_inbox_that_takes_no_offer_and_wants_it_again_is_left(serve, source):
+    (source / 'f').write_bytes(b'f')
+    with pytest.raises(OfferRefusedError, match='409'):
+        send(serve(answering('again', status=409)), '', [source / 'f'])
+
+
+@pytest.mark.parametrize('size', [1, 2 * BLOCK])
+@pytest.mark.parametrize('is_gone', [False, True])
+def test_an_inbox_that_forgets_each_offer_is_left(serve, source, monkeypatch, size, is_gone):
+    monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
+    (source / 'f').write_bytes(b'f' * size)
+    root = build_manifest(b'f' * size).root
+    accepted = answering('{"state": "accepted"}', f'{{"root": "{root}"}}')
+    forgotten = answering('offer it first', status=409)
+    offers = []
+
+    def app(connection, request):
+        if (request['method'], len(request['path'])) != ('PUT', 1):
+            return forgotten(connection, request)
+        offers.append(request)
+        if is_gone:
+            (source / 'f').unlink(missing_ok=True)
+        return accepted(connection, request)
+
+    with pytest.raises(OfferRefusedError, match='wants it again'):
+        send(serve(app), '', [source / 'f'])
+    assert SEND_ROUNDS <= len(offers) <= SEND_ROUNDS + 1
+
+
 def test_an_inbox_that_stays_busy_is_left(serve, source, monkeypatch):
     monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
     (source / 'f').write_bytes(b'f')
+    answer = answering('busy', status=503)
+    offers = []
+
+    def app(connection, request):
+        offers.append(request['method'])
+        return answer(connection, request)
+
     with pytest.raises(OfferRefusedError, match='503'):
-        send(serve(answering('busy', status=503)), '', [source / 'f'])
+        send(serve(app), '', [source / 'f'])
+    assert len(offers) == BUSY_ATTEMPTS
 
 
 def test_the_words_of_an_inbox_can_do_nothing_to_a_terminal(serve, source):
