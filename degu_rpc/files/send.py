@@ -37,7 +37,7 @@ from degu_rpc.files.limits import (
 )
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Item, State, derive_transfer, parse_ranges
-from degu_rpc.files.outgoing import Outgoing, SourceError
+from degu_rpc.files.outgoing import LostContentError, Outgoing
 from degu_rpc.files.packs import split_packs
 from degu_rpc.files.plan import Skipped
 from degu_rpc.files.progress import Meter, Progress, RateLimit
@@ -90,10 +90,9 @@ def send(
         raise TypeError(f'send several paths, or a list of one: [{paths!r}]')
     meter = Meter(progress, cancel)
     limit = RateLimit(rate_limit)
-    with Outgoing() as outgoing:
+    with Outgoing(meter.check) as outgoing:
         for path in paths:
-            for _ in outgoing.gather(path):
-                meter.check()
+            outgoing.gather(path)
             meter.check()
         sending = _Sending(client, prefix, outgoing, meter, limit, waiting)
         return sending.run()
@@ -288,7 +287,7 @@ class _Sending:
                 dispatch.finish(job, is_settled=self._is_settled(job.large.root))
             else:
                 self._open(remote, dispatch, job)
-        except SourceError as error:
+        except LostContentError as error:
             dispatch.drop(job)
             self._lose(remote, root, error.problem)
 
@@ -297,7 +296,7 @@ class _Sending:
         for root in pack.roots:
             try:
                 items.append(Item(root, self._outgoing.read_small(root)))
-            except SourceError as error:
+            except LostContentError as error:
                 self._lose(remote, root, error.problem)
         if not items:
             return
