@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
 from degu_rpc.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -173,6 +176,21 @@ def build_manifest(content: Buffer) -> Manifest:
         blocks = range(0, len(view), step)
         leaves = b''.join(hash_block(view[start : start + step]) for start in blocks)
         return Manifest(len(view), step, leaves)
+
+
+def find_runs(indexes: Iterable[int], longest: int) -> list[tuple[int, int]]:
+    """Return the runs (first, last) of up to `longest` numbers in ascending ones.
+
+    >>> find_runs([0, 1, 2, 5, 7, 8], 2)
+    [(0, 1), (2, 2), (5, 5), (7, 8)]
+    """
+    runs: list[tuple[int, int]] = []
+    for index in indexes:
+        if runs and runs[-1][1] == index - 1 and index - runs[-1][0] < longest:
+            runs[-1] = (runs[-1][0], index)
+        else:
+            runs.append((index, index))
+    return runs
 
 
 def _hash_manifest(data: bytes) -> str:

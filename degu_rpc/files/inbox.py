@@ -43,7 +43,7 @@ from degu_rpc.errors import (
     UnknownPeerError,
 )
 from degu_rpc.files.arrival import Arrival, check_item
-from degu_rpc.files.blocks import SMALL_SIZE, is_root, manifest_size, parse_manifest
+from degu_rpc.files.blocks import SMALL_SIZE, find_runs, is_root, manifest_size, parse_manifest
 from degu_rpc.files.intake import Intake
 from degu_rpc.files.limits import (
     BATCH_FILES,
@@ -68,7 +68,6 @@ from degu_rpc.files.offers import (
 )
 from degu_rpc.files.packs import split_packs
 from degu_rpc.files.paths import check_name
-from degu_rpc.files.receive import find_runs
 from degu_rpc.files.records import parse_records
 from degu_rpc.files.registry import Record
 from degu_rpc.files.responses import RefusalError, Response, refuse, respond, without_body

@@ -7,6 +7,8 @@
    file that was touched is hashed again, and where the content is another one now, it is not sent.
 3. A content that several files have is read from the first one.
 
+Whatever hashes may take long; what `check` raises ends it within a read, and is raised as it is.
+
 Threads: once everything was gathered, any number may read contents.
 """
 
@@ -28,13 +30,13 @@ from degu_rpc.files.plan import Skipped
 from degu_rpc.files.walk import Walker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from degu_rpc.files.blocks import Manifest
 
 
-class SourceError(Exception):
+class LostContentError(Exception):
     """A file has not the content any more that it had; `.problem` says why.
 
     Never leaves this package.
@@ -66,8 +68,9 @@ class Outgoing:
 
     # Nothing changes once everything was gathered.
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, check: Callable[[], None]) -> None:
+        """Begin with nothing. What `check` raises, called for each read, ends what hashes."""
+        self._check = check
         self.entries: list[Entry] = []
         self.skipped: list[Skipped] = []
         self._sources: dict[str, _Source] = {}
@@ -93,8 +96,8 @@ class Outgoing:
 
     # --- what there is --------------------------------------------------------------------------
 
-    def gather(self, path: str | bytes | os.PathLike[str]) -> Iterator[None]:
-        """Add the file, the directory or the symlink at `path`, pausing while it is hashed.
+    def gather(self, path: str | bytes | os.PathLike[str]) -> None:
+        """Add the file, the directory or the symlink at `path`, hashed.
 
         Raises PathError where it has no name that can travel, OSError where it is not there.
         """
@@ -106,8 +109,8 @@ class Outgoing:
         top = tree.root.lstat((name,))
         offered = b''
         for entry in tree.walker.walk((name,), top, recursive=True, roots=True):
+            self._check()
             if entry is None:
-                yield
                 continue
             offered = offered or self._name(name, entry.kind)
             self._add(tree, name, offered, entry)
@@ -137,7 +140,7 @@ class Outgoing:
         return self._paths[root]
 
     def read_small(self, root: str) -> bytes:
-        """Read a small content; it is that content for sure. Raises SourceError, OSError."""
+        """Read a small content; it is that content for sure. Raises LostContentError, OSError."""
         source = self._sources[root]
         with _problems():
             fd = source.tree.root.open_file(source.path)
@@ -152,7 +155,7 @@ class Outgoing:
     def find_manifest(self, root: str) -> Manifest:
         """Return the manifest of a content, which is hashed again if that was forgotten.
 
-        Raises SourceError, OSError.
+        Raises LostContentError, OSError.
         """
         with _problems():
             return self._find_hashed(root).manifest
@@ -161,24 +164,24 @@ class Outgoing:
     def reading(self, root: str) -> Iterator[int]:
         """Hold a file open that has a large content.
 
-        Raises SourceError where it does not have it, also at the end: then what was read may have
-        been anything, and what else went wrong is no wonder. Raises OSError.
+        Raises LostContentError where it does not have it, also at the end: then what was read may
+        have been anything, and what else went wrong is no wonder. Raises OSError.
         """
         source = self._sources[root]
         with _problems():
             fd = source.tree.root.open_file(source.path)
         try:
             with _problems():
-                self._check(root, fd)
+                self._require_content(root, fd)
             try:
                 yield fd
             finally:
                 with _problems():
-                    self._check(root, fd)
+                    self._require_content(root, fd)
         finally:
             os.close(fd)
 
-    def _check(self, root: str, fd: int) -> None:
+    def _require_content(self, root: str, fd: int) -> None:
         """Raise ContentChangedError unless an open file has a content. OSError, PathError."""
         if signature_of(os.fstat(fd)) == self._find_hashed(root).signature:
             return
@@ -195,6 +198,7 @@ class Outgoing:
         source = self._sources[root]
         steps = source.tree.walker.hash(source.path)
         while True:
+            self._check()
             try:
                 next(steps)
             except StopIteration as end:
@@ -207,19 +211,19 @@ class Outgoing:
 
 @contextlib.contextmanager
 def _problems() -> Iterator[None]:
-    """Turn what can go wrong with one file into a SourceError."""
+    """Turn what can go wrong with one file into a LostContentError."""
     try:
         yield
     except PermissionError as error:
-        raise SourceError(Problem.UNREADABLE) from error
+        raise LostContentError(Problem.UNREADABLE) from error
     except ContentChangedError as error:
-        raise SourceError(Problem.CHANGING) from error
+        raise LostContentError(Problem.CHANGING) from error
     except PathError as error:
-        raise SourceError(Problem.VANISHED) from error
+        raise LostContentError(Problem.VANISHED) from error
     except OSError as error:
         if error.errno not in NOT_THERE:
             raise
-        raise SourceError(Problem.VANISHED) from error
+        raise LostContentError(Problem.VANISHED) from error
 
 
 def _split(path: str | bytes | os.PathLike[str]) -> tuple[bytes, bytes]:

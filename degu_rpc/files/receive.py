@@ -27,7 +27,7 @@ from degu_rpc.errors import (
     PathError,
     TransferCanceledError,
 )
-from degu_rpc.files.blocks import is_root
+from degu_rpc.files.blocks import find_runs, is_root
 from degu_rpc.files.commit import Replacement, Workspace, set_metadata
 from degu_rpc.files.content import hash_file
 from degu_rpc.files.limits import DELTA_SIZE, RUN_SIZE
@@ -40,7 +40,7 @@ from degu_rpc.files.reuse import copy_blocks, copy_chunks
 from degu_rpc.files.xattrs import parse_xattrs, read_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from degu.bodies import Input
     from degu_rpc.files.board import Download, Run
@@ -287,18 +287,3 @@ def asking() -> Iterator[None]:
 
 def _is_same(entry: Entry, other: Entry) -> bool:
     return (entry.size, entry.mtime_ns) == (other.size, other.mtime_ns)
-
-
-def find_runs(indexes: Iterable[int], longest: int) -> list[tuple[int, int]]:
-    """Return the runs (first, last) of up to `longest` numbers in ascending ones.
-
-    >>> find_runs([0, 1, 2, 5, 7, 8], 2)
-    [(0, 1), (2, 2), (5, 5), (7, 8)]
-    """
-    runs: list[tuple[int, int]] = []
-    for index in indexes:
-        if runs and runs[-1][1] == index - 1 and index - runs[-1][0] < longest:
-            runs[-1] = (runs[-1][0], index)
-        else:
-            runs.append((index, index))
-    return runs

@@ -86,7 +86,17 @@ class RemoteInbox:
         """Return the state, after a while if it is waiting; None where the offer is forgotten."""
         uri = f'?wait={int(wait_s)}'
         answers = self._ask('GET', uri, {'accept': Media.MSGPACK.value}, lambda _: None)
-        return next((answer.state for answer in answers), None)
+        state = None
+        try:
+            for answer in answers:  # to the end, so that the connection can be kept
+                state = answer.state or state
+        except StaleTransferError:
+            return None
+        except OfferRefusedError as refusal:
+            if refusal.status != 404:
+                raise
+            return None
+        return state
 
     def send_pack(self, items: Iterable[Item]) -> Iterator[Answer]:
         """Send small contents, and yield what the inbox says of each."""

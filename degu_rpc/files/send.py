@@ -37,7 +37,7 @@ from degu_rpc.files.limits import (
 )
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Item, State, derive_transfer, parse_ranges
-from degu_rpc.files.outgoing import Outgoing, SourceError
+from degu_rpc.files.outgoing import LostContentError, Outgoing
 from degu_rpc.files.packs import split_packs
 from degu_rpc.files.plan import Skipped
 from degu_rpc.files.progress import Meter, Progress, RateLimit
@@ -83,14 +83,16 @@ def send(
     side, with the id that the offer has there; the send waits for the answer.
 
     Raises OfferRefusedError when the other side says no, other FilesError (see degu_rpc.errors),
-    the core's DeguError, OSError, ValueError for a rate that is not positive.
+    the core's DeguError, OSError, TypeError for one path in place of several, ValueError for a rate
+    that is not positive.
     """
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise TypeError(f'send several paths, or a list of one: [{paths!r}]')
     meter = Meter(progress, cancel)
     limit = RateLimit(rate_limit)
-    with Outgoing() as outgoing:
+    with Outgoing(meter.check) as outgoing:
         for path in paths:
-            for _ in outgoing.gather(path):
-                meter.check()
+            outgoing.gather(path)
             meter.check()
         sending = _Sending(client, prefix, outgoing, meter, limit, waiting)
         return sending.run()
@@ -100,7 +102,7 @@ class _Sending:
     """One send.
 
     Guarded by self._lock: `_sent`, `_lost`. Used by the thread that called only: `_offer_id`,
-    `_waited_s`. Set once: the rest.
+    `_waited_s`, `_waiting`. Set once: the rest.
     """
 
     def __init__(
@@ -157,21 +159,15 @@ class _Sending:
 
     def _send_all(self, remote: RemoteInbox) -> bool:
         """Offer, and send what is wanted until all is there; return whether anything was to do."""
-        state, wanted = self._offer(remote)
-        if state is State.WAITING and self._waiting is not None:
-            self._waiting(self._offer_id)
-        began = monotonic()
-        while state is State.WAITING:
-            if remote.wait_for_state(POLL_S) is not State.WAITING:
-                state, wanted = self._offer(remote)
-        self._waited_s = monotonic() - began
+        state, wanted = self._offer_and_wait(remote)
         self._count_present(set(self._sizes) - set(wanted))
         if state is State.DONE:
             return False
         in_vain = 0
         while not self._done.is_set():
             settled = len(self._sent) + len(self._lost)
-            self._send_wanted(remote, wanted)
+            with contextlib.suppress(StaleTransferError):  # it is offered again
+                self._send_wanted(remote, wanted)
             if self._done.is_set():
                 break
             in_vain = in_vain + 1 if settled == len(self._sent) + len(self._lost) else 0
@@ -179,10 +175,25 @@ class _Sending:
                 raise OfferRefusedError(503, 'it takes what is sent, and wants it again')
             if in_vain > 1:
                 self._meter.sleep(BUSY_PAUSE_S)
-            state, wanted = self._offer(remote)
+            state, wanted = self._offer_and_wait(remote)
             if state is State.DONE:
                 self._done.set()
         return True
+
+    def _offer_and_wait(self, remote: RemoteInbox) -> tuple[State, list[str]]:
+        """Offer everything, and wait for the answer of a person if one is asked; see `_offer()`."""
+        state, wanted = self._offer(remote)
+        if state is State.WAITING and self._waiting is not None:
+            self._waiting(self._offer_id)
+            self._waiting = None
+        began = monotonic()
+        while state is State.WAITING:
+            if remote.wait_for_state(POLL_S) is not State.WAITING:
+                state, wanted = self._offer(remote)
+            if state is State.WAITING:
+                self._meter.sleep(BUSY_PAUSE_S)  # an inbox may say so at once
+        self._waited_s += monotonic() - began
+        return state, wanted
 
     def _offer(self, remote: RemoteInbox) -> tuple[State, list[str]]:
         """Offer everything; return the state, and the roots of what is wanted.
@@ -192,6 +203,8 @@ class _Sending:
         for _ in range(BUSY_ATTEMPTS):
             try:
                 return self._offer_once(remote)
+            except StaleTransferError as stale:
+                raise OfferRefusedError(409, str(stale)) from stale
             except OfferRefusedError as refusal:
                 if refusal.status != 503:
                     raise
@@ -274,7 +287,7 @@ class _Sending:
                 dispatch.finish(job, is_settled=self._is_settled(job.large.root))
             else:
                 self._open(remote, dispatch, job)
-        except SourceError as error:
+        except LostContentError as error:
             dispatch.drop(job)
             self._lose(remote, root, error.problem)
 
@@ -283,7 +296,7 @@ class _Sending:
         for root in pack.roots:
             try:
                 items.append(Item(root, self._outgoing.read_small(root)))
-            except SourceError as error:
+            except LostContentError as error:
                 self._lose(remote, root, error.problem)
         if not items:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 
 import pytest
 from blake3 import blake3
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 
 from degu_rpc.errors import IntegrityError
 from degu_rpc.files import blocks
-from degu_rpc.files.blocks import Manifest, ManifestHasher, build_manifest, parse_manifest
+from degu_rpc.files.blocks import (
+    Manifest,
+    ManifestHasher,
+    build_manifest,
+    find_runs,
+    parse_manifest,
+)
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -178,3 +185,13 @@ def test_a_manifest_with_the_wrong_shape_is_refused(data):
 )
 def test_is_root_takes_nothing_else(text):
     assert not blocks.is_root(text)
+
+
+@given(st.sets(st.integers(0, 50)), st.integers(1, 10))
+def test_runs_cover_exactly_the_indexes_and_are_no_longer_than_allowed(indexes, longest):
+    runs = find_runs(sorted(indexes), longest)
+    covered = [index for first, last in runs for index in range(first, last + 1)]
+    assert covered == sorted(indexes)
+    assert all(last - first < longest for first, last in runs)
+    for before, after in itertools.pairwise(runs):
+        assert before[1] + 1 < after[0] or before[1] - before[0] == longest - 1

@@ -14,8 +14,6 @@ from urllib.parse import unquote
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from degu.client import Client
 from degu_rpc.errors import (
@@ -33,7 +31,6 @@ from degu_rpc.files.blocks import build_manifest, format_manifest, manifest_size
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, PACK_ITEMS
 from degu_rpc.files.listing import Entry
 from degu_rpc.files.packs import Packed
-from degu_rpc.files.receive import find_runs
 from degu_rpc.files.records import Media, format_record, parse_records
 
 KIB = 1024
@@ -1276,16 +1273,3 @@ def test_a_file_size_limit_is_a_clear_error_before_anything_comes(client, source
     assert os.listdir(here) == ['.degu']
     assert fetch(client, '', '', here).bytes_fetched == 3 * MIB
     assert (here / 'f').read_bytes() == content
-
-
-# --- pure ---------------------------------------------------------------------------------------
-
-
-@given(st.sets(st.integers(0, 50)), st.integers(1, 10))
-def test_runs_cover_exactly_the_indexes_and_are_no_longer_than_allowed(indexes, longest):
-    runs = find_runs(sorted(indexes), longest)
-    covered = [index for first, last in runs for index in range(first, last + 1)]
-    assert covered == sorted(indexes)
-    assert all(last - first < longest for first, last in runs)
-    for before, after in itertools.pairwise(runs):
-        assert before[1] + 1 < after[0] or before[1] - before[0] == longest - 1

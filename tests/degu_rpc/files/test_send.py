@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import pathlib
 import queue
 import signal
 import stat
@@ -27,7 +28,7 @@ from degu_rpc.errors import (
 from degu_rpc.files import Decision, Inbox, Problem, Skipped, State, send
 from degu_rpc.files import arrival as arrival_module
 from degu_rpc.files.blocks import build_manifest
-from degu_rpc.files.limits import RUN_SIZE
+from degu_rpc.files.limits import BUSY_ATTEMPTS, RUN_SIZE, SEND_ROUNDS, SENT_PACK_SIZE
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -153,6 +154,15 @@ def test_what_has_no_name_that_can_travel_is_an_error(client, source, monkeypatc
         send(client, '', [path])
 
 
+@pytest.mark.parametrize('path', ['f.f', b'f.f', pathlib.Path('f.f')])
+def test_one_path_in_place_of_several_sends_nothing(client, source, here, monkeypatch, path):
+    (source / 'f').write_bytes(b'content')
+    monkeypatch.chdir(source)
+    with pytest.raises(TypeError, match='a list of one'):
+        send(client, '', path)
+    assert visible(here) == []
+
+
 def test_two_of_the_same_name_arrive_side_by_side(client, source, here):
     for name in 'ab':
         (source / name).mkdir()
@@ -211,6 +221,24 @@ def test_the_same_content_is_sent_once(client, source, here):
     assert {path.read_bytes() for path in (here / 'source').glob('l*')} == {b'l' * (2 * BLOCK)}
     assert len({path.stat().st_ino for path in (here / 'source').iterdir()}) == 600
     assert private(here, 'tmp') == []
+
+
+def test_small_contents_come_in_packs_of_a_limited_size(inbox, serve, source, here, tree):
+    for number in range(20):
+        (source / f'{number}').write_bytes(os.urandom(BLOCK))
+    sizes = []
+
+    def app(connection, request):
+        if request['method'] == 'POST':
+            data = b''.join(request['body'])
+            sizes.append(len(data))
+            request['body'] = [data]
+        return inbox(connection, request)
+
+    send(serve(app), '', [source])
+    assert len(sizes) == 3
+    assert max(sizes) <= SENT_PACK_SIZE + 8 * 128  # each content has a record around it
+    assert tree(here / 'source') == tree(source)
 
 
 def test_a_copy_is_made_where_the_system_cannot_copy(client, source, here, monkeypatch):
@@ -420,6 +448,47 @@ def test_an_offer_waits_for_a_person(serve, source, here, decision):
         assert offer.state is answered.state is State.REFUSED
         assert isinstance(outcome[0], OfferRefusedError)
         assert visible(here) == []
+
+
+def poll_fast(monkeypatch):
+    monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'POLL_S', 0.0)
+    monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
+
+
+def test_a_person_may_take_longer_than_a_poll_and_one_connection_asks(
+    serve, source, here, monkeypatch
+):
+    poll_fast(monkeypatch)
+    (source / 'f').write_bytes(b'content')
+    asked = []
+    with Inbox(here, lambda offer: Decision.ASK) as inbox:
+
+        def app(connection, request):
+            if request['method'] in {'PUT', 'GET'}:
+                asked.append((request['method'], connection['client']))
+            if len(asked) == 5:
+                inbox.accept(inbox.offers()[0].offer_id)
+            return inbox(connection, request)
+
+        assert send(serve(app), '', [source / 'f']).files_sent == 1
+    assert [method for method, _ in asked] == ['PUT', 'GET', 'GET', 'GET', 'GET', 'PUT']
+    assert len({client for _, client in asked}) == 1
+
+
+def test_an_offer_that_is_forgotten_while_it_waits_is_offered_again(
+    serve, source, here, tmp_path, monkeypatch
+):
+    poll_fast(monkeypatch)
+    (source / 'f').write_bytes(b'content')
+    told = []
+    with Inbox(tmp_path, lambda offer: Decision.ASK) as old, Inbox(here, accept) as new:
+
+        def forget():
+            app.app = new
+
+        app = Between(old, 'GET', 1, forget)
+        assert send(serve(app), '', [source / 'f'], waiting=told.append).files_sent == 1
+    assert len(told) == 1
 
 
 def test_what_is_decided_while_nobody_waits_counts_when_it_is_sent_again(serve, source, here):
@@ -864,9 +933,17 @@ def test_an_inbox_that_always_wants_more_is_left(serve, source, monkeypatch):
     monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
     (source / 'f').write_bytes(b'f')
     root = build_manifest(b'f').root
-    client = serve(answering('{"state": "accepted"}', f'{{"root": "{root}"}}'))
+    answer = answering('{"state": "accepted"}', f'{{"root": "{root}"}}')
+    methods = []
+
+    def app(connection, request):
+        methods.append(request['method'])
+        return answer(connection, request)
+
     with pytest.raises(OfferRefusedError, match='wants it again'):
-        send(client, '', [source / 'f'])
+        send(serve(app), '', [source / 'f'])
+    # What came right once was something; after that it is wanted in vain.
+    assert methods == ['PUT', 'POST'] * (SEND_ROUNDS + 1)
 
 
 def test_an_inbox_that_keeps_nothing_is_left(serve, source, monkeypatch):
@@ -886,11 +963,48 @@ def test_an_inbox_cannot_ask_for_what_was_not_offered(serve, source):
     assert send(client, '', [source / 'f']).bytes_sent == 0
 
 
+def test_an_inbox_that_takes_no_offer_and_wants_it_again_is_left(serve, source):
+    (source / 'f').write_bytes(b'f')
+    with pytest.raises(OfferRefusedError, match='409'):
+        send(serve(answering('again', status=409)), '', [source / 'f'])
+
+
+@pytest.mark.parametrize('size', [1, 2 * BLOCK])
+@pytest.mark.parametrize('is_gone', [False, True])
+def test_an_inbox_that_forgets_each_offer_is_left(serve, source, monkeypatch, size, is_gone):
+    monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
+    (source / 'f').write_bytes(b'f' * size)
+    root = build_manifest(b'f' * size).root
+    accepted = answering('{"state": "accepted"}', f'{{"root": "{root}"}}')
+    forgotten = answering('offer it first', status=409)
+    offers = []
+
+    def app(connection, request):
+        if (request['method'], len(request['path'])) != ('PUT', 1):
+            return forgotten(connection, request)
+        offers.append(request)
+        if is_gone:
+            (source / 'f').unlink(missing_ok=True)
+        return accepted(connection, request)
+
+    with pytest.raises(OfferRefusedError, match='wants it again'):
+        send(serve(app), '', [source / 'f'])
+    assert SEND_ROUNDS <= len(offers) <= SEND_ROUNDS + 1
+
+
 def test_an_inbox_that_stays_busy_is_left(serve, source, monkeypatch):
     monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
     (source / 'f').write_bytes(b'f')
+    answer = answering('busy', status=503)
+    offers = []
+
+    def app(connection, request):
+        offers.append(request['method'])
+        return answer(connection, request)
+
     with pytest.raises(OfferRefusedError, match='503'):
-        send(serve(answering('busy', status=503)), '', [source / 'f'])
+        send(serve(app), '', [source / 'f'])
+    assert len(offers) == BUSY_ATTEMPTS
 
 
 def test_the_words_of_an_inbox_can_do_nothing_to_a_terminal(serve, source):
