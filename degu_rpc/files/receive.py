@@ -94,9 +94,8 @@ class Receiver:
         status with which it is to be brought some other way. Raises SourceError, NoSpaceError,
         OSError.
         """
-        self._limit.wait(sum(file.entry.size for file in files), self._meter)
         paths = [file.source for file in files]
-        answers = self._remote.read_pack(paths)
+        answers = self._remote.read_pack(paths, lambda size: self._limit.wait(size, self._meter))
         for file in files:
             self._meter.check()
             with asking():

@@ -123,8 +123,11 @@ class Remote:
             self._check()
             yield piece
 
-    def read_pack(self, paths: Sequence[Path]) -> Iterator[Packed]:
+    def read_pack(self, paths: Sequence[Path], wait: Callable[[int], None]) -> Iterator[Packed]:
         """Yield what the share has of each of these small files, in order, its root checked.
+
+        `wait` is called with the size in bytes of each piece before the next one is read; it may
+        take its time, and what it raises ends the question.
 
         Raises IntegrityError, ListingError, ShareRefusedError.
         """
@@ -138,7 +141,7 @@ class Remote:
             raise stale.refusal from stale
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(paths[0], response, 'a pack comes in chunks')
-        pieces = self._checked(response.body)
+        pieces = _slowed(self._checked(response.body), wait)
         content_type = response.headers.get('content-type')
         answers = parse_records(pieces, content_type, Packed, MAX_PACKED)
         is_whole = False
@@ -258,3 +261,9 @@ class Remote:
         """Return the error for an answer of the wrong shape; the connection is closed with it."""
         self.close()
         return ShareRefusedError(format_path(path), response.status, f'an odd answer: {rule}')
+
+
+def _slowed(pieces: Iterable[bytes], wait: Callable[[int], None]) -> Iterator[bytes]:
+    for piece in pieces:
+        wait(len(piece))
+        yield piece

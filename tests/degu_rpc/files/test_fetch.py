@@ -1118,6 +1118,15 @@ def test_progress_counts_to_the_end(client, source, here):
         assert before.files_done <= after.files_done
 
 
+def test_a_rate_limit_holds_inside_a_pack(client, source, here):
+    for number in range(16):
+        (source / f'{number}').write_bytes(os.urandom(BLOCK // 2))
+    result = fetch(client, '', '', here, rate_limit=2 * MIB)
+    assert result.bytes_fetched == 8 * BLOCK
+    # The last piece is not waited for.
+    assert result.elapsed_s > 0.9 * (8 * BLOCK - 2 * BLOCK) / (2 * MIB)
+
+
 def test_an_error_in_the_callers_progress_ends_the_fetch(client, source, here):
     fill(source)
 
