@@ -4,7 +4,8 @@
    at its place with the offered size and modification time, or else with the offered content.
 2. A content that is missing comes in, small ones whole, large ones block by block (partial.py).
    Once it is complete and verified, every file that has it gets its final name: the first one the
-   content that came, the others copies of it.
+   content that came, the others copies of it. Copies are made while it is still in tmp/, where
+   nobody edits it.
 3. Nothing is ever replaced. A name that is taken by something else gives way to a free one, and
    that is written down before anything has it.
 4. Once nothing is missing the directories get their modes and times.
@@ -40,7 +41,7 @@ from degu_rpc.files.temporaries import Temporary
 from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     Move = Callable[[Path, Kind], bytes]
     """Writes down a free last name for a path whose own is taken, and returns it."""
@@ -305,7 +306,7 @@ class Arrival:
             ready = (
                 _Ready(placing, self._store(item))
                 for root, item in mine.items()
-                for placing in self._placings(root)
+                for placing in claimed[root]
             )
             taken: set[str] = set()
             for failed in self._place(ready):
@@ -317,23 +318,29 @@ class Arrival:
 
     def _store(self, item: Item) -> Temporary:
         temporary = store_small(self._workspace, self._name(item.root), item.content)
-        self._count_written(len(item.content))
+        try:
+            self._count_written(len(item.content))
+        except BaseException:
+            os.close(temporary.fd)
+            raise
         return temporary
 
     @contextlib.contextmanager
-    def _claiming(self, roots: set[str]) -> Iterator[set[str]]:
+    def _claiming(self, roots: set[str]) -> Iterator[Mapping[str, Sequence[Placing]]]:
         """Claim contents that are missing, so that no other thread places or opens them.
 
-        Yields those that are claimed now.
+        Yields those that are claimed now, with the files that have them.
         """
         with self._lock:
-            claimed = {root for root in roots - self._claimed if root in self._missing}
-            self._claimed |= claimed
+            claimed = {
+                root: self._missing[root] for root in roots - self._claimed if root in self._missing
+            }
+            self._claimed |= claimed.keys()
         try:
             yield claimed
         finally:
             with self._lock:
-                self._claimed -= claimed
+                self._claimed -= claimed.keys()
 
     # --- large contents -------------------------------------------------------------------------
 
@@ -395,48 +402,54 @@ class Arrival:
                 if not claimed or entry is None or entry.users or entry.partial.missing():
                     return
                 del self._open[root]
-            temporary = entry.partial.finish()
-            source = os.dup(temporary.fd)
-            try:
-                is_taken = False
-                for failed in self._place(self._copies(root, temporary, source)):
+            is_taken = False
+            copies = self._copies(entry.partial.finish(), claimed[root])
+            with contextlib.closing(copies):
+                for failed in self._place(copies):
                     is_taken = is_taken or bool(failed)
                     yield '', False
-            finally:
-                os.close(source)
             if not is_taken:
                 self._note_placed(root)
         yield root, not is_taken
 
-    def _copies(self, root: str, temporary: Temporary, source: int) -> Iterator[_Ready | None]:
-        """Yield the content, once for each file that has it; None now and then."""
-        first, *others = self._placings(root)
-        yield _Ready(first, temporary)
-        for placing in others:
-            copy = self._workspace.temporaries.open(self._name(root))
-            try:
-                for count in _copy(source, copy.fd, placing.entry.size):
-                    self._count_written(count)
-                    yield None
-            except BaseException:
-                os.close(copy.fd)
-                raise
-            yield _Ready(placing, copy)
+    def _copies(
+        self, verified: Temporary, placings: Sequence[Placing]
+    ) -> Generator[_Ready | None, None, None]:
+        """Yield a content, once for each file that has it; None now and then.
+
+        The verified one comes last: once it has its final name a person may edit it.
+        """
+        first, *others = placings
+        try:
+            for placing in others:
+                copy = self._workspace.temporaries.open(self._name(placing.entry.root))
+                try:
+                    for count in _copy(verified.fd, copy.fd, placing.entry.size):
+                        self._count_written(count)
+                        yield None
+                except BaseException:
+                    os.close(copy.fd)
+                    raise
+                yield _Ready(placing, copy)
+        except BaseException:
+            os.close(verified.fd)
+            raise
+        yield _Ready(first, verified)
 
     def give_up(self, root: str) -> None:
-        """Expect a content no more: whoever sends it does not have it."""
+        """Expect a content no more: whoever sends it does not have it.
+
+        One that is being opened or placed right now is expected still.
+        """
         with self._lock:
-            self._missing.pop(root, None)
+            if root not in self._claimed:
+                self._missing.pop(root, None)
 
     # --- final names ----------------------------------------------------------------------------
 
     def _name(self, root: str) -> str:
         """Return the name of a temporary file; commit.py knows by it which content it is for."""
         return f'{root}.{self._tag}'
-
-    def _placings(self, root: str) -> list[Placing]:
-        with self._lock:
-            return self._missing.get(root, [])
 
     def _place(self, ready: Iterable[_Ready | None]) -> Iterator[set[str]]:
         """Give files their final names; yield the roots of those in a batch that did not get one.
@@ -553,7 +566,10 @@ def _bytes_here(partial: Partial) -> int:
 
 
 def _copy(source: int, target: int, size: int) -> Iterator[int]:
-    """Copy a file of `size` bytes within the file system; yield how many at a time. OSError."""
+    """Copy a file of `size` bytes within the file system; yield how many at a time.
+
+    Raises OSError, also where it has fewer.
+    """
     position = 0
     can_copy = True
     while position < size:
@@ -569,6 +585,8 @@ def _copy(source: int, target: int, size: int) -> Iterator[int]:
             can_copy = count > 0
         else:
             piece = os.pread(source, min(size - position, MAX_PIECE), position)
+            if not piece:
+                raise OSError(errno.EIO, 'a file in tmp/ became shorter')
             write_at(target, piece, position)
             count = len(piece)
         position += count
