@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import os
 import stat
 import threading
@@ -41,10 +42,10 @@ from degu_rpc.files.temporaries import Temporary
 from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 
-    Move = Callable[[Path, Kind], bytes]
-    """Writes down a free last name for a path whose own is taken, and returns it."""
+    Move = Callable[[Path, Kind, Set[bytes]], bytes]
+    """Writes down a free last name, none of a set, for a path whose own is taken; returns it."""
 
 _NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -69,8 +70,9 @@ class Arrival:
 
     # Set once: tree, _root, _workspace, _committing, _move, _tag.
     # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
-    # _is_closed, _received. Guarded by self._committing: _placed. By self._preparing, which is held
-    # while prepare() runs: _is_prepared. By self._reserving: _reservation. The Intake's: used_at.
+    # _is_closed, _received. Guarded by self._committing: _placed, _names. By self._preparing, which
+    # is held while prepare() runs: _is_prepared. By self._reserving: _reservation. The Intake's:
+    # used_at.
 
     def __init__(
         self,
@@ -223,30 +225,47 @@ class Arrival:
         try:
             self._workspace.make_directory(find_place(path, self._placed))
         except NotADirectoryError:
-            self._placed[path] = self._move(path, Kind.DIRECTORY)
-            self._workspace.make_directory(find_place(path, self._placed))
+            self._workspace.make_directory(self._give_way(path, Kind.DIRECTORY))
 
     def _make_symlinks(self) -> Iterator[None]:
-        batch: list[Replacement] = []
+        batch: list[Placing] = []
         for placing in self.tree.symlinks:
-            path, entry = placing
-            with self._committing:
-                place = find_place(path, self._placed)
-                target = parse_target(entry.target)
-                found = self._look(path)
-                if found is None or not self._is_symlink_here(place, target):
-                    if found is not None:
-                        place = self._give_way(placing)
-                    link = Symlink(target)
-                    batch.append(
-                        Replacement(link, place, 0, 0, entry.mtime_ns, None, replaces=False)
-                    )
-                if len(batch) >= BATCH_FILES:
-                    self._workspace.commit(batch)
-                    batch = []
+            batch.append(placing)
+            if len(batch) >= BATCH_FILES:
+                self._commit_symlinks(batch)
+                batch = []
             yield
+        self._commit_symlinks(batch)
+
+    def _commit_symlinks(self, batch: list[Placing]) -> None:
+        """Make symlinks; one whose name is taken at the last moment is looked at again."""
         with self._committing:
-            self._workspace.commit(batch)
+            while batch:
+                absent = []
+                replacements = []
+                for placing in batch:
+                    place = self._find_free_for_symlink(placing)
+                    if place is not None:
+                        absent.append(placing)
+                        content = Symlink(parse_target(placing.entry.target))
+                        mtime_ns = placing.entry.mtime_ns
+                        replacements.append(
+                            Replacement(content, place, 0, 0, mtime_ns, None, replaces=False)
+                        )
+                committed = self._workspace.commit(replacements)
+                found = zip(absent, committed, strict=True)
+                batch = [placing for placing, each in found if each.is_taken]
+
+    def _find_free_for_symlink(self, placing: Placing) -> Path | None:
+        """Return a free place for a symlink; None if it is in its place already."""
+        path, entry = placing
+        found = self._look(path)
+        place = find_place(path, self._placed)
+        if found is None:
+            return place
+        if self._is_symlink_here(place, parse_target(entry.target)):
+            return None
+        return self._give_way(path, entry.kind)
 
     def _is_symlink_here(self, place: Path, target: bytes) -> bool:
         try:
@@ -289,10 +308,23 @@ class Arrival:
         except FileNotFoundError:
             return None
 
-    def _give_way(self, placing: Placing) -> Path:
-        """Give a file whose name is taken another one, and return its place."""
-        self._placed[placing.path] = self._move(placing.path, placing.entry.kind)
-        return find_place(placing.path, self._placed)
+    def _give_way(self, path: Path, kind: Kind) -> Path:
+        """Give something whose name is taken another one, and return its place."""
+        taken = self._names.setdefault(path[:-1], set())
+        name = self._move(path, kind, taken)
+        taken.add(name)
+        self._placed[path] = name
+        return find_place(path, self._placed)
+
+    @functools.cached_property
+    def _names(self) -> dict[Path, set[bytes]]:
+        """The names that this offer has in each directory, offered or here."""
+        names: dict[Path, set[bytes]] = {}
+        for path in self.tree.paths():
+            names.setdefault(path[:-1], set()).add(path[-1])
+        for path, name in self._placed.items():
+            names.setdefault(path[:-1], set()).add(name)
+        return names
 
     # --- small contents -------------------------------------------------------------------------
 
@@ -517,7 +549,7 @@ class Arrival:
             return place
         if self._is_file_here(found, place, placing):
             return None
-        return self._give_way(placing)
+        return self._give_way(placing.path, placing.entry.kind)
 
     def _note_placed(self, root: str) -> None:
         with self._lock:

@@ -46,7 +46,7 @@ from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Set
 
     from degu_rpc.peers import Peer
 
@@ -240,10 +240,11 @@ class Intake:
     # --- what is accepted -----------------------------------------------------------------------
 
     def _build_arrival(self, record: Record, tree: Tree) -> Arrival:
-        def move(path: Path, kind: Kind) -> bytes:
+        def move(path: Path, kind: Kind, taken: Set[bytes]) -> bytes:
             with self._lock:
                 known = self._registry.find(record.user, record.transfer) or record
-                return self._registry.move(known, path, kind, self._is_there).places[path]
+                moved = self._registry.move(known, path, kind, taken, self._is_there)
+                return moved.places[path]
 
         return Arrival(
             self._root,

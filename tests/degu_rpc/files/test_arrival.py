@@ -10,6 +10,7 @@ import pytest
 from degu_rpc.files import Decision, Inbox
 from degu_rpc.files import arrival as arrival_module
 from degu_rpc.files.blocks import build_manifest
+from degu_rpc.files.commit import Workspace
 from degu_rpc.files.listing import Entry, Kind
 from degu_rpc.files.offers import Item, check_offer
 from degu_rpc.files.space import Reservation
@@ -159,3 +160,55 @@ def test_an_error_while_the_room_is_counted_leaves_no_descriptor(inbox, monkeypa
 
 def _fail(*args):
     raise OSError(errno.EIO, 'the disk fails')
+
+
+# --- names that are taken -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('targets', [('one', 'two'), ('same', 'same')])
+def test_i3_a_symlink_gives_way_to_no_name_of_its_own_offer(inbox, here, targets):
+    one, two = targets
+    entries = [
+        Entry('d', Kind.DIRECTORY, mode=0o755),
+        link('d/x', one),
+        link('d/x%20%282%29', two),
+        file('d/f'),
+    ]
+    arrival = activate(inbox, *entries)
+    (here / 'd').mkdir()
+    (here / 'd' / 'x').write_bytes(b'mine')
+    for _ in arrival.prepare():
+        pass
+    assert (here / 'd' / 'x').read_bytes() == b'mine'
+    assert os.readlink(here / 'd' / 'x (2)') == two
+    assert os.readlink(here / 'd' / 'x (3)') == one
+
+
+def test_a_file_gives_way_to_no_name_of_its_own_offer(inbox, here):
+    entries = [
+        Entry('d', Kind.DIRECTORY, mode=0o755),
+        file('d/x', b'one'),
+        file('d/x%20%282%29', b'two'),
+    ]
+    arrival = prepare(inbox, *entries)
+    (here / 'd' / 'x').write_bytes(b'mine')
+    items = [Item(build_manifest(content).root, content) for content in (b'one', b'two')]
+    assert [is_placed for _, is_placed in arrival.place_small(items)] == [True, True]
+    assert (here / 'd' / 'x (2)').read_bytes() == b'two'
+    assert (here / 'd' / 'x (3)').read_bytes() == b'one'
+
+
+def test_i3_a_symlink_whose_name_is_taken_at_the_last_moment_gives_way(inbox, here, monkeypatch):
+    """Somebody makes the name after we looked, and before the rename that replaces nothing."""
+    commit = Workspace.commit
+
+    def late(workspace, batch):
+        if not os.path.lexists(here / 'x'):
+            (here / 'x').write_bytes(b'mine')
+        return commit(workspace, batch)
+
+    monkeypatch.setattr(Workspace, 'commit', late)
+    arrival = prepare(inbox, link('x', 'one'))
+    assert (here / 'x').read_bytes() == b'mine'
+    assert os.readlink(here / 'x (2)') == 'one'
+    assert arrival.is_unchanged()
