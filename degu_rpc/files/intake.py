@@ -171,6 +171,7 @@ class Intake:
 
         Raises RefusalError, NoSpaceError, OSError.
         """
+        self._let_rested_go()
         record = self._find_known(user, transfer, tree)
         if record is not None:
             return record
@@ -259,8 +260,7 @@ class Intake:
     def activate(self, user: str, transfer: str, tree: Tree) -> Arrival | State:
         """Return the arrival of an offer; its state if that is not ACCEPTED any more.
 
-        Those that rested for MAX_REST_S are let go, with what is reserved for them; and of one
-        user's, those that rested longest.
+        Of one user's, those that rested longest are let go.
         """
         with self._lock:
             record = self._registry.find(user, transfer)
@@ -272,13 +272,21 @@ class Intake:
             if arrival is None:
                 arrival = self._active[user, transfer] = self._build_arrival(record, tree)
             self._active.move_to_end((user, transfer))
-            arrival.used_at = now = monotonic()
-            keys = [key for key, other in self._active.items() if now - other.used_at > MAX_REST_S]
-            keys += [key for key in self._active if key[0] == user][:-MAX_ACTIVE_OF_USER]
-            rested = [self._active.pop(key) for key in dict.fromkeys(keys)]
-        for old in rested:
+            arrival.used_at = monotonic()
+            keys = [key for key in self._active if key[0] == user][:-MAX_ACTIVE_OF_USER]
+            surplus = [self._active.pop(key) for key in keys]
+        for old in surplus:
             old.close()
         return arrival
+
+    def _let_rested_go(self) -> None:
+        """Let the arrivals go that rested for MAX_REST_S, with the room reserved for them."""
+        before = monotonic() - MAX_REST_S
+        with self._lock:
+            keys = [key for key, arrival in self._active.items() if arrival.used_at < before]
+            rested = [self._active.pop(key) for key in keys]
+        for arrival in rested:
+            arrival.close()
 
     def find_active(self, user: str, transfer: str) -> Arrival | None:
         """Return the arrival of an offer that is active and prepared."""

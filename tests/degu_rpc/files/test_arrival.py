@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from degu_rpc.files import Decision, Inbox
+from degu_rpc.errors import NoSpaceError
+from degu_rpc.files import Decision, Inbox, intake
 from degu_rpc.files import arrival as arrival_module
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.commit import Workspace
@@ -212,3 +213,18 @@ def test_i3_a_symlink_whose_name_is_taken_at_the_last_moment_gives_way(inbox, he
     assert (here / 'x').read_bytes() == b'mine'
     assert os.readlink(here / 'x (2)') == 'one'
     assert arrival.is_unchanged()
+
+
+# --- what is let go -----------------------------------------------------------------------------
+
+
+def test_the_room_of_what_rests_is_free_for_the_next_offer(tiny, monkeypatch):
+    with Inbox(tiny, lambda offer: Decision.ACCEPT) as inbox:
+        size = 1024 * 1024 + 4 * BLOCK
+        large = Entry('a', Kind.FILE, size=size, mode=0o644, root='a' * 52)
+        other = Entry('b', Kind.FILE, size=size, mode=0o644, root='q' * 52)
+        prepare(inbox, large)
+        with pytest.raises(NoSpaceError):
+            prepare(inbox, other)
+        monkeypatch.setattr(intake, 'MAX_REST_S', -1.0)
+        assert prepare(inbox, other).wanted() == ['q' * 52]
