@@ -208,8 +208,14 @@ class Arrival:
             self._received = received
 
     def _reserve(self, size: int) -> None:
-        """Reserve room on the disk for what is missing. Raises NoSpaceError, OSError."""
+        """Reserve room on the disk for what is missing. Raises NoSpaceError, OSError.
+
+        Once this is closed nothing can come, and nobody would give the room back.
+        """
         with self._reserving:
+            with self._lock:
+                if self._is_closed:
+                    return
             if self._reservation is None:
                 self._reservation = Reservation(self._root, self._workspace)
             self._reservation.grow(size)

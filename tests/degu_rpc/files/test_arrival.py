@@ -228,3 +228,16 @@ def test_the_room_of_what_rests_is_free_for_the_next_offer(tiny, monkeypatch):
             prepare(inbox, other)
         monkeypatch.setattr(intake, 'MAX_REST_S', -1.0)
         assert prepare(inbox, other).wanted() == ['q' * 52]
+
+
+def test_what_is_closed_while_it_is_prepared_reserves_nothing(inbox, here):
+    """As a fifth offer of the user, a rejection or the end of the inbox may do."""
+    arrival = activate(inbox, file('a'), file('b'))
+    before = open_descriptors()
+    preparing = arrival.prepare()
+    next(preparing)
+    inbox.reject(inbox.offers()[0].offer_id)
+    for _ in preparing:
+        pass
+    assert open_descriptors() == before
+    assert in_private(here, 'reserved') == ['lock']
