@@ -169,7 +169,7 @@ class Intake:
     def find_record(self, peer: Peer, user: str, transfer: str, tree: Tree) -> Record:
         """Return what is known of an offer, after a decision if it is new.
 
-        Raises RefusalError, NoSpaceError, OSError.
+        Raises RefusalError, NoSpaceError, OSError, TypeError for a decision that is none.
         """
         self._let_rested_go()
         record = self._find_known(user, transfer, tree)
@@ -188,6 +188,8 @@ class Intake:
             time.time(),
         )
         decision = self._decide(record.offer)
+        if not isinstance(decision, Decision):
+            raise TypeError(f'decide() returned {decision!r}, which is no Decision')
         if decision is Decision.REFUSE:
             return _changed(record, state=State.REFUSED)
         if decision is Decision.ACCEPT:

@@ -207,10 +207,11 @@ class Registry:
         expired = []
         newest_first = sorted(self._records.values(), key=lambda record: -record.changed_at)
         for record in newest_first:
+            is_surplus = False
             if record.state is not State.WAITING:
                 kept[record.user] = kept.get(record.user, 0) + 1
-            is_old = now - record.changed_at > OFFER_AGE_S
-            if is_old or kept.get(record.user, 0) > MAX_OFFERS_OF_USER:
+                is_surplus = kept[record.user] > MAX_OFFERS_OF_USER
+            if is_surplus or now - record.changed_at > OFFER_AGE_S:
                 expired.append(record)
         return expired
 
