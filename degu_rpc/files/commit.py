@@ -237,11 +237,17 @@ class Workspace:
         return committed
 
     def sync_directories(self) -> None:
-        """Make every name durable that was changed since the last time."""
+        """Make every name durable that was changed since the last time.
+
+        A directory that somebody has moved away meanwhile is theirs to sync. Raises OSError.
+        """
         while self._unsynced:
             path = self._unsynced.pop()
             if self.is_durable:
-                with self._root.directory(path) as fd:
+                with (
+                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                    self._root.directory(path) as fd,
+                ):
                     os.fsync(fd)
 
     def _prepare(self, batch: Sequence[Replacement]) -> None:

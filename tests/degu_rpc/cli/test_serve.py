@@ -203,7 +203,7 @@ def test_a_name_that_is_taken_or_cannot_be_is_refused(served, node, module):
     assert f'process {served.pid}' in done.stderr  # who serves there
     done = node.run('serve', 'clock:service', '--as', 'rpc')
     assert done.returncode == 2
-    assert 'none of certificates, files, rpc' in done.stderr
+    assert 'none of certificates, files, inbox, rpc' in done.stderr
 
 
 def test_without_a_node_it_says_how_to_start_one(device, module, monkeypatch):
