@@ -746,6 +746,32 @@ def test_what_is_done_stays_done(inbox, talk):
     assert inbox.reject(offer.offer_id) == inbox.accept(offer.offer_id) == offer
 
 
+def test_a_sender_hears_that_it_is_done_while_received_runs(here, connect, monkeypatch):
+    monkeypatch.setattr('degu_rpc.files.records.HEARTBEAT_S', 0.0)
+    monkeypatch.setattr(intake, 'HEARTBEAT_S', 0.01)
+    leave = threading.Event()
+    told = []
+
+    def received(offer, paths):
+        assert leave.wait(20)
+        told.append(paths)
+
+    with Inbox(here, accept, received=received) as inbox:
+        talk = connect(inbox)
+        talk.offer(file())
+        body = format_record(Item(ROOT, SMALL), Media.JSON)
+        headers = {'content-type': Media.JSON.value}
+        response = talk.request('POST', f'{TRANSFER}/pack', headers, body)
+        pieces = (bytes(piece) for piece in response.body)
+        assert any(b'"state":"done"' in piece for piece in pieces)
+        assert next(pieces) == b'\n'
+        assert told == []
+        leave.set()
+        for _ in pieces:
+            pass
+    assert told == [(here / 'f',)]
+
+
 def test_an_error_of_who_decides_is_an_error_of_the_inbox(here, connect, caplog):
     def fail(offer):
         raise RuntimeError('a bug of the policy')
