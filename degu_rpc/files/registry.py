@@ -141,17 +141,19 @@ class Registry:
         `is_there` tells whether something is at a path below the root.
         """
         reserved = self._reserved(record)
-        own = {parse_path(name)[0] for name in record.names}
+        taken = reserved | {parse_path(name)[0] for name in record.names}
+        tried: dict[bytes, int] = {}
         placed = {}
         for text, kind in record.names.items():
             (name,) = parse_path(text)
-            taken = reserved | (own - {name})
+            if name not in reserved:
+                taken.discard(name)  # nothing else of this offer has it
             free = next(
                 free
-                for free in free_names(name, kind)
+                for free in free_names(name, kind, tried)
                 if free not in taken and not is_there((free,))
             )
-            own.add(free)
+            taken |= {name, free}
             if free != name:
                 placed[text] = format_path((free,))
         return msgspec.structs.replace(record, placed=placed)
