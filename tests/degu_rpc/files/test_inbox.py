@@ -26,15 +26,17 @@ from degu_rpc.files.limits import (
     MAX_MISSING_RANGES,
     MAX_OFFERS_OF_USER,
     MAX_OPEN_CONTENTS,
+    MAX_QUESTION_HEARTBEATS,
     MAX_REST_S,
     MAX_WAITING,
     MAX_WAITING_OF_USER,
     OFFER_AGE_S,
 )
 from degu_rpc.files.listing import Entry, Kind
-from degu_rpc.files.offers import Answer, Item, derive_transfer
+from degu_rpc.files.offers import Answer, Item, check_offer, derive_transfer
 from degu_rpc.files.records import Media, format_record, parse_records
 from degu_rpc.peers import Authenticated
+from degu_rpc.peers.caller import Peer, PeerKind
 
 BLOCK = 128 * 1024
 SMALL = b'content'
@@ -513,6 +515,59 @@ def test_the_places_to_read_offers_are_limited(inbox, connect):
         thread.join()
     assert outcomes == [200, 200]
     assert late.offer(file())[0] == 200
+
+
+def test_an_offer_may_not_take_for_ever_to_be_read(inbox, connect, monkeypatch):
+    """Though its sender is never silent for long."""
+    monkeypatch.setattr(inbox_module, 'MAX_READ_OFFER_S', 0.3)
+    talk = connect(inbox)
+
+    def dripping():
+        yield b'{'
+        while True:
+            time.sleep(0.02)
+            yield b' '
+
+    with pytest.raises(OSError):
+        talk.ask('PUT', TRANSFER, {'content-type': Media.JSON.value}, ChunkedOutput(dripping()))
+    assert inbox._intake._reading.total() == 0
+    talk.connection.close()
+    talk.connection = talk.client.connect()
+    assert talk.offer(file())[0] == 200
+
+
+@pytest.mark.parametrize('path', [TRANSFER, f'{TRANSFER}/pack'])
+def test_a_question_may_not_be_full_of_heartbeats(talk, path):
+    talk.offer(file('g', LARGE))
+    method = 'POST' if path.endswith('pack') else 'PUT'
+    headers = {'content-type': Media.JSON.value}
+    status, why = talk.ask(method, path, headers, b'\n' * (MAX_QUESTION_HEARTBEATS + 1))
+    assert status == 400
+    assert 'say nothing' in why
+
+
+def test_names_with_the_same_stem_cost_one_lookup_each(here, monkeypatch):
+    """They are looked for while all others wait for the lock."""
+    looked = 0
+    is_there = intake.Intake._is_there
+
+    def count(self, path):
+        nonlocal looked
+        looked += 1
+        return is_there(self, path)
+
+    monkeypatch.setattr(intake.Intake, '_is_there', count)
+    names = ['n' * 252 + f'{number:03}' for number in range(50)]
+    for name in [*names, *('n' * 251 + f' ({number})' for number in range(2, 10))]:
+        (here / name).touch()
+    with Inbox(here, ask) as inbox:
+        tree = check_offer(file(name) for name in names)
+        peer = Peer(PeerKind.MACHINE, 'u', 'machine', 'u', frozenset({'peer'}), None, None)
+        record = inbox._intake.find_record(peer, 'u', TRANSFER, tree)
+        inbox.accept(record.offer_id)
+        places = inbox._intake._registry.find('u', TRANSFER).places
+    assert len(set(places.values())) == len(names)
+    assert looked == 2 * len(names) + 8
 
 
 # --- hostile contents ---------------------------------------------------------------------------
