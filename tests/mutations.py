@@ -105,6 +105,19 @@ DIALER = 'degu_rpc/peers/test_dialer.py'
 RENEWAL = 'degu_rpc/peers/test_renewal.py'
 EXPORT = 'degu_rpc/peers/test_export.py'
 
+FETCH_ATTACKED = 'degu_rpc/files/test_attacks.py'
+MIRRORS = 'degu_rpc/files/test_mirrors.py'
+BOARD = 'degu_rpc/files/test_board.py'
+KILLED = 'degu_rpc/files/test_killed.py'
+
+_REMOTE = 'degu_rpc/files/remote'
+_PATHS = 'degu_rpc/files/paths'
+_PARTIAL = 'degu_rpc/files/partial'
+_RECEIVE = 'degu_rpc/files/receive'
+_BOARD = 'degu_rpc/files/board'
+_COMMIT = 'degu_rpc/files/commit'
+_FETCH = 'degu_rpc/files/fetch'
+
 _IDENTITY = 'degu_rpc/peers/identity'
 _PRIVATE = 'degu_rpc/peers/private'
 _TRUST = 'degu_rpc/peers/trust'
@@ -503,6 +516,21 @@ MUTATIONS = [
         ('trust_put_back_same', _TRUST, 'if record != current:', 'if True:', TRUST),
         ('renewal_retire', _RENEWAL, "                self._trust.retire(str(peer.machine_id))\n", '', RENEWAL),
         ('renewal_csr', 'pki', '    if not csr.is_signature_valid:\n', '    if False:\n', RENEWAL),
+        # --- moving files
+        ('files_pack_without_end', _REMOTE, 'if packed.status == NOT_IN_PACK and number == 0:', 'if False:', FETCH_ATTACKED),
+        ('files_links_followed', _PATHS, 'os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC\n', 'os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC\n', FETCH_ATTACKED),
+        ('files_pack_root', _REMOTE, 'build_manifest(packed.content).root != packed.root', 'False', MIRRORS),
+        ('files_block', _PARTIAL, '        if not self.manifest.matches(index, block):\n            return False\n        write_at', '        write_at', MIRRORS),
+        ('files_run_again', _RECEIVE, 'first = content.skip(run.first, run.last)', 'first = run.first', MIRRORS),
+        ('files_lost', _BOARD, '            self._good.remove(source)\n', '            pass\n', BOARD),
+        ('files_attempts', _BOARD, 'download.attempts = 0', 'pass', BOARD),
+        ('files_leader', _BOARD, 'if source != self._good[0]:', 'if False:', BOARD),
+        ('files_put_back', _BOARD, 'job.download.runs.appendleft((job.first, job.last))', 'pass', BOARD),
+        ('files_note_before_data', _PARTIAL, '        os.fdatasync(self._temporary.fd)\n', '', KILLED),
+        ('files_note_unread', _PARTIAL, 'if noted is not None and noted[index]:', 'if False:', KILLED),
+        ('files_sync_content', _COMMIT, '            for fd in descriptors:\n                os.fsync(fd)\n', '', KILLED),
+        ('files_sync_names', _COMMIT, '                    self._unsynced.add(above)\n', '', KILLED),
+        ('files_recover', _FETCH, '        self._workspace.recover()\n', '', KILLED),
     )
 ]  # fmt: skip
 

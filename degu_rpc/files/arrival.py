@@ -4,7 +4,8 @@
    at its place with the offered size and modification time, or else with the offered content.
 2. A content that is missing comes in, small ones whole, large ones block by block (partial.py).
    Once it is complete and verified, every file that has it gets its final name: the first one the
-   content that came, the others copies of it.
+   content that came, the others copies of it. Copies are made while it is still in tmp/, where
+   nobody edits it.
 3. Nothing is ever replaced. A name that is taken by something else gives way to a free one, and
    that is written down before anything has it.
 4. Once nothing is missing the directories get their modes and times.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import os
 import stat
 import threading
@@ -40,10 +42,10 @@ from degu_rpc.files.temporaries import Temporary
 from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 
-    Move = Callable[[Path, Kind], bytes]
-    """Writes down a free last name for a path whose own is taken, and returns it."""
+    Move = Callable[[Path, Kind, Set[bytes]], bytes]
+    """Writes down a free last name, none of a set, for a path whose own is taken; returns it."""
 
 _NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -68,8 +70,9 @@ class Arrival:
 
     # Set once: tree, _root, _workspace, _committing, _move, _tag.
     # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
-    # _is_closed, _received. Guarded by self._committing: _placed. By self._preparing, which is held
-    # while prepare() runs: _is_prepared. By self._reserving: _reservation. The Intake's: used_at.
+    # _is_closed, _received. Guarded by self._committing: _placed, _names. By self._preparing, which
+    # is held while prepare() runs: _is_prepared. By self._reserving: _reservation. The Intake's:
+    # used_at.
 
     def __init__(
         self,
@@ -205,8 +208,14 @@ class Arrival:
             self._received = received
 
     def _reserve(self, size: int) -> None:
-        """Reserve room on the disk for what is missing. Raises NoSpaceError, OSError."""
+        """Reserve room on the disk for what is missing. Raises NoSpaceError, OSError.
+
+        Once this is closed nothing can come, and nobody would give the room back.
+        """
         with self._reserving:
+            with self._lock:
+                if self._is_closed:
+                    return
             if self._reservation is None:
                 self._reservation = Reservation(self._root, self._workspace)
             self._reservation.grow(size)
@@ -222,30 +231,47 @@ class Arrival:
         try:
             self._workspace.make_directory(find_place(path, self._placed))
         except NotADirectoryError:
-            self._placed[path] = self._move(path, Kind.DIRECTORY)
-            self._workspace.make_directory(find_place(path, self._placed))
+            self._workspace.make_directory(self._give_way(path, Kind.DIRECTORY))
 
     def _make_symlinks(self) -> Iterator[None]:
-        batch: list[Replacement] = []
+        batch: list[Placing] = []
         for placing in self.tree.symlinks:
-            path, entry = placing
-            with self._committing:
-                place = find_place(path, self._placed)
-                target = parse_target(entry.target)
-                found = self._look(path)
-                if found is None or not self._is_symlink_here(place, target):
-                    if found is not None:
-                        place = self._give_way(placing)
-                    link = Symlink(target)
-                    batch.append(
-                        Replacement(link, place, 0, 0, entry.mtime_ns, None, replaces=False)
-                    )
-                if len(batch) >= BATCH_FILES:
-                    self._workspace.commit(batch)
-                    batch = []
+            batch.append(placing)
+            if len(batch) >= BATCH_FILES:
+                self._commit_symlinks(batch)
+                batch = []
             yield
+        self._commit_symlinks(batch)
+
+    def _commit_symlinks(self, batch: list[Placing]) -> None:
+        """Make symlinks; one whose name is taken at the last moment is looked at again."""
         with self._committing:
-            self._workspace.commit(batch)
+            while batch:
+                absent = []
+                replacements = []
+                for placing in batch:
+                    place = self._find_free_for_symlink(placing)
+                    if place is not None:
+                        absent.append(placing)
+                        content = Symlink(parse_target(placing.entry.target))
+                        mtime_ns = placing.entry.mtime_ns
+                        replacements.append(
+                            Replacement(content, place, 0, 0, mtime_ns, None, replaces=False)
+                        )
+                committed = self._workspace.commit(replacements)
+                found = zip(absent, committed, strict=True)
+                batch = [placing for placing, each in found if each.is_taken]
+
+    def _find_free_for_symlink(self, placing: Placing) -> Path | None:
+        """Return a free place for a symlink; None if it is in its place already."""
+        path, entry = placing
+        found = self._look(path)
+        place = find_place(path, self._placed)
+        if found is None:
+            return place
+        if self._is_symlink_here(place, parse_target(entry.target)):
+            return None
+        return self._give_way(path, entry.kind)
 
     def _is_symlink_here(self, place: Path, target: bytes) -> bool:
         try:
@@ -288,10 +314,23 @@ class Arrival:
         except FileNotFoundError:
             return None
 
-    def _give_way(self, placing: Placing) -> Path:
-        """Give a file whose name is taken another one, and return its place."""
-        self._placed[placing.path] = self._move(placing.path, placing.entry.kind)
-        return find_place(placing.path, self._placed)
+    def _give_way(self, path: Path, kind: Kind) -> Path:
+        """Give something whose name is taken another one, and return its place."""
+        taken = self._names.setdefault(path[:-1], set())
+        name = self._move(path, kind, taken)
+        taken.add(name)
+        self._placed[path] = name
+        return find_place(path, self._placed)
+
+    @functools.cached_property
+    def _names(self) -> dict[Path, set[bytes]]:
+        """The names that this offer has in each directory, offered or here."""
+        names: dict[Path, set[bytes]] = {}
+        for path in self.tree.paths():
+            names.setdefault(path[:-1], set()).add(path[-1])
+        for path, name in self._placed.items():
+            names.setdefault(path[:-1], set()).add(name)
+        return names
 
     # --- small contents -------------------------------------------------------------------------
 
@@ -305,7 +344,7 @@ class Arrival:
             ready = (
                 _Ready(placing, self._store(item))
                 for root, item in mine.items()
-                for placing in self._placings(root)
+                for placing in claimed[root]
             )
             taken: set[str] = set()
             for failed in self._place(ready):
@@ -317,23 +356,29 @@ class Arrival:
 
     def _store(self, item: Item) -> Temporary:
         temporary = store_small(self._workspace, self._name(item.root), item.content)
-        self._count_written(len(item.content))
+        try:
+            self._count_written(len(item.content))
+        except BaseException:
+            os.close(temporary.fd)
+            raise
         return temporary
 
     @contextlib.contextmanager
-    def _claiming(self, roots: set[str]) -> Iterator[set[str]]:
+    def _claiming(self, roots: set[str]) -> Iterator[Mapping[str, Sequence[Placing]]]:
         """Claim contents that are missing, so that no other thread places or opens them.
 
-        Yields those that are claimed now.
+        Yields those that are claimed now, with the files that have them.
         """
         with self._lock:
-            claimed = {root for root in roots - self._claimed if root in self._missing}
-            self._claimed |= claimed
+            claimed = {
+                root: self._missing[root] for root in roots - self._claimed if root in self._missing
+            }
+            self._claimed |= claimed.keys()
         try:
             yield claimed
         finally:
             with self._lock:
-                self._claimed -= claimed
+                self._claimed -= claimed.keys()
 
     # --- large contents -------------------------------------------------------------------------
 
@@ -395,48 +440,54 @@ class Arrival:
                 if not claimed or entry is None or entry.users or entry.partial.missing():
                     return
                 del self._open[root]
-            temporary = entry.partial.finish()
-            source = os.dup(temporary.fd)
-            try:
-                is_taken = False
-                for failed in self._place(self._copies(root, temporary, source)):
+            is_taken = False
+            copies = self._copies(entry.partial.finish(), claimed[root])
+            with contextlib.closing(copies):
+                for failed in self._place(copies):
                     is_taken = is_taken or bool(failed)
                     yield '', False
-            finally:
-                os.close(source)
             if not is_taken:
                 self._note_placed(root)
         yield root, not is_taken
 
-    def _copies(self, root: str, temporary: Temporary, source: int) -> Iterator[_Ready | None]:
-        """Yield the content, once for each file that has it; None now and then."""
-        first, *others = self._placings(root)
-        yield _Ready(first, temporary)
-        for placing in others:
-            copy = self._workspace.temporaries.open(self._name(root))
-            try:
-                for count in _copy(source, copy.fd, placing.entry.size):
-                    self._count_written(count)
-                    yield None
-            except BaseException:
-                os.close(copy.fd)
-                raise
-            yield _Ready(placing, copy)
+    def _copies(
+        self, verified: Temporary, placings: Sequence[Placing]
+    ) -> Generator[_Ready | None, None, None]:
+        """Yield a content, once for each file that has it; None now and then.
+
+        The verified one comes last: once it has its final name a person may edit it.
+        """
+        first, *others = placings
+        try:
+            for placing in others:
+                copy = self._workspace.temporaries.open(self._name(placing.entry.root))
+                try:
+                    for count in _copy(verified.fd, copy.fd, placing.entry.size):
+                        self._count_written(count)
+                        yield None
+                except BaseException:
+                    os.close(copy.fd)
+                    raise
+                yield _Ready(placing, copy)
+        except BaseException:
+            os.close(verified.fd)
+            raise
+        yield _Ready(first, verified)
 
     def give_up(self, root: str) -> None:
-        """Expect a content no more: whoever sends it does not have it."""
+        """Expect a content no more: whoever sends it does not have it.
+
+        One that is being opened or placed right now is expected still.
+        """
         with self._lock:
-            self._missing.pop(root, None)
+            if root not in self._claimed:
+                self._missing.pop(root, None)
 
     # --- final names ----------------------------------------------------------------------------
 
     def _name(self, root: str) -> str:
         """Return the name of a temporary file; commit.py knows by it which content it is for."""
         return f'{root}.{self._tag}'
-
-    def _placings(self, root: str) -> list[Placing]:
-        with self._lock:
-            return self._missing.get(root, [])
 
     def _place(self, ready: Iterable[_Ready | None]) -> Iterator[set[str]]:
         """Give files their final names; yield the roots of those in a batch that did not get one.
@@ -504,7 +555,7 @@ class Arrival:
             return place
         if self._is_file_here(found, place, placing):
             return None
-        return self._give_way(placing)
+        return self._give_way(placing.path, placing.entry.kind)
 
     def _note_placed(self, root: str) -> None:
         with self._lock:
@@ -553,7 +604,10 @@ def _bytes_here(partial: Partial) -> int:
 
 
 def _copy(source: int, target: int, size: int) -> Iterator[int]:
-    """Copy a file of `size` bytes within the file system; yield how many at a time. OSError."""
+    """Copy a file of `size` bytes within the file system; yield how many at a time.
+
+    Raises OSError, also where it has fewer.
+    """
     position = 0
     can_copy = True
     while position < size:
@@ -569,6 +623,8 @@ def _copy(source: int, target: int, size: int) -> Iterator[int]:
             can_copy = count > 0
         else:
             piece = os.pread(source, min(size - position, MAX_PIECE), position)
+            if not piece:
+                raise OSError(errno.EIO, 'a file in tmp/ became shorter')
             write_at(target, piece, position)
             count = len(piece)
         position += count

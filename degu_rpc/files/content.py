@@ -140,9 +140,9 @@ class HashCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Guarded by self._lock. `_by_root` points to one of the paths with that content.
+        # Guarded by self._lock. `_by_root` has all paths with that content, the newest last.
         self._by_path: collections.OrderedDict[Path, Hashed] = collections.OrderedDict()
-        self._by_root: dict[str, Path] = {}
+        self._by_root: dict[str, dict[Path, None]] = {}
         self._size = 0
 
     def add(
@@ -158,7 +158,7 @@ class HashCache:
         with self._lock:
             self._forget(path)
             self._by_path[path] = hashed
-            self._by_root[hashed.root] = path
+            self._by_root.setdefault(hashed.root, {})[path] = None
             self._size += _cost(hashed)
             while self._size > MAX_REMEMBERED and len(self._by_path) > 1:
                 self._forget(next(iter(self._by_path)))
@@ -175,8 +175,8 @@ class HashCache:
     def find_root(self, root: str) -> Hashed | None:
         """Return a file that had the content `root` when it was hashed."""
         with self._lock:
-            path = self._by_root.get(root)
-            return None if path is None else self._by_path[path]
+            paths = self._by_root.get(root)
+            return self._by_path[next(reversed(paths))] if paths else None
 
     def forget(self, path: Path) -> None:
         """Forget the file at `path`."""
@@ -187,7 +187,9 @@ class HashCache:
         hashed = self._by_path.pop(path, None)
         if hashed is not None:
             self._size -= _cost(hashed)
-            if self._by_root.get(hashed.root) == path:
+            paths = self._by_root[hashed.root]
+            del paths[path]
+            if not paths:
                 del self._by_root[hashed.root]
 
 

@@ -46,7 +46,7 @@ from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Set
 
     from degu_rpc.peers import Peer
 
@@ -169,8 +169,9 @@ class Intake:
     def find_record(self, peer: Peer, user: str, transfer: str, tree: Tree) -> Record:
         """Return what is known of an offer, after a decision if it is new.
 
-        Raises RefusalError, NoSpaceError, OSError.
+        Raises RefusalError, NoSpaceError, OSError, TypeError for a decision that is none.
         """
+        self._let_rested_go()
         record = self._find_known(user, transfer, tree)
         if record is not None:
             return record
@@ -187,6 +188,8 @@ class Intake:
             time.time(),
         )
         decision = self._decide(record.offer)
+        if not isinstance(decision, Decision):
+            raise TypeError(f'decide() returned {decision!r}, which is no Decision')
         if decision is Decision.REFUSE:
             return _changed(record, state=State.REFUSED)
         if decision is Decision.ACCEPT:
@@ -240,10 +243,11 @@ class Intake:
     # --- what is accepted -----------------------------------------------------------------------
 
     def _build_arrival(self, record: Record, tree: Tree) -> Arrival:
-        def move(path: Path, kind: Kind) -> bytes:
+        def move(path: Path, kind: Kind, taken: Set[bytes]) -> bytes:
             with self._lock:
                 known = self._registry.find(record.user, record.transfer) or record
-                return self._registry.move(known, path, kind, self._is_there).places[path]
+                moved = self._registry.move(known, path, kind, taken, self._is_there)
+                return moved.places[path]
 
         return Arrival(
             self._root,
@@ -258,8 +262,7 @@ class Intake:
     def activate(self, user: str, transfer: str, tree: Tree) -> Arrival | State:
         """Return the arrival of an offer; its state if that is not ACCEPTED any more.
 
-        Those that rested for MAX_REST_S are let go, with what is reserved for them; and of one
-        user's, those that rested longest.
+        Of one user's, those that rested longest are let go.
         """
         with self._lock:
             record = self._registry.find(user, transfer)
@@ -271,13 +274,21 @@ class Intake:
             if arrival is None:
                 arrival = self._active[user, transfer] = self._build_arrival(record, tree)
             self._active.move_to_end((user, transfer))
-            arrival.used_at = now = monotonic()
-            keys = [key for key, other in self._active.items() if now - other.used_at > MAX_REST_S]
-            keys += [key for key in self._active if key[0] == user][:-MAX_ACTIVE_OF_USER]
-            rested = [self._active.pop(key) for key in dict.fromkeys(keys)]
-        for old in rested:
+            arrival.used_at = monotonic()
+            keys = [key for key in self._active if key[0] == user][:-MAX_ACTIVE_OF_USER]
+            surplus = [self._active.pop(key) for key in keys]
+        for old in surplus:
             old.close()
         return arrival
+
+    def _let_rested_go(self) -> None:
+        """Let the arrivals go that rested for MAX_REST_S, with the room reserved for them."""
+        before = monotonic() - MAX_REST_S
+        with self._lock:
+            keys = [key for key, arrival in self._active.items() if arrival.used_at < before]
+            rested = [self._active.pop(key) for key in keys]
+        for arrival in rested:
+            arrival.close()
 
     def find_active(self, user: str, transfer: str) -> Arrival | None:
         """Return the arrival of an offer that is active and prepared."""

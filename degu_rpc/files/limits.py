@@ -117,7 +117,8 @@ OFFER_AGE_S = 30 * 24 * 3600.0
 MAX_ACTIVE_OF_USER = 4
 """Accepted offers of one user that are in memory; for others the sender begins by offering."""
 MAX_REST_S = 600.0
-"""How long they stay there while nothing comes; so long room on the disk is reserved for them."""
+"""How long nothing comes for them until the next offer, of whomever, lets them go, with the room
+that is reserved for them. Without another offer they stay."""
 MAX_READ_OFFERS = 8
 MAX_READ_OFFERS_OF_USER = 2
 """Offers that are read at once, in all and of one user; a further one has to come again."""

@@ -143,9 +143,13 @@ class Tree(NamedTuple):
     @property
     def tops(self) -> list[Path]:
         """The paths at the top, in the order of the offer by kind."""
+        return [path for path in self.paths() if len(path) == 1]
+
+    def paths(self) -> Iterator[Path]:
+        """Yield the paths of everything, in the order of the offer by kind."""
         files = itertools.chain.from_iterable(self.contents.values())
         placed = (placing.path for placing in itertools.chain(files, self.symlinks))
-        return [path for path in itertools.chain(self.directories, placed) if len(path) == 1]
+        return itertools.chain(self.directories, placed)
 
     @property
     def files(self) -> int:

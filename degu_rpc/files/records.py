@@ -105,16 +105,19 @@ def _parse_json(
 ) -> Iterator[Record | None]:
     """Yield the records; None for a heartbeat."""
     decoder = msgspec.json.Decoder(kind)
-    rest = b''
+    record = bytearray()
     for piece in pieces:
-        *lines, rest = (rest + piece).split(b'\n')
-        for line in lines:
-            if len(line) > max_record:
+        *ends, rest = piece.split(b'\n')
+        for end in ends:
+            record += end
+            if len(record) > max_record:
                 raise ListingError(f'a record is longer than {max_record} bytes')
-            yield decoder.decode(line) if line else None
-        if len(rest) > max_record:
+            yield decoder.decode(record) if record else None
+            record.clear()
+        record += rest
+        if len(record) > max_record:
             raise ListingError(f'a record is longer than {max_record} bytes')
-    if rest:
+    if record:
         raise ListingError('it ends in the middle of a record')
 
 

@@ -38,7 +38,7 @@ from degu_rpc.files.paths import (
 from degu_rpc.peers import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Set
 
 _log = logging.getLogger('degu_rpc.files')
 
@@ -159,11 +159,20 @@ class Registry:
         return msgspec.structs.replace(record, placed=placed)
 
     def move(
-        self, record: Record, path: Path, kind: Kind, is_there: Callable[[Path], bool]
+        self,
+        record: Record,
+        path: Path,
+        kind: Kind,
+        taken: Set[bytes],
+        is_there: Callable[[Path], bool],
     ) -> Record:
-        """Give `path`, whose last name is taken, one that is free; keep the record. OSError."""
+        """Give `path`, whose last name is taken, one that is free; keep the record. OSError.
+
+        `taken` is what the offer itself has in that directory, there already or not.
+        """
         parent = find_place(path[:-1], record.places)
-        taken = self._reserved(None) if len(path) == 1 else set()
+        if len(path) == 1:
+            taken = taken | self._reserved(None)
         name = next(
             name
             for name in free_names(path[-1], kind)
@@ -200,10 +209,11 @@ class Registry:
         expired = []
         newest_first = sorted(self._records.values(), key=lambda record: -record.changed_at)
         for record in newest_first:
+            is_surplus = False
             if record.state is not State.WAITING:
                 kept[record.user] = kept.get(record.user, 0) + 1
-            is_old = now - record.changed_at > OFFER_AGE_S
-            if is_old or kept.get(record.user, 0) > MAX_OFFERS_OF_USER:
+                is_surplus = kept[record.user] > MAX_OFFERS_OF_USER
+            if is_surplus or now - record.changed_at > OFFER_AGE_S:
                 expired.append(record)
         return expired
 

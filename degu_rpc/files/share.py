@@ -68,7 +68,7 @@ from degu_rpc.files.walk import Walker
 from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from types import TracebackType
 
 
@@ -182,8 +182,22 @@ class FileShare:
         return self._send(request, _path_of(request.segments), None)
 
     def _send_data(self, request: _Request) -> Response:
-        hashed = self._find_root(request.segments)
-        return self._send(request, hashed.path, hashed)
+        return self._with_root(
+            request.segments, lambda hashed: self._send(request, hashed.path, hashed)
+        )
+
+    def _with_root(self, segments: list[str], answer: Callable[[Hashed], Response]) -> Response:
+        """Answer from a file that has a content; from another one if that changed or is gone."""
+        while True:
+            hashed = self._find_root(segments)
+            try:
+                return answer(hashed)
+            except (ContentChangedError, RefusalError) as error:
+                if isinstance(error, RefusalError) and error.status != 404:
+                    raise
+                self._hashes.forget(hashed.path)
+                if self._hashes.find_root(segments[0]) is None:
+                    raise
 
     def _send_pack(self, request: _Request) -> Response:
         if request.segments or request.body is None:
@@ -209,9 +223,11 @@ class FileShare:
         return Response(200, 'OK', dict(_PLAIN), format_manifest(hashed.manifest))
 
     def _send_cuts(self, request: _Request) -> Response:
-        hashed = self._find_root(request.segments)
-        if not can_cut(hashed.signature.size):
+        if not can_cut(self._find_root(request.segments).signature.size):
             raise RefusalError(404, 'this share does not cut such files')
+        return self._with_root(request.segments, lambda hashed: self._cut(request, hashed))
+
+    def _cut(self, request: _Request, hashed: Hashed) -> Response:
         file = self._open(hashed.path)
         self._check_unchanged(signature_of(os.fstat(file.fileno())), hashed)
         if not self._cutting.acquire(blocking=False):
@@ -223,9 +239,8 @@ class FileShare:
         return Response(200, 'OK', dict(_PLAIN), chunks)
 
     def _check_unchanged(self, signature: Signature, hashed: Hashed) -> None:
-        """Raise ContentChangedError if a file is not what was hashed any more, and forget it."""
+        """Raise ContentChangedError if a file is not what was hashed any more."""
         if signature != hashed.signature:
-            self._hashes.forget(hashed.path)
             raise ContentChangedError(format_path(hashed.path))
 
     def _find_root(self, segments: list[str]) -> Hashed:

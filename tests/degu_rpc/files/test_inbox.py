@@ -693,6 +693,16 @@ def test_of_other_offers_the_oldest_are_forgotten(inbox, talk, here, monkeypatch
     assert MAX_OFFERS_OF_USER > 3
 
 
+def test_what_waits_is_not_forgotten_for_newer_offers(here, connect, monkeypatch):
+    monkeypatch.setattr(registry, 'MAX_OFFERS_OF_USER', 2)
+    with Inbox(here, lambda offer: ask(offer) if offer.names == ('0',) else accept(offer)) as inbox:
+        talk = connect(inbox)
+        for number in range(5):
+            entry = directory(str(number))
+            talk.offer(entry, transfer=derive_transfer([entry]))
+        assert [offer.names for offer in inbox.offers()] == [('0',), ('3',), ('4',)]
+
+
 def test_what_rested_for_long_is_forgotten_with_what_came_of_it(here, connect, monkeypatch):
     with Inbox(here, accept) as inbox:
         talk = connect(inbox)
@@ -799,6 +809,14 @@ def test_an_error_of_who_decides_is_an_error_of_the_inbox(here, connect, caplog)
         assert connect(inbox).offer(file())[0] == 500
         assert inbox.offers() == []
     assert 'a bug of the policy' in caplog.text
+
+
+@pytest.mark.parametrize('decision', [True, None, 'accept'])
+def test_a_decision_that_is_none_is_an_error_of_the_inbox(here, connect, caplog, decision):
+    with Inbox(here, lambda offer: decision) as inbox:
+        assert connect(inbox).offer(file())[0] == 500
+        assert inbox.offers() == []
+    assert 'which is no Decision' in caplog.text
 
 
 def test_a_name_is_reserved_from_when_it_is_accepted(here, connect):

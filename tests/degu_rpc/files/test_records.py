@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from time import process_time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from degu_rpc.errors import ListingError
-from degu_rpc.files.limits import MAX_RECORD
+from degu_rpc.files.limits import MAX_PACKED, MAX_RECORD
 from degu_rpc.files.listing import Entry, Kind, Problem, parse_listing
 from degu_rpc.files.records import HEARTBEAT, Media, choose_media, format_record, parse_records
 
@@ -124,6 +125,16 @@ def test_a_record_without_end_is_refused_before_it_fills_the_memory(media):
     with pytest.raises(ListingError):
         list(parse_listing(pieces(), media.value))
     assert taken <= 2 * MAX_RECORD
+
+
+def test_a_record_in_single_bytes_is_not_copied_again_for_each():
+    """A quarter of a mebibyte copied for each of its bytes would be 34 GB."""
+    entry = Entry('a' * (MAX_PACKED - 100), Kind.FILE)
+    data = format_record(entry, Media.JSON)
+    pieces = (data[index : index + 1] for index in range(len(data)))
+    started = process_time()
+    assert list(parse_records(pieces, Media.JSON.value, Entry, MAX_PACKED)) == [entry]
+    assert process_time() - started < 2.0
 
 
 @pytest.mark.parametrize('content_type', [None, 'text/html', 'application/json', 5])

@@ -17,7 +17,7 @@ import pytest
 
 from degu.rgi import ContentRange, Range, Validator
 from degu_rpc.files import FileShare, cuts, cutting, limits, packing, records, share, walk
-from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, parse_manifest
+from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, manifest_size, parse_manifest
 from degu_rpc.files.content import HashCache
 from degu_rpc.files.cuts import Chunk, cut_content, parse_cuts
 from degu_rpc.files.limits import MAX_PACKED, PACK_ITEMS
@@ -415,6 +415,23 @@ def test_i10_content_that_changed_is_409_and_then_forgotten(connection, top, pat
     os.utime(top / path, ns=(5, 5))
     assert refused(connection.get(f'/{endpoint}/{root}')) == 409
     assert refused(connection.get(f'/{endpoint}/{root}')) == 404
+
+
+@pytest.mark.parametrize('change', ['gone', 'changed'])
+def test_content_comes_from_another_file_that_has_it(connection, top, change):
+    for name in ('a', 'b', 'c'):
+        (top / name).write_bytes(BIG)
+        root = root_of(connection, name)
+    for name in ('c', 'a'):
+        if change == 'gone':
+            (top / name).unlink()
+        else:
+            (top / name).write_bytes(b'other')
+        assert connection.get(f'/data/{root}').body.read() == BIG
+        assert build_manifest(BIG).root == root
+        assert len(connection.get(f'/manifest/{root}').body.read()) == manifest_size(len(BIG))
+    (top / 'b').unlink()
+    assert refused(connection.get(f'/data/{root}')) == 404
 
 
 @pytest.mark.parametrize('endpoint', ['data', 'cuts'])
