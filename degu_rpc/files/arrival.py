@@ -37,6 +37,7 @@ from degu_rpc.files.offers import Item, Placing, Tree, find_place
 from degu_rpc.files.partial import Partial, store_small, write_at
 from degu_rpc.files.paths import Path, Root, parse_target
 from degu_rpc.files.plan import Here, agree
+from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
 from degu_rpc.files.temporaries import Temporary
 from degu_rpc.files.xattrs import parse_xattrs
@@ -109,8 +110,11 @@ class Arrival:
         self.used_at = monotonic()
 
     def close(self) -> None:
-        """Close what is open and used by no thread; what is used is closed by its last thread."""
-        with self._lock:
+        """Close what is open and used by no thread; what is used is closed by its last thread.
+
+        Once this returns nothing more gets a name, whatever requests are still under way.
+        """
+        with self._committing, self._lock:
             self._is_closed = True
             rested = [root for root, entry in self._open.items() if not entry.users]
             partials = [self._open.pop(root).partial for root in rested]
@@ -120,6 +124,12 @@ class Arrival:
             if self._reservation is not None:
                 self._reservation.close()
                 self._reservation = None
+
+    def _require_open(self) -> None:
+        """Refuse to change a name once this is closed. Under the lock of the workspace."""
+        with self._lock:
+            if self._is_closed:
+                raise RefusalError(409, 'this transfer has to be offered again')
 
     @property
     def is_prepared(self) -> bool:
@@ -175,7 +185,8 @@ class Arrival:
         """Make what needs no content and find out what is missing, pausing now and then.
 
         Until it has come to its end nothing is wanted; a second time does nothing. Raises
-        NoSpaceError where there is no room for what is missing, OSError.
+        NoSpaceError where there is no room for what is missing, RefusalError once this is closed,
+        OSError.
         """
         with self._preparing:
             if not self._is_prepared:
@@ -185,6 +196,7 @@ class Arrival:
     def _prepare(self) -> Iterator[None]:
         for path in self.tree.directories:
             with self._committing:
+                self._require_open()
                 self._make_directory(path)
             yield
         yield from self._make_symlinks()
@@ -246,6 +258,7 @@ class Arrival:
     def _commit_symlinks(self, batch: list[Placing]) -> None:
         """Make symlinks; one whose name is taken at the last moment is looked at again."""
         with self._committing:
+            self._require_open()
             while batch:
                 absent = []
                 replacements = []
@@ -517,6 +530,7 @@ class Arrival:
         roots: list[str] = []
         with self._committing:
             try:
+                self._require_open()
                 while waiting:
                     placing, temporary = waiting[0]
                     place = self._find_free(placing)
@@ -578,8 +592,12 @@ class Arrival:
             self._is_ending = False
 
     def finish(self) -> list[Path]:
-        """Give the directories their modes and times; return the places at the top. OSError."""
+        """Give the directories their modes and times; return the places at the top.
+
+        Raises RefusalError once this is closed, OSError.
+        """
         with self._committing:
+            self._require_open()
             for path, entry in reversed(self.tree.directories.items()):
                 place = find_place(path, self._placed)
                 # Without these two we could not find out later what is in it.

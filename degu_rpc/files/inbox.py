@@ -454,6 +454,8 @@ def _guarded(answers: Iterable[Answer | None]) -> Iterator[Answer | None]:
     """Yield the answers; what goes wrong once an answer has begun is said in its last record."""
     try:
         yield from answers
+    except RefusalError as refusal:
+        yield Answer(status=refusal.status, why=refusal.why)
     except (NoSpaceError, OSError) as error:
         why = _explain_full(error)
         if why is not None:

@@ -318,12 +318,15 @@ class Intake:
         yield record
 
     def end(self, user: str, transfer: str, arrival: Arrival) -> Record | None:
-        """End an offer if all of it is here; return what is known of it then. Raises OSError."""
+        """End an offer if all of it is here; return what is known of it then.
+
+        Raises RefusalError where another arrival has taken the place of this one, OSError.
+        """
         if not arrival.begin_end():
             return None
         try:
             places = arrival.finish()
-            record = self._keep_done(user, transfer, arrival.bytes_received)
+            record = self._keep_done(user, transfer, arrival)
         except BaseException:
             arrival.end_later()
             raise
@@ -332,14 +335,17 @@ class Intake:
             self._tell(record, places)
         return record
 
-    def _keep_done(self, user: str, transfer: str, received: int) -> Record | None:
+    def _keep_done(self, user: str, transfer: str, arrival: Arrival) -> Record | None:
+        received = arrival.bytes_received
         with self._lock:
+            if self._active.get((user, transfer)) is not arrival:
+                return None  # it was closed, and perhaps offered again: another one may end it
             record = self._registry.find(user, transfer)
             if record is None or record.state is not State.ACCEPTED:
                 return None
             done = _changed(record, state=State.DONE, bytes_received=received)
             record = self._registry.save(done)
-            self._active.pop((user, transfer), None)
+            del self._active[user, transfer]
             self._changed.notify_all()
             return record
 

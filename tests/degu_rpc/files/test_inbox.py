@@ -517,6 +517,80 @@ def test_the_places_to_read_offers_are_limited(inbox, connect):
     assert late.offer(file())[0] == 200
 
 
+class SlowPack:
+    """A pack of one content, whose sender waits in the middle of it."""
+
+    def __init__(self, talk, transfer=TRANSFER):
+        self._began, self._go = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._send, args=(talk, transfer))
+        self._thread.start()
+        self._began.wait(20)
+
+    def _send(self, talk, transfer):
+        headers = {'content-type': Media.JSON.value}
+        body = ChunkedOutput(self._body())
+        self.answer = talk.ask('POST', f'{transfer}/pack', headers, body)
+
+    def _body(self):
+        yield format_record(Item(ROOT, SMALL), Media.JSON)
+        self._began.set()
+        self._go.wait(20)
+        yield b''
+
+    def finish(self):
+        self._go.set()
+        self._thread.join()
+        return self.answer
+
+
+def wait_until_found(monkeypatch):
+    """Return an event that is set once an inbox has found the arrival of a request."""
+    found = threading.Event()
+    find = intake.Intake.find_active
+
+    def find_active(self, user, transfer):
+        arrival = find(self, user, transfer)
+        found.set()
+        return arrival
+
+    monkeypatch.setattr(intake.Intake, 'find_active', find_active)
+    return found
+
+
+def test_what_was_rejected_while_it_was_on_its_way_does_not_arrive(
+    inbox, talk, connect, here, monkeypatch
+):
+    offer_id = talk.offer(file())[1][0].offer_id
+    found = wait_until_found(monkeypatch)
+    slow = SlowPack(connect(inbox))
+    found.wait(20)
+    inbox.reject(offer_id)
+    status, answers = slow.finish()
+    assert (status, answers[-1].status) == (200, 409)
+    assert visible(here) == []
+    assert states(inbox) == [State.REFUSED]
+
+
+def test_an_arrival_that_was_let_go_does_not_end_the_offer_of_another(
+    inbox, talk, connect, here, monkeypatch
+):
+    talk.offer(file())
+    found = wait_until_found(monkeypatch)
+    slow = SlowPack(connect(inbox))
+    found.wait(20)
+    for number in range(MAX_ACTIVE_OF_USER):
+        entry = file(f'e{number}', OTHER)
+        talk.offer(entry, transfer=derive_transfer([entry]))
+    talk.offer(file())
+    _, answers = slow.finish()
+    assert answers[-1].status == 409
+    assert len(inbox._intake._active) == MAX_ACTIVE_OF_USER
+    assert talk.pack(SMALL)[1][-1].state is State.DONE
+    for offer in inbox.offers():
+        inbox.reject(offer.offer_id)
+    assert len(private(here, 'reserved')) == 1  # its lock
+
+
 def test_an_offer_may_not_take_for_ever_to_be_read(inbox, connect, monkeypatch):
     """Though its sender is never silent for long."""
     monkeypatch.setattr(inbox_module, 'MAX_READ_OFFER_S', 0.3)
