@@ -12,7 +12,8 @@
 
 Threads: any number may bring contents. `_lock` guards what is missing and what is open, and is
 never held during I/O. The lock that the Inbox gives is for its Workspace, and held while names
-change; `_lock` is not held then.
+change; `_lock` is not held then. Everybody else who brings something waits while a file whose time
+differs is hashed at its place, or a batch is made durable.
 """
 
 from __future__ import annotations
@@ -200,6 +201,8 @@ class Arrival:
                 self._make_directory(path)
             yield
         yield from self._make_symlinks()
+        with self._committing:
+            self._workspace.sync_directories()
         missing: dict[str, list[Placing]] = {}
         received = 0
         here = Here(self._root, ())

@@ -120,8 +120,8 @@ class Inbox:
         """Take what `decide` accepts into `directory`.
 
         `decide` is called when something new is offered. `received` is called, once, when all of an
-        offer is here, with the paths of what was at the top. Both are called in a thread of the
-        server, perhaps several at once.
+        offer is here, with the paths of what was at the top. They are called in a thread of the
+        server and one of its own, perhaps several at once.
 
         Raises OSError where the directory cannot be opened, BlockedError where others could write
         to its `.degu`.
@@ -369,9 +369,8 @@ class Inbox:
 
     def _end(self, request: _Request, arrival: Arrival) -> Iterator[Answer | None]:
         """End the offer once all of it is here, and say so."""
-        record = self._intake.end(request.user, request.transfer, arrival)
-        if record is not None:
-            yield Answer(record.state, record.offer_id)
+        for record in self._intake.end(request.user, request.transfer, arrival):
+            yield None if record is None else Answer(record.state, record.offer_id)
 
 
 def _find_user(request: dict[str, Any]) -> tuple[Peer, str]:

@@ -8,7 +8,8 @@
 
 Threads: any number. `_lock` guards the registry and what is active, and is held while a small
 record is written. `_committing` is the lock for the Workspace: whoever has it may take `_lock`,
-never the other way round. `decide` and `received` are called with neither.
+never the other way round. `decide` and `received` are called with neither, and `received` in a
+thread of its own, so that the sender hears something meanwhile.
 """
 
 from __future__ import annotations
@@ -317,13 +318,14 @@ class Intake:
             yield None
         yield record
 
-    def end(self, user: str, transfer: str, arrival: Arrival) -> Record | None:
-        """End an offer if all of it is here; return what is known of it then.
+    def end(self, user: str, transfer: str, arrival: Arrival) -> Iterator[Record | None]:
+        """End an offer if all of it is here; yield what is known of it then.
 
-        Raises RefusalError where another arrival has taken the place of this one, OSError.
+        After that yields None now and then until `received` is through. Raises RefusalError where
+        this arrival was closed, OSError.
         """
         if not arrival.begin_end():
-            return None
+            return
         try:
             places = arrival.finish()
             record = self._keep_done(user, transfer, arrival)
@@ -331,9 +333,15 @@ class Intake:
             arrival.end_later()
             raise
         arrival.close()
-        if record is not None:
-            self._tell(record, places)
-        return record
+        if record is None:
+            return
+        # In a thread: whoever sent it may be gone, or give up a connection that says nothing.
+        telling = threading.Thread(target=self._tell, args=(record, places))
+        telling.start()
+        yield record
+        while telling.is_alive():
+            telling.join(HEARTBEAT_S)
+            yield None
 
     def _keep_done(self, user: str, transfer: str, arrival: Arrival) -> Record | None:
         received = arrival.bytes_received

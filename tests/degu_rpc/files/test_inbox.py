@@ -27,6 +27,8 @@ from degu_rpc.files.limits import (
     MAX_OFFERS_OF_USER,
     MAX_OPEN_CONTENTS,
     MAX_QUESTION_HEARTBEATS,
+    MAX_READ_OFFERS,
+    MAX_READ_OFFERS_OF_USER,
     MAX_REST_S,
     MAX_WAITING,
     MAX_WAITING_OF_USER,
@@ -485,12 +487,13 @@ def test_a_transfer_is_not_offered_with_something_else(talk, here):
     assert talk.offer(file('g'))[0] == 200  # the first one is done: this is another one
 
 
-def test_the_places_to_read_offers_are_limited(inbox, connect):
-    entered, leave = threading.Barrier(3), threading.Event()
+@pytest.mark.parametrize('limit', ['MAX_READ_OFFERS_OF_USER', 'MAX_READ_OFFERS'])
+def test_the_places_to_read_offers_are_limited(inbox, connect, monkeypatch, limit):
+    monkeypatch.setattr(intake, limit, 2)
+    leave = threading.Event()
 
     def entries():
         yield format_record(file(), Media.JSON)
-        entered.wait(20)
         leave.wait(20)
         yield b''
 
@@ -501,20 +504,24 @@ def test_the_places_to_read_offers_are_limited(inbox, connect):
 
     outcomes = []
     talks = {number: connect(inbox) for number in (2, 3)}
+    late, other = connect(inbox), connect(inbox, user='other')
     threads = [threading.Thread(target=offer, args=(number,)) for number in talks]
     for thread in threads:
         thread.start()
-    entered.wait(20)
-    late = connect(inbox)
-    while (status := late.offer(file())[0]) == 200:
-        pass  # the two have been sent, and not read yet
-    assert status == 503
-    assert connect(inbox, user='other').offer(file())[0] == 200
-    leave.set()
-    for thread in threads:
-        thread.join()
+    try:
+        end = time.monotonic() + 20
+        while inbox._intake._reading.total() < 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert late.offer(file())[0] == 503
+        assert other.offer(file())[0] == (200 if limit.endswith('USER') else 503)
+    finally:
+        leave.set()
+        for thread in threads:
+            thread.join()
     assert outcomes == [200, 200]
-    assert late.offer(file())[0] == 200
+    assert late.offer(file())[0] == other.offer(file())[0] == 200
+    assert MAX_READ_OFFERS > MAX_READ_OFFERS_OF_USER
 
 
 class SlowPack:
@@ -873,6 +880,32 @@ def test_what_is_done_stays_done(inbox, talk):
     fill_by_hand(talk)
     (offer,) = inbox.offers()
     assert inbox.reject(offer.offer_id) == inbox.accept(offer.offer_id) == offer
+
+
+def test_a_sender_hears_that_it_is_done_while_received_runs(here, connect, monkeypatch):
+    monkeypatch.setattr('degu_rpc.files.records.HEARTBEAT_S', 0.0)
+    monkeypatch.setattr(intake, 'HEARTBEAT_S', 0.01)
+    leave = threading.Event()
+    told = []
+
+    def received(offer, paths):
+        assert leave.wait(20)
+        told.append(paths)
+
+    with Inbox(here, accept, received=received) as inbox:
+        talk = connect(inbox)
+        talk.offer(file())
+        body = format_record(Item(ROOT, SMALL), Media.JSON)
+        headers = {'content-type': Media.JSON.value}
+        response = talk.request('POST', f'{TRANSFER}/pack', headers, body)
+        pieces = (bytes(piece) for piece in response.body)
+        assert any(b'"state":"done"' in piece for piece in pieces)
+        assert next(pieces) == b'\n'
+        assert told == []
+        leave.set()
+        for _ in pieces:
+            pass
+    assert told == [(here / 'f',)]
 
 
 def test_an_error_of_who_decides_is_an_error_of_the_inbox(here, connect, caplog):

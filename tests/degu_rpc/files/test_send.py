@@ -781,7 +781,10 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(serve, source, tiny):
     assert os.listdir(tiny) == ['.degu']
 
 
-def test_what_was_accepted_before_has_its_room_until_it_rests(serve, source, tiny, monkeypatch):
+@pytest.mark.parametrize('is_resting', [False, True])
+def test_what_was_accepted_before_has_its_room_until_it_rests(
+    serve, source, tiny, monkeypatch, is_resting
+):
     for name in 'ab':
         (source / name).write_bytes(os.urandom(MIB + 2 * BLOCK))
     cancel = threading.Event()
@@ -792,10 +795,15 @@ def test_what_was_accepted_before_has_its_room_until_it_rests(serve, source, tin
         with pytest.raises(NoSpaceError):
             send(client, '', [source / 'b'])
         assert [offer.names for offer in inbox.offers()] == [('a',)]
-        send(client, '', [source / 'a'])
-        with pytest.raises(NoSpaceError):
-            send(client, '', [source / 'b'])
-        (tiny / 'a').unlink()
+        if is_resting:
+            monkeypatch.setattr('degu_rpc.files.intake.MAX_REST_S', -1.0)
+            for name in private(tiny, 'tmp'):  # else what came of it takes the room
+                (tiny / '.degu' / 'tmp' / name).unlink()
+        else:
+            send(client, '', [source / 'a'])
+            with pytest.raises(NoSpaceError):
+                send(client, '', [source / 'b'])
+            (tiny / 'a').unlink()
         assert send(client, '', [source / 'b']).files_sent == 1
 
 
