@@ -7,7 +7,8 @@
    content that came, the others copies of it. Copies are made while it is still in tmp/, where
    nobody edits it.
 3. Nothing is ever replaced. A name that is taken by something else gives way to a free one, and
-   that is written down before anything has it.
+   that is written down before anything has it. So does a directory at the top, unless the one
+   that is there is ours: which ones we made is written down, too.
 4. Once nothing is missing the directories get their modes and times.
 
 Threads: any number may bring contents. `_lock` guards what is missing and what is open, and is
@@ -36,7 +37,7 @@ from degu_rpc.files.limits import BATCH_FILES, BATCH_SIZE, MAX_OPEN_CONTENTS, MA
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Item, Placing, Tree, find_place
 from degu_rpc.files.partial import Partial, store_small, write_at
-from degu_rpc.files.paths import Path, Root, parse_target
+from degu_rpc.files.paths import Path, Root, format_path, parse_target
 from degu_rpc.files.plan import Here, agree
 from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
@@ -70,11 +71,11 @@ class _Open:
 class Arrival:
     """See the module. Close it once no thread uses it any more, or begins to."""
 
-    # Set once: tree, _root, _workspace, _committing, _move, _tag.
+    # Set once: tree, _root, _workspace, _committing, _move, _note_made, _tag.
     # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
-    # _is_closed, _received. Guarded by self._committing: _placed, _names. By self._preparing, which
-    # is held while prepare() runs: _is_prepared. By self._reserving: _reservation. The Intake's:
-    # used_at.
+    # _is_closed, _received. Guarded by self._committing: _placed, _made, _names. By
+    # self._preparing, which is held while prepare() runs: _is_prepared. By self._reserving:
+    # _reservation. The Intake's: used_at.
 
     def __init__(
         self,
@@ -84,11 +85,15 @@ class Arrival:
         tree: Tree,
         placed: Mapping[Path, bytes],
         move: Move,
+        made: Mapping[Path, tuple[int, int]],
+        note_made: Callable[[Path, tuple[int, int]], None],
         tag: str,
     ) -> None:
         """Remember what is to come and where it goes; nothing is done yet.
 
-        `tag` stands for the user who sends: what came from others does not count as sent.
+        `made` has the device and inode of each directory at the top that we made before, and
+        `note_made` writes such a one down. `tag` stands for the user who sends: what came from
+        others does not count as sent.
         """
         self.tree = tree
         self._tag = tag
@@ -97,6 +102,8 @@ class Arrival:
         self._committing = committing
         self._move = move
         self._placed = dict(placed)
+        self._made = dict(made)
+        self._note_made = note_made
         self._lock = threading.Lock()
         self._missing: dict[str, list[Placing]] = {}
         self._open: collections.OrderedDict[str, _Open] = collections.OrderedDict()
@@ -242,11 +249,36 @@ class Arrival:
                 self._reservation.shrink(size)
 
     def _make_directory(self, path: Path) -> None:
-        """Make a directory; its parent is there. Under the lock of the workspace."""
+        """Make a directory; its parent is there. Under the lock of the workspace.
+
+        At the top one that we did not make is a person's, and ours gives way. Raises OSError.
+        """
+        if not self._try_directory(path):
+            self._give_way(path, Kind.DIRECTORY)
+            if not self._try_directory(path):
+                place = format_path(find_place(path, self._placed))
+                raise OSError(errno.EBUSY, 'somebody else makes the names that are free', place)
+
+    def _try_directory(self, path: Path) -> bool:
+        place = find_place(path, self._placed)
         try:
-            self._workspace.make_directory(find_place(path, self._placed))
+            is_made = self._workspace.make_directory(place)
         except NotADirectoryError:
-            self._workspace.make_directory(self._give_way(path, Kind.DIRECTORY))
+            return False
+        if len(path) > 1:
+            return True
+        if is_made:
+            self._made[path] = directory = _identify(self._root.lstat(place))
+            self._note_made(path, directory)
+        return self._is_ours(path)
+
+    def _is_ours(self, path: Path) -> bool:
+        """Tell whether a directory at the top is the one that we made."""
+        try:
+            found = self._root.lstat(find_place(path, self._placed))
+        except FileNotFoundError:
+            return False
+        return stat.S_ISDIR(found.st_mode) and self._made.get(path) == _identify(found)
 
     def _make_symlinks(self) -> Iterator[None]:
         batch: list[Placing] = []
@@ -317,6 +349,8 @@ class Arrival:
 
     def _look(self, path: Path) -> os.stat_result | None:
         """Look at the place of `path`, None for nothing; directories that are gone are made."""
+        if len(path) > 1:
+            self._make_directory(path[:1])
         try:
             return self._root.lstat(find_place(path, self._placed))
         except FileNotFoundError:
@@ -605,9 +639,10 @@ class Arrival:
                 place = find_place(path, self._placed)
                 # Without these two we could not find out later what is in it.
                 mode = entry.mode | stat.S_IRUSR | stat.S_IXUSR
-                # A person may have moved it away meanwhile.
+                # A person may have moved it away meanwhile, and put something else there.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, PathError):
-                    self._workspace.set_metadata(place, mode, entry.mtime_ns)
+                    if self._is_ours(path[:1]):
+                        self._workspace.set_directory_metadata(place, mode, entry.mtime_ns)
             self._workspace.sync_directories()
             return [find_place(path, self._placed) for path in self.tree.tops]
 
@@ -616,6 +651,10 @@ def check_item(item: Item, size: int) -> None:
     """Check a small content against its root and the size that was offered. IntegrityError."""
     if len(item.content) != size or build_manifest(item.content).root != item.root:
         raise IntegrityError(item.root, 0, 'the bytes do not match the root')
+
+
+def _identify(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _bytes_here(partial: Partial) -> int:

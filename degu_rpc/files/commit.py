@@ -209,6 +209,11 @@ class Workspace:
         finally:
             os.close(fd)
 
+    def set_directory_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
+        """Set mode and modification time of the directory at `path`; of nothing else. OSError."""
+        with self._root.directory(path) as fd:
+            _set_metadata(fd, mode, mtime_ns, None)
+
     def commit(self, batch: Sequence[Replacement]) -> list[Committed]:
         """Give every replacement its final name; close the temporary files in any case.
 

@@ -41,8 +41,8 @@ from degu_rpc.files.limits import (
 )
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Decision, Offer, State, Tree
-from degu_rpc.files.paths import Path, Root, format_path
-from degu_rpc.files.registry import Record, Registry
+from degu_rpc.files.paths import Path, Root, format_path, parse_path
+from degu_rpc.files.registry import DirectoryId, Record, Registry
 from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
 
@@ -250,6 +250,11 @@ class Intake:
                 moved = self._registry.move(known, path, kind, taken, self._is_there)
                 return moved.places[path]
 
+        def note_made(path: Path, directory: DirectoryId) -> None:
+            with self._lock:
+                known = self._registry.find(record.user, record.transfer) or record
+                self._registry.note_made(known, path, directory)
+
         return Arrival(
             self._root,
             self._workspace,
@@ -257,6 +262,8 @@ class Intake:
             tree,
             record.places,
             move,
+            {parse_path(path): directory for path, directory in record.made.items()},
+            note_made,
             _tag(record.user),
         )
 

@@ -44,12 +44,16 @@ _log = logging.getLogger('degu_rpc.files')
 
 _DIRECTORY = b'inbox'
 
+DirectoryId = tuple[int, int]
+"""The device and the inode of a directory."""
+
 
 class Record(msgspec.Struct, frozen=True):
     """What is known of one offer. Paths and names are percent-encoded.
 
     `digest` tells what was offered; `names` has the kinds of what is at the top; `placed` has the
-    last name here of each path that has another one than offered. Times are seconds since 1970,
+    last name here of each path that has another one than offered, and `made` which directories at
+    the top are ours: device and inode of each. Times are seconds since 1970,
     `size` and `bytes_received` bytes.
     """
 
@@ -66,6 +70,7 @@ class Record(msgspec.Struct, frozen=True):
     changed_at: float = 0.0
     bytes_received: int = 0
     placed: dict[str, str] = {}
+    made: dict[str, tuple[int, int]] = {}
 
     @property
     def offer(self) -> Offer:
@@ -134,6 +139,11 @@ class Registry:
         durable.replace(directory / record.transfer, msgspec.json.encode(record))
         self._records[record.user, record.transfer] = record
         return record
+
+    def note_made(self, record: Record, path: Path, directory: DirectoryId) -> None:
+        """Keep that we made the directory at `path`. Raises OSError."""
+        made = {**record.made, format_path(path): directory}
+        self.save(msgspec.structs.replace(record, made=made))
 
     def reserve(self, record: Record, is_there: Callable[[Path], bool]) -> Record:
         """Give everything at the top of an offer a name that is free here; return it unkept.

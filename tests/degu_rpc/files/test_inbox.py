@@ -524,6 +524,62 @@ def test_the_places_to_read_offers_are_limited(inbox, connect, monkeypatch, limi
     assert MAX_READ_OFFERS > MAX_READ_OFFERS_OF_USER
 
 
+def test_a_directory_that_a_person_made_is_not_taken_over(here, connect):
+    entries = [directory('d'), file('d/f'), file('d/g', OTHER[:9])]
+    with Inbox(here, ask) as inbox:
+        talk = connect(inbox)
+        inbox.accept(talk.offer(*entries)[1][0].offer_id)
+        (here / 'd').mkdir(mode=0o700)
+        (here / 'd' / 'f').write_bytes(SMALL)
+        before = (here / 'd').stat()
+        _, answers = talk.offer(*entries)
+        # Whoever sends does not learn that the person has the first one.
+        assert {answer.root for answer in answers[1:]} == {ROOT, root_of(OTHER[:9])}
+        assert talk.pack(SMALL, OTHER[:9])[1][-1].state is State.DONE
+    assert visible(here) == ['d', 'd (2)']
+    assert os.listdir(here / 'd') == ['f']
+    assert visible(here / 'd (2)') == ['f', 'g']
+    after = (here / 'd').stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+def test_a_directory_that_we_made_is_ours_after_a_restart(here, connect):
+    entries = [directory('d'), file('d/f'), file('d/g', OTHER[:9])]
+    with Inbox(here, accept) as inbox:
+        talk = connect(inbox)
+        talk.offer(*entries)
+        talk.pack(SMALL)
+    with Inbox(here, accept) as inbox:
+        talk = connect(inbox)
+        assert talk.offer(*entries)[1][1:] == [Answer(root=root_of(OTHER[:9]))]
+        assert talk.pack(OTHER[:9])[1][-1].state is State.DONE
+    assert visible(here) == ['d']
+    assert (here / 'd').stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize('kind', ['file', 'directory'])
+def test_what_a_person_put_where_our_directory_was_is_left_alone(
+    inbox, talk, here, monkeypatch, kind
+):
+    """At the last moment, when everything is here but the mode of the directory."""
+    finish = intake.Arrival.finish
+
+    def move_first(self):
+        (here / 'd').rename(here / 'moved')
+        if kind == 'file':
+            (here / 'd').touch(mode=0o600)
+        else:
+            (here / 'd').mkdir(mode=0o700)
+        return finish(self)
+
+    monkeypatch.setattr(intake.Arrival, 'finish', move_first)
+    talk.offer(directory('d'), file('d/f'))
+    assert talk.pack(SMALL)[1][-1].state is State.DONE
+    found = (here / 'd').stat()
+    assert found.st_mode & 0o777 == (0o600 if kind == 'file' else 0o700)
+    assert found.st_mtime > OFFER_AGE_S
+
+
 class SlowPack:
     """A pack of one content, whose sender waits in the middle of it."""
 
