@@ -157,7 +157,8 @@ class Inbox:
     def reject(self, offer_id: str) -> Offer:
         """Refuse an offer; what came of it already stays. One that is done stays as it is.
 
-        Raises UnknownOfferError, OSError.
+        On a disk that is full or fails it is refused until this inbox is closed, and the log says
+        so. Raises UnknownOfferError.
         """
         return self._intake.reject(offer_id)
 

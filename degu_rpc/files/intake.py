@@ -123,18 +123,38 @@ class Intake:
     def reject(self, offer_id: str) -> Offer:
         """Refuse an offer; what came of it already stays. One that is done stays as it is.
 
-        Raises UnknownOfferError, OSError.
+        On a disk that is full or fails it is refused until this inbox is closed, and the log says
+        so. Raises UnknownOfferError.
         """
         with self._lock:
             record = self._registry.find_id(offer_id)
-            arrival = None
-            if record.state in {State.WAITING, State.ACCEPTED}:
-                arrival = self._active.pop((record.user, record.transfer), None)
-                record = self._registry.save(_changed(record, state=State.REFUSED))
-                self._changed.notify_all()
+            if record.state not in {State.WAITING, State.ACCEPTED}:
+                return record.offer
+            arrival = self._active.pop((record.user, record.transfer), None)
+            record = self._registry.hold(_changed(record, state=State.REFUSED))
+            self._changed.notify_all()
         if arrival is not None:
             arrival.close()
+        with self._lock:
+            # First of all room: the disk may be full of what was rejected.
+            self._discard_rested(record.user)
+            if self._registry.find(record.user, record.transfer) is record:
+                try:
+                    record = self._registry.save(record)
+                except OSError:
+                    _log.exception('that offer %s is refused is not on the disk', offer_id)
         return record.offer
+
+    def _discard_rested(self, user: str) -> None:
+        """Discard what came of a user's contents once no offer of theirs wants it. With the lock.
+
+        Contents belong to users and not to offers, so that a changed offer goes on with them.
+        """
+        if not self._registry.has_accepted(user):
+            try:
+                self._workspace.temporaries.discard_tagged(_tag(user))
+            except OSError:
+                _log.exception('what came from %s stays in tmp/', user)
 
     def _keep_accepted(self, record: Record) -> Record:
         """Give an offer free names and keep it as accepted. With the lock."""
@@ -240,6 +260,7 @@ class Intake:
         for record in self._registry.find_expired(time.time()):
             if (record.user, record.transfer) not in self._active:
                 self._registry.forget(record)
+                self._discard_rested(record.user)
 
     # --- what is accepted -----------------------------------------------------------------------
 

@@ -129,6 +129,19 @@ class Registry:
             if offer_id not in taken:
                 return offer_id
 
+    def hold(self, record: Record) -> Record:
+        """Keep a changed record in memory only, and return it with the time."""
+        record = msgspec.structs.replace(record, changed_at=time.time())
+        self._records[record.user, record.transfer] = record
+        return record
+
+    def has_accepted(self, user: str) -> bool:
+        """Tell whether an accepted offer of a user is not done."""
+        return any(
+            record.user == user and record.state is State.ACCEPTED
+            for record in self._records.values()
+        )
+
     def save(self, record: Record) -> Record:
         """Keep a new or changed record and return it, with the time. Raises OSError."""
         record = msgspec.structs.replace(record, changed_at=time.time())
