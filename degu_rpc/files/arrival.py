@@ -29,12 +29,14 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from degu_rpc.errors import ContentChangedError, IntegrityError, PathError
 from degu_rpc.files.blocks import Buffer, Manifest, build_manifest
 from degu_rpc.files.commit import Replacement, Symlink, Workspace, close
 from degu_rpc.files.content import hash_file
 from degu_rpc.files.limits import BATCH_FILES, BATCH_SIZE, MAX_OPEN_CONTENTS, MAX_PIECE
-from degu_rpc.files.listing import Kind
+from degu_rpc.files.listing import Entry, Kind
 from degu_rpc.files.offers import Item, Placing, Tree, find_place
 from degu_rpc.files.partial import Partial, store_small, write_at
 from degu_rpc.files.paths import Path, Root, format_path, parse_target
@@ -180,7 +182,7 @@ class Arrival:
             for placings in self.tree.contents.values():
                 for path, entry in placings:
                     found = here.look(find_place(path, self._placed))
-                    if found is None or not agree(found, entry):
+                    if found is None or not self._is_as_it_came(found, entry):
                         return False
             return all(
                 self._root.readlink(find_place(path, self._placed)) == parse_target(entry.target)
@@ -188,6 +190,13 @@ class Arrival:
             )
         except OSError:
             return False
+
+    def _is_as_it_came(self, found: os.stat_result, entry: Entry) -> bool:
+        """Tell whether a file is as offered, but for a time that the file system cannot hold."""
+        if agree(found, entry) or found.st_size != entry.size:
+            return agree(found, entry)
+        kept_ns = self._workspace.find_kept_time(entry.mtime_ns)
+        return agree(found, msgspec.structs.replace(entry, mtime_ns=kept_ns))
 
     def prepare(self) -> Iterator[None]:
         """Make what needs no content and find out what is missing, pausing now and then.

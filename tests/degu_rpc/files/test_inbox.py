@@ -580,6 +580,59 @@ def test_what_a_person_put_where_our_directory_was_is_left_alone(
     assert found.st_mtime > OFFER_AGE_S
 
 
+def test_what_came_of_a_rejected_offer_is_discarded(inbox, talk, connect, here):
+    other = connect(inbox, user='other')
+    for each in (talk, other):
+        each.offer(file('g', LARGE))
+        each.manifest(LARGE)
+        each.run(LARGE, 0, BLOCK)
+    assert len(private(here, 'tmp')) == 2
+    inbox.reject(inbox.offers()[0].offer_id)
+    assert len(private(here, 'tmp')) == 1
+    other.run(LARGE, BLOCK)
+    assert states(inbox) == [State.REFUSED, State.DONE]
+    assert (here / 'g (2)').read_bytes() == LARGE
+
+
+def test_what_came_is_kept_while_another_offer_of_the_user_may_want_it(inbox, talk, here):
+    for transfer, name in ((TRANSFER, 'g'), (SECOND, 'h')):
+        talk.offer(file(name, LARGE), transfer=transfer)
+    talk.manifest(LARGE)
+    talk.run(LARGE, 0, BLOCK)
+    first, second = inbox.offers()
+    inbox.reject(first.offer_id)
+    assert talk.manifest(LARGE, SECOND)[1][0].missing == '131072-393218'
+    inbox.reject(second.offer_id)
+    assert private(here, 'tmp') == []
+
+
+def test_a_rejection_holds_though_it_cannot_be_written_down(here, connect, caplog):
+    with Inbox(here, accept) as inbox:
+        talk = connect(inbox)
+        offer_id = talk.offer(file('g', LARGE))[1][0].offer_id
+        (records,) = (here / '.degu' / 'inbox').iterdir()
+        shutil.rmtree(records)
+        records.touch()
+        assert inbox.reject(offer_id).state is State.REFUSED
+        assert talk.manifest(LARGE)[0] == 409
+        assert talk.offer(file('g', LARGE))[1] == [Answer(State.REFUSED, offer_id)]
+        with pytest.raises(OSError):
+            inbox.accept(offer_id)
+        assert states(inbox) == [State.REFUSED]
+    assert f'that offer {offer_id} is refused is not on the disk' in caplog.text
+
+
+def test_a_time_that_the_file_system_cannot_hold_makes_no_second_copy(talk, here):
+    """Many file systems begin in 1901."""
+    entry = file(mtime_ns=-(2**62))
+    talk.offer(entry)
+    talk.pack(SMALL)
+    assert [answer.state for answer in talk.offer(entry)[1]] == [State.DONE]
+    os.utime(here / 'f', ns=(5, 5))
+    assert talk.offer(entry)[1][0].state is State.ACCEPTED
+    assert visible(here) == ['f']
+
+
 class SlowPack:
     """A pack of one content, whose sender waits in the middle of it."""
 
