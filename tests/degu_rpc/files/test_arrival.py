@@ -87,7 +87,8 @@ def test_i10_an_edit_of_the_first_file_does_not_get_into_its_copies(inbox, here,
         for name in set(os.listdir(here)) - edited - {'.degu'}:
             assert (here / name).read_bytes() == LARGE
             if edit == 'change':
-                (here / name).write_bytes(b'edited')
+                with (here / name).open('r+b') as opened:
+                    opened.write(b'edited')
             else:
                 os.truncate(here / name, 1000)
             edited.add(name)
