@@ -7,7 +7,8 @@
    content that came, the others copies of it. Copies are made while it is still in tmp/, where
    nobody edits it.
 3. Nothing is ever replaced. A name that is taken by something else gives way to a free one, and
-   that is written down before anything has it.
+   that is written down before anything has it. So does a directory at the top, unless the one
+   that is there is ours: which ones we made is written down, too.
 4. Once nothing is missing the directories get their modes and times.
 
 Threads: any number may bring contents. `_lock` guards what is missing and what is open, and is
@@ -28,16 +29,19 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from degu_rpc.errors import ContentChangedError, IntegrityError, PathError
 from degu_rpc.files.blocks import Buffer, Manifest, build_manifest
 from degu_rpc.files.commit import Replacement, Symlink, Workspace, close
 from degu_rpc.files.content import hash_file
 from degu_rpc.files.limits import BATCH_FILES, BATCH_SIZE, MAX_OPEN_CONTENTS, MAX_PIECE
-from degu_rpc.files.listing import Kind
+from degu_rpc.files.listing import Entry, Kind
 from degu_rpc.files.offers import Item, Placing, Tree, find_place
 from degu_rpc.files.partial import Partial, store_small, write_at
-from degu_rpc.files.paths import Path, Root, parse_target
+from degu_rpc.files.paths import Path, Root, format_path, parse_target
 from degu_rpc.files.plan import Here, agree
+from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
 from degu_rpc.files.temporaries import Temporary
 from degu_rpc.files.xattrs import parse_xattrs
@@ -69,11 +73,11 @@ class _Open:
 class Arrival:
     """See the module. Close it once no thread uses it any more, or begins to."""
 
-    # Set once: tree, _root, _workspace, _committing, _move, _tag.
+    # Set once: tree, _root, _workspace, _committing, _move, _note_made, _tag.
     # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
-    # _is_closed, _received. Guarded by self._committing: _placed, _names. By self._preparing, which
-    # is held while prepare() runs: _is_prepared. By self._reserving: _reservation. The Intake's:
-    # used_at.
+    # _is_closed, _received. Guarded by self._committing: _placed, _made, _names. By
+    # self._preparing, which is held while prepare() runs: _is_prepared. By self._reserving:
+    # _reservation. The Intake's: used_at.
 
     def __init__(
         self,
@@ -83,11 +87,15 @@ class Arrival:
         tree: Tree,
         placed: Mapping[Path, bytes],
         move: Move,
+        made: Mapping[Path, tuple[int, int]],
+        note_made: Callable[[Path, tuple[int, int]], None],
         tag: str,
     ) -> None:
         """Remember what is to come and where it goes; nothing is done yet.
 
-        `tag` stands for the user who sends: what came from others does not count as sent.
+        `made` has the device and inode of each directory at the top that we made before, and
+        `note_made` writes such a one down. `tag` stands for the user who sends: what came from
+        others does not count as sent.
         """
         self.tree = tree
         self._tag = tag
@@ -96,6 +104,8 @@ class Arrival:
         self._committing = committing
         self._move = move
         self._placed = dict(placed)
+        self._made = dict(made)
+        self._note_made = note_made
         self._lock = threading.Lock()
         self._missing: dict[str, list[Placing]] = {}
         self._open: collections.OrderedDict[str, _Open] = collections.OrderedDict()
@@ -110,8 +120,11 @@ class Arrival:
         self.used_at = monotonic()
 
     def close(self) -> None:
-        """Close what is open and used by no thread; what is used is closed by its last thread."""
-        with self._lock:
+        """Close what is open and used by no thread; what is used is closed by its last thread.
+
+        Once this returns nothing more gets a name, whatever requests are still under way.
+        """
+        with self._committing, self._lock:
             self._is_closed = True
             rested = [root for root, entry in self._open.items() if not entry.users]
             partials = [self._open.pop(root).partial for root in rested]
@@ -121,6 +134,12 @@ class Arrival:
             if self._reservation is not None:
                 self._reservation.close()
                 self._reservation = None
+
+    def _require_open(self) -> None:
+        """Refuse to change a name once this is closed. Under the lock of the workspace."""
+        with self._lock:
+            if self._is_closed:
+                raise RefusalError(409, 'this transfer has to be offered again')
 
     @property
     def is_prepared(self) -> bool:
@@ -163,7 +182,7 @@ class Arrival:
             for placings in self.tree.contents.values():
                 for path, entry in placings:
                     found = here.look(find_place(path, self._placed))
-                    if found is None or not agree(found, entry):
+                    if found is None or not self._is_as_it_came(found, entry):
                         return False
             return all(
                 self._root.readlink(find_place(path, self._placed)) == parse_target(entry.target)
@@ -172,11 +191,19 @@ class Arrival:
         except OSError:
             return False
 
+    def _is_as_it_came(self, found: os.stat_result, entry: Entry) -> bool:
+        """Tell whether a file is as offered, but for a time that the file system cannot hold."""
+        if agree(found, entry) or found.st_size != entry.size:
+            return agree(found, entry)
+        kept_ns = self._workspace.find_kept_time(entry.mtime_ns)
+        return agree(found, msgspec.structs.replace(entry, mtime_ns=kept_ns))
+
     def prepare(self) -> Iterator[None]:
         """Make what needs no content and find out what is missing, pausing now and then.
 
         Until it has come to its end nothing is wanted; a second time does nothing. Raises
-        NoSpaceError where there is no room for what is missing, OSError.
+        NoSpaceError where there is no room for what is missing, RefusalError once this is closed,
+        OSError.
         """
         with self._preparing:
             if not self._is_prepared:
@@ -186,6 +213,7 @@ class Arrival:
     def _prepare(self) -> Iterator[None]:
         for path in self.tree.directories:
             with self._committing:
+                self._require_open()
                 self._make_directory(path)
             yield
         yield from self._make_symlinks()
@@ -230,11 +258,36 @@ class Arrival:
                 self._reservation.shrink(size)
 
     def _make_directory(self, path: Path) -> None:
-        """Make a directory; its parent is there. Under the lock of the workspace."""
+        """Make a directory; its parent is there. Under the lock of the workspace.
+
+        At the top one that we did not make is a person's, and ours gives way. Raises OSError.
+        """
+        if not self._try_directory(path):
+            self._give_way(path, Kind.DIRECTORY)
+            if not self._try_directory(path):
+                place = format_path(find_place(path, self._placed))
+                raise OSError(errno.EBUSY, 'somebody else makes the names that are free', place)
+
+    def _try_directory(self, path: Path) -> bool:
+        place = find_place(path, self._placed)
         try:
-            self._workspace.make_directory(find_place(path, self._placed))
+            is_made = self._workspace.make_directory(place)
         except NotADirectoryError:
-            self._workspace.make_directory(self._give_way(path, Kind.DIRECTORY))
+            return False
+        if len(path) > 1:
+            return True
+        if is_made:
+            self._made[path] = directory = _identify(self._root.lstat(place))
+            self._note_made(path, directory)
+        return self._is_ours(path)
+
+    def _is_ours(self, path: Path) -> bool:
+        """Tell whether a directory at the top is the one that we made."""
+        try:
+            found = self._root.lstat(find_place(path, self._placed))
+        except FileNotFoundError:
+            return False
+        return stat.S_ISDIR(found.st_mode) and self._made.get(path) == _identify(found)
 
     def _make_symlinks(self) -> Iterator[None]:
         batch: list[Placing] = []
@@ -249,6 +302,7 @@ class Arrival:
     def _commit_symlinks(self, batch: list[Placing]) -> None:
         """Make symlinks; one whose name is taken at the last moment is looked at again."""
         with self._committing:
+            self._require_open()
             while batch:
                 absent = []
                 replacements = []
@@ -304,6 +358,8 @@ class Arrival:
 
     def _look(self, path: Path) -> os.stat_result | None:
         """Look at the place of `path`, None for nothing; directories that are gone are made."""
+        if len(path) > 1:
+            self._make_directory(path[:1])
         try:
             return self._root.lstat(find_place(path, self._placed))
         except FileNotFoundError:
@@ -520,6 +576,7 @@ class Arrival:
         roots: list[str] = []
         with self._committing:
             try:
+                self._require_open()
                 while waiting:
                     placing, temporary = waiting[0]
                     place = self._find_free(placing)
@@ -581,15 +638,20 @@ class Arrival:
             self._is_ending = False
 
     def finish(self) -> list[Path]:
-        """Give the directories their modes and times; return the places at the top. OSError."""
+        """Give the directories their modes and times; return the places at the top.
+
+        Raises RefusalError once this is closed, OSError.
+        """
         with self._committing:
+            self._require_open()
             for path, entry in reversed(self.tree.directories.items()):
                 place = find_place(path, self._placed)
                 # Without these two we could not find out later what is in it.
                 mode = entry.mode | stat.S_IRUSR | stat.S_IXUSR
-                # A person may have moved it away meanwhile.
+                # A person may have moved it away meanwhile, and put something else there.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, PathError):
-                    self._workspace.set_metadata(place, mode, entry.mtime_ns)
+                    if self._is_ours(path[:1]):
+                        self._workspace.set_directory_metadata(place, mode, entry.mtime_ns)
             self._workspace.sync_directories()
             return [find_place(path, self._placed) for path in self.tree.tops]
 
@@ -598,6 +660,10 @@ def check_item(item: Item, size: int) -> None:
     """Check a small content against its root and the size that was offered. IntegrityError."""
     if len(item.content) != size or build_manifest(item.content).root != item.root:
         raise IntegrityError(item.root, 0, 'the bytes do not match the root')
+
+
+def _identify(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _bytes_here(partial: Partial) -> int:

@@ -33,7 +33,8 @@ the trash, then `rename`. Content written to the name between these two calls is
 portable is better. Where there are no hard links, content is moved to the trash before the
 exchange, and one that is killed in between is fetched again.
 
-A Workspace belongs to one thread, except its `temporaries` (temporaries.py) and `open_own()`.
+A Workspace belongs to one thread, except its `temporaries` (temporaries.py), `open_own()` and
+`find_kept_time()`.
 """
 
 from __future__ import annotations
@@ -209,6 +210,24 @@ class Workspace:
         fd = open_it(path)
         try:
             set_metadata(fd, mode, mtime_ns, None)
+        finally:
+            os.close(fd)
+
+    def set_directory_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
+        """Set mode and modification time of the directory at `path`; of nothing else. OSError."""
+        with self._root.directory(path) as fd:
+            _set_metadata(fd, mode, mtime_ns, None)
+
+    def find_kept_time(self, mtime_ns: int) -> int:
+        """Return what the file system makes of a modification time, by trying it. OSError."""
+        name = _new_staged_name()
+        tmp = self.temporaries.directory
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=tmp)
+        try:
+            os.unlink(name, dir_fd=tmp)
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
+            return os.fstat(fd).st_mtime_ns
         finally:
             os.close(fd)
 

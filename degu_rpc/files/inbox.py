@@ -27,14 +27,18 @@ May be called by many threads; what they share is in intake.py.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from degu.bodies import Input
+from degu.net import Deadline
 from degu_rpc.errors import (
     IntegrityError,
     ListingError,
@@ -51,6 +55,9 @@ from degu_rpc.files.limits import (
     MAX_MANIFEST,
     MAX_MISSING_RANGES,
     MAX_PACKED,
+    MAX_QUESTION_HEARTBEATS,
+    MAX_READ_OFFER_S,
+    MAX_RECORD,
     MAX_WAIT_S,
     PACK_ITEMS,
     PACK_SIZE,
@@ -80,6 +87,8 @@ if TYPE_CHECKING:
     from degu_rpc.files.partial import Partial
 
 _log = logging.getLogger('degu_rpc.files')
+
+_Kind = TypeVar('_Kind', bound=msgspec.Struct)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -147,7 +156,8 @@ class Inbox:
     def reject(self, offer_id: str) -> Offer:
         """Refuse an offer; what came of it already stays. One that is done stays as it is.
 
-        Raises UnknownOfferError, OSError.
+        On a disk that is full or fails it is refused until this inbox is closed, and the log says
+        so. Raises UnknownOfferError.
         """
         return self._intake.reject(offer_id)
 
@@ -213,9 +223,8 @@ class Inbox:
     # --- the offer ------------------------------------------------------------------------------
 
     def _take_offer(self, request: _Request) -> Response:
-        with self._intake.reading_offer(request.user):
-            entries = parse_records(request.body, request.headers.get('content-type'), Entry)
-            tree = check_offer(entries)
+        with self._intake.reading_offer(request.user), _reading_for(request, MAX_READ_OFFER_S):
+            tree = check_offer(_parse_body(request, Entry, MAX_RECORD))
         record = self._intake.find_record(request.peer, request.user, request.transfer, tree)
         return self._respond(request, self._answer_offer(request, record, tree))
 
@@ -264,8 +273,7 @@ class Inbox:
         answers = []
         right = []
         size = 0
-        parsed = parse_records(request.body, request.headers.get('content-type'), Item, MAX_PACKED)
-        for count, item in enumerate(parsed):
+        for count, item in enumerate(_parse_body(request, Item, MAX_PACKED)):
             size += len(item.content)
             if count == PACK_ITEMS or size > PACK_SIZE:
                 raise RefusalError(
@@ -378,6 +386,23 @@ def _find_user(request: dict[str, Any]) -> tuple[Peer, str]:
     return peer, user
 
 
+def _parse_body(request: _Request, kind: type[_Kind], max_record: int) -> Iterator[_Kind]:
+    content_type = request.headers.get('content-type')
+    return parse_records(request.body, content_type, kind, max_record, MAX_QUESTION_HEARTBEATS)
+
+
+@contextlib.contextmanager
+def _reading_for(request: _Request, limit_s: float) -> Iterator[None]:
+    """Let the waits for a body end after a time, under a server that can do that."""
+    set_deadline = request.connection.get('rgi.set_deadline')
+    if set_deadline is None:
+        yield
+        return
+    set_deadline(Deadline(limit_s))
+    yield
+    set_deadline(None)
+
+
 def _require_large(arrival: Arrival, root: str) -> int:
     size = arrival.size_of(root)
     if size is None:
@@ -428,6 +453,8 @@ def _guarded(answers: Iterable[Answer | None]) -> Iterator[Answer | None]:
     """Yield the answers; what goes wrong once an answer has begun is said in its last record."""
     try:
         yield from answers
+    except RefusalError as refusal:
+        yield Answer(status=refusal.status, why=refusal.why)
     except (NoSpaceError, OSError) as error:
         why = _explain_full(error)
         if why is not None:

@@ -41,8 +41,8 @@ from degu_rpc.files.limits import (
 )
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Decision, Offer, State, Tree
-from degu_rpc.files.paths import Path, Root, format_path
-from degu_rpc.files.registry import Record, Registry
+from degu_rpc.files.paths import Path, Root, format_path, parse_path
+from degu_rpc.files.registry import DirectoryId, Record, Registry
 from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
 
@@ -123,18 +123,38 @@ class Intake:
     def reject(self, offer_id: str) -> Offer:
         """Refuse an offer; what came of it already stays. One that is done stays as it is.
 
-        Raises UnknownOfferError, OSError.
+        On a disk that is full or fails it is refused until this inbox is closed, and the log says
+        so. Raises UnknownOfferError.
         """
         with self._lock:
             record = self._registry.find_id(offer_id)
-            arrival = None
-            if record.state in {State.WAITING, State.ACCEPTED}:
-                arrival = self._active.pop((record.user, record.transfer), None)
-                record = self._registry.save(_changed(record, state=State.REFUSED))
-                self._changed.notify_all()
+            if record.state not in {State.WAITING, State.ACCEPTED}:
+                return record.offer
+            arrival = self._active.pop((record.user, record.transfer), None)
+            record = self._registry.hold(_changed(record, state=State.REFUSED))
+            self._changed.notify_all()
         if arrival is not None:
             arrival.close()
+        with self._lock:
+            # First of all room: the disk may be full of what was rejected.
+            self._discard_rested(record.user)
+            if self._registry.find(record.user, record.transfer) is record:
+                try:
+                    record = self._registry.save(record)
+                except OSError:
+                    _log.exception('that offer %s is refused is not on the disk', offer_id)
         return record.offer
+
+    def _discard_rested(self, user: str) -> None:
+        """Discard what came of a user's contents once no offer of theirs wants it. With the lock.
+
+        Contents belong to users and not to offers, so that a changed offer goes on with them.
+        """
+        if not self._registry.has_accepted(user):
+            try:
+                self._workspace.temporaries.discard_tagged(_tag(user))
+            except OSError:
+                _log.exception('what came from %s stays in tmp/', user)
 
     def _keep_accepted(self, record: Record) -> Record:
         """Give an offer free names and keep it as accepted. With the lock."""
@@ -240,6 +260,7 @@ class Intake:
         for record in self._registry.find_expired(time.time()):
             if (record.user, record.transfer) not in self._active:
                 self._registry.forget(record)
+                self._discard_rested(record.user)
 
     # --- what is accepted -----------------------------------------------------------------------
 
@@ -250,6 +271,11 @@ class Intake:
                 moved = self._registry.move(known, path, kind, taken, self._is_there)
                 return moved.places[path]
 
+        def note_made(path: Path, directory: DirectoryId) -> None:
+            with self._lock:
+                known = self._registry.find(record.user, record.transfer) or record
+                self._registry.note_made(known, path, directory)
+
         return Arrival(
             self._root,
             self._workspace,
@@ -257,6 +283,8 @@ class Intake:
             tree,
             record.places,
             move,
+            {parse_path(path): directory for path, directory in record.made.items()},
+            note_made,
             _tag(record.user),
         )
 
@@ -321,13 +349,14 @@ class Intake:
     def end(self, user: str, transfer: str, arrival: Arrival) -> Iterator[Record | None]:
         """End an offer if all of it is here; yield what is known of it then.
 
-        After that yields None now and then until `received` is through. Raises OSError.
+        After that yields None now and then until `received` is through. Raises RefusalError where
+        this arrival was closed, OSError.
         """
         if not arrival.begin_end():
             return
         try:
             places = arrival.finish()
-            record = self._keep_done(user, transfer, arrival.bytes_received)
+            record = self._keep_done(user, transfer, arrival)
         except BaseException:
             arrival.end_later()
             raise
@@ -342,14 +371,17 @@ class Intake:
             telling.join(HEARTBEAT_S)
             yield None
 
-    def _keep_done(self, user: str, transfer: str, received: int) -> Record | None:
+    def _keep_done(self, user: str, transfer: str, arrival: Arrival) -> Record | None:
+        received = arrival.bytes_received
         with self._lock:
+            if self._active.get((user, transfer)) is not arrival:
+                return None  # it was closed, and perhaps offered again: another one may end it
             record = self._registry.find(user, transfer)
             if record is None or record.state is not State.ACCEPTED:
                 return None
             done = _changed(record, state=State.DONE, bytes_received=received)
             record = self._registry.save(done)
-            self._active.pop((user, transfer), None)
+            del self._active[user, transfer]
             self._changed.notify_all()
             return record
 

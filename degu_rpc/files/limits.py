@@ -101,7 +101,7 @@ MIN_PIECE = 16 * 1024
 
 MAX_OFFER_ENTRIES = 200_000
 """Files, directories and symlinks in an offer; about 1 KiB of memory each while it comes in."""
-MAX_OFFER_NAMES = 4000
+MAX_OFFER_NAMES = 1000
 """Names at the top of an offer; they are remembered."""
 MAX_OFFER_TEXT = 64 * 1024 * 1024
 """Bytes of text in an offer, counted as in a listing."""
@@ -122,6 +122,10 @@ that is reserved for them. Without another offer they stay."""
 MAX_READ_OFFERS = 8
 MAX_READ_OFFERS_OF_USER = 2
 """Offers that are read at once, in all and of one user; a further one has to come again."""
+MAX_READ_OFFER_S = 120.0
+"""How long an offer may take to be read; then its connection is closed."""
+MAX_QUESTION_HEARTBEATS = 16
+"""Records that say nothing in what is sent to an inbox: they are for its answers."""
 MAX_OPEN_CONTENTS = 4
 """Large contents of an offer that are open at once; the one that rested longest is closed."""
 MAX_MISSING_RANGES = 64

@@ -242,10 +242,12 @@ def find_place(path: Path, placed: Mapping[Path, bytes]) -> Path:
     return tuple(placed.get(path[: depth + 1], name) for depth, name in enumerate(path))
 
 
-def free_names(name: bytes, kind: Kind) -> Iterator[bytes]:
+def free_names(name: bytes, kind: Kind, tried: dict[bytes, int] | None = None) -> Iterator[bytes]:
     """Yield names to try for something whose name may be taken, `name` itself first.
 
-    A number goes before the extension of a file. No name is longer than a name can be.
+    A number goes before the extension of a file. No name is longer than a name can be. Calls with
+    the same `tried` do not yield the same numbered name twice: long names may lose all that tells
+    them apart, and each would try the numbers of the others again.
 
     >>> names = free_names(b'talk.pdf', Kind.FILE)
     >>> next(names), next(names), next(names)
@@ -253,5 +255,11 @@ def free_names(name: bytes, kind: Kind) -> Iterator[bytes]:
     """
     yield name
     stem, extension = (name, b'') if kind is Kind.DIRECTORY else os.path.splitext(name)
-    for number in itertools.count(2):
-        yield add_note(stem, extension, b' (%d)' % number)
+    tried = {} if tried is None else tried
+    for digits in itertools.count(1):
+        last = 10**digits - 1
+        # Names that are cut to the same stem have this one in common, and all with as many digits.
+        group = add_note(stem, extension, b' (%d)' % last)
+        for number in range(tried.get(group, max(10 ** (digits - 1), 2)), last + 1):
+            tried[group] = number + 1
+            yield add_note(stem, extension, b' (%d)' % number)

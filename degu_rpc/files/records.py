@@ -8,6 +8,7 @@ into chunks anywhere. Bytes in a record are base64 in JSON and themselves in msg
 from __future__ import annotations
 
 import enum
+import math
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
@@ -73,24 +74,36 @@ def parse_records(
     content_type: object,
     kind: type[Record],
     max_record: int = MAX_RECORD,
+    max_heartbeats: float = math.inf,
 ) -> Iterator[Record]:
     """Parse a stream of records of one kind, cut anywhere; each has up to `max_record` bytes.
 
     Raises ListingError for another content type, a record that is none of its kind, one that is too
-    long, and an end in the middle of one.
+    long, an end in the middle of one, and more than `max_heartbeats` records that say nothing.
     """
     if content_type not in {media.value for media in Media}:
         raise ListingError(f'its content type is {content_type!r}')
     try:
         if content_type == Media.JSON.value:
-            yield from _parse_json(pieces, kind, max_record)
+            parsed = _parse_json(pieces, kind, max_record)
         else:
-            yield from _parse_msgpack(pieces, kind, max_record)
+            parsed = _parse_msgpack(pieces, kind, max_record)
+        heartbeats = 0
+        for record in parsed:
+            if record is not None:
+                yield record
+                continue
+            heartbeats += 1
+            if heartbeats > max_heartbeats:
+                raise ListingError(f'it has more than {max_heartbeats} records that say nothing')
     except (msgspec.DecodeError, msgpack.UnpackException, ValueError, RecursionError) as error:
         raise ListingError(f'a record is malformed: {error}') from error
 
 
-def _parse_json(pieces: Iterable[bytes], kind: type[Record], max_record: int) -> Iterator[Record]:
+def _parse_json(
+    pieces: Iterable[bytes], kind: type[Record], max_record: int
+) -> Iterator[Record | None]:
+    """Yield the records; None for a heartbeat."""
     decoder = msgspec.json.Decoder(kind)
     record = bytearray()
     for piece in pieces:
@@ -99,9 +112,8 @@ def _parse_json(pieces: Iterable[bytes], kind: type[Record], max_record: int) ->
             record += end
             if len(record) > max_record:
                 raise ListingError(f'a record is longer than {max_record} bytes')
-            if record:
-                yield decoder.decode(record)
-                record.clear()
+            yield decoder.decode(record) if record else None
+            record.clear()
         record += rest
         if len(record) > max_record:
             raise ListingError(f'a record is longer than {max_record} bytes')
@@ -111,7 +123,8 @@ def _parse_json(pieces: Iterable[bytes], kind: type[Record], max_record: int) ->
 
 def _parse_msgpack(
     pieces: Iterable[bytes], kind: type[Record], max_record: int
-) -> Iterator[Record]:
+) -> Iterator[Record | None]:
+    """Yield the records; None for a heartbeat."""
     unpacker = msgpack.Unpacker(
         max_buffer_size=max_record + _PIECE,
         max_str_len=max_record,
@@ -128,7 +141,6 @@ def _parse_msgpack(
             unpacker.feed(part)
             for record in unpacker:
                 parsed = unpacker.tell()
-                if record is not None:
-                    yield msgspec.convert(record, kind)
+                yield None if record is None else msgspec.convert(record, kind)
     if parsed != received:
         raise ListingError('it ends in the middle of a record')

@@ -44,12 +44,16 @@ _log = logging.getLogger('degu_rpc.files')
 
 _DIRECTORY = b'inbox'
 
+DirectoryId = tuple[int, int]
+"""The device and the inode of a directory."""
+
 
 class Record(msgspec.Struct, frozen=True):
     """What is known of one offer. Paths and names are percent-encoded.
 
     `digest` tells what was offered; `names` has the kinds of what is at the top; `placed` has the
-    last name here of each path that has another one than offered. Times are seconds since 1970,
+    last name here of each path that has another one than offered, and `made` which directories at
+    the top are ours: device and inode of each. Times are seconds since 1970,
     `size` and `bytes_received` bytes.
     """
 
@@ -66,6 +70,7 @@ class Record(msgspec.Struct, frozen=True):
     changed_at: float = 0.0
     bytes_received: int = 0
     placed: dict[str, str] = {}
+    made: dict[str, tuple[int, int]] = {}
 
     @property
     def offer(self) -> Offer:
@@ -124,6 +129,19 @@ class Registry:
             if offer_id not in taken:
                 return offer_id
 
+    def hold(self, record: Record) -> Record:
+        """Keep a changed record in memory only, and return it with the time."""
+        record = msgspec.structs.replace(record, changed_at=time.time())
+        self._records[record.user, record.transfer] = record
+        return record
+
+    def has_accepted(self, user: str) -> bool:
+        """Tell whether an accepted offer of a user is not done."""
+        return any(
+            record.user == user and record.state is State.ACCEPTED
+            for record in self._records.values()
+        )
+
     def save(self, record: Record) -> Record:
         """Keep a new or changed record and return it, with the time. Raises OSError."""
         record = msgspec.structs.replace(record, changed_at=time.time())
@@ -135,23 +153,30 @@ class Registry:
         self._records[record.user, record.transfer] = record
         return record
 
+    def note_made(self, record: Record, path: Path, directory: DirectoryId) -> None:
+        """Keep that we made the directory at `path`. Raises OSError."""
+        made = {**record.made, format_path(path): directory}
+        self.save(msgspec.structs.replace(record, made=made))
+
     def reserve(self, record: Record, is_there: Callable[[Path], bool]) -> Record:
         """Give everything at the top of an offer a name that is free here; return it unkept.
 
         `is_there` tells whether something is at a path below the root.
         """
         reserved = self._reserved(record)
-        own = {parse_path(name)[0] for name in record.names}
+        taken = reserved | {parse_path(name)[0] for name in record.names}
+        tried: dict[bytes, int] = {}
         placed = {}
         for text, kind in record.names.items():
             (name,) = parse_path(text)
-            taken = reserved | (own - {name})
+            if name not in reserved:
+                taken.discard(name)  # nothing else of this offer has it
             free = next(
                 free
-                for free in free_names(name, kind)
+                for free in free_names(name, kind, tried)
                 if free not in taken and not is_there((free,))
             )
-            own.add(free)
+            taken |= {name, free}
             if free != name:
                 placed[text] = format_path((free,))
         return msgspec.structs.replace(record, placed=placed)

@@ -97,8 +97,18 @@ class Temporaries:
                 if found.st_ctime < before:
                     self._unlink_unused(name)
 
-    def _unlink_unused(self, name: bytes) -> None:
-        """Remove a temporary file unless a transfer has it open."""
+    def discard_tagged(self, tag: str) -> None:
+        """Remove the files that nobody has open whose root is followed by `.{tag}`. OSError."""
+        for name in list_names(self.directory):
+            _, *parts = name.split(b'.')
+            if parts[:1] == [os.fsencode(tag)] and NOTE_SUFFIX not in name:
+                with contextlib.suppress(FileNotFoundError):
+                    # Should another transfer begin one of this name now, it copes without a note.
+                    if self._unlink_unused(name):
+                        os.unlink(name + NOTE_SUFFIX, dir_fd=self.directory)
+
+    def _unlink_unused(self, name: bytes) -> bool:
+        """Remove a temporary file unless a transfer has it open; return whether it is gone."""
         fd = None
         try:
             # One that cannot be read is of a killed commit, which had set its mode.
@@ -108,7 +118,9 @@ class Temporaries:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(name, dir_fd=self.directory)
         except BlockingIOError:
-            pass
+            return False
+        else:
+            return True
         finally:
             if fd is not None:
                 os.close(fd)

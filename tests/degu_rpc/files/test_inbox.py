@@ -26,6 +26,7 @@ from degu_rpc.files.limits import (
     MAX_MISSING_RANGES,
     MAX_OFFERS_OF_USER,
     MAX_OPEN_CONTENTS,
+    MAX_QUESTION_HEARTBEATS,
     MAX_READ_OFFERS,
     MAX_READ_OFFERS_OF_USER,
     MAX_REST_S,
@@ -34,9 +35,10 @@ from degu_rpc.files.limits import (
     OFFER_AGE_S,
 )
 from degu_rpc.files.listing import Entry, Kind
-from degu_rpc.files.offers import Answer, Item, derive_transfer
+from degu_rpc.files.offers import Answer, Item, check_offer, derive_transfer
 from degu_rpc.files.records import Media, format_record, parse_records
 from degu_rpc.peers import Authenticated
+from degu_rpc.peers.caller import Peer, PeerKind
 
 BLOCK = 128 * 1024
 SMALL = b'content'
@@ -520,6 +522,242 @@ def test_the_places_to_read_offers_are_limited(inbox, connect, monkeypatch, limi
     assert outcomes == [200, 200]
     assert late.offer(file())[0] == other.offer(file())[0] == 200
     assert MAX_READ_OFFERS > MAX_READ_OFFERS_OF_USER
+
+
+def test_a_directory_that_a_person_made_is_not_taken_over(here, connect):
+    entries = [directory('d'), file('d/f'), file('d/g', OTHER[:9])]
+    with Inbox(here, ask) as inbox:
+        talk = connect(inbox)
+        inbox.accept(talk.offer(*entries)[1][0].offer_id)
+        (here / 'd').mkdir(mode=0o700)
+        (here / 'd' / 'f').write_bytes(SMALL)
+        before = (here / 'd').stat()
+        _, answers = talk.offer(*entries)
+        # Whoever sends does not learn that the person has the first one.
+        assert {answer.root for answer in answers[1:]} == {ROOT, root_of(OTHER[:9])}
+        assert talk.pack(SMALL, OTHER[:9])[1][-1].state is State.DONE
+    assert visible(here) == ['d', 'd (2)']
+    assert os.listdir(here / 'd') == ['f']
+    assert visible(here / 'd (2)') == ['f', 'g']
+    after = (here / 'd').stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+def test_a_directory_that_we_made_is_ours_after_a_restart(here, connect):
+    entries = [directory('d'), file('d/f'), file('d/g', OTHER[:9])]
+    with Inbox(here, accept) as inbox:
+        talk = connect(inbox)
+        talk.offer(*entries)
+        talk.pack(SMALL)
+    with Inbox(here, accept) as inbox:
+        talk = connect(inbox)
+        assert talk.offer(*entries)[1][1:] == [Answer(root=root_of(OTHER[:9]))]
+        assert talk.pack(OTHER[:9])[1][-1].state is State.DONE
+    assert visible(here) == ['d']
+    assert (here / 'd').stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize('kind', ['file', 'directory'])
+def test_what_a_person_put_where_our_directory_was_is_left_alone(
+    inbox, talk, here, monkeypatch, kind
+):
+    """At the last moment, when everything is here but the mode of the directory."""
+    finish = intake.Arrival.finish
+
+    def move_first(self):
+        (here / 'd').rename(here / 'moved')
+        if kind == 'file':
+            (here / 'd').touch(mode=0o600)
+        else:
+            (here / 'd').mkdir(mode=0o700)
+        return finish(self)
+
+    monkeypatch.setattr(intake.Arrival, 'finish', move_first)
+    talk.offer(directory('d'), file('d/f'))
+    assert talk.pack(SMALL)[1][-1].state is State.DONE
+    found = (here / 'd').stat()
+    assert found.st_mode & 0o777 == (0o600 if kind == 'file' else 0o700)
+    assert found.st_mtime > OFFER_AGE_S
+
+
+def test_what_came_of_a_rejected_offer_is_discarded(inbox, talk, connect, here):
+    other = connect(inbox, user='other')
+    for each in (talk, other):
+        each.offer(file('g', LARGE))
+        each.manifest(LARGE)
+        each.run(LARGE, 0, BLOCK)
+    assert len(private(here, 'tmp')) == 2
+    inbox.reject(inbox.offers()[0].offer_id)
+    assert len(private(here, 'tmp')) == 1
+    other.run(LARGE, BLOCK)
+    assert states(inbox) == [State.REFUSED, State.DONE]
+    assert (here / 'g (2)').read_bytes() == LARGE
+
+
+def test_what_came_is_kept_while_another_offer_of_the_user_may_want_it(inbox, talk, here):
+    for transfer, name in ((TRANSFER, 'g'), (SECOND, 'h')):
+        talk.offer(file(name, LARGE), transfer=transfer)
+    talk.manifest(LARGE)
+    talk.run(LARGE, 0, BLOCK)
+    first, second = inbox.offers()
+    inbox.reject(first.offer_id)
+    assert talk.manifest(LARGE, SECOND)[1][0].missing == '131072-393218'
+    inbox.reject(second.offer_id)
+    assert private(here, 'tmp') == []
+
+
+def test_a_rejection_holds_though_it_cannot_be_written_down(here, connect, caplog):
+    with Inbox(here, accept) as inbox:
+        talk = connect(inbox)
+        offer_id = talk.offer(file('g', LARGE))[1][0].offer_id
+        (records,) = (here / '.degu' / 'inbox').iterdir()
+        shutil.rmtree(records)
+        records.touch()
+        assert inbox.reject(offer_id).state is State.REFUSED
+        assert talk.manifest(LARGE)[0] == 409
+        assert talk.offer(file('g', LARGE))[1] == [Answer(State.REFUSED, offer_id)]
+        with pytest.raises(OSError):
+            inbox.accept(offer_id)
+        assert states(inbox) == [State.REFUSED]
+    assert f'that offer {offer_id} is refused is not on the disk' in caplog.text
+
+
+def test_a_time_that_the_file_system_cannot_hold_makes_no_second_copy(talk, here):
+    """Many file systems begin in 1901."""
+    entry = file(mtime_ns=-(2**62))
+    talk.offer(entry)
+    talk.pack(SMALL)
+    assert [answer.state for answer in talk.offer(entry)[1]] == [State.DONE]
+    os.utime(here / 'f', ns=(5, 5))
+    assert talk.offer(entry)[1][0].state is State.ACCEPTED
+    assert visible(here) == ['f']
+
+
+class SlowPack:
+    """A pack of one content, whose sender waits in the middle of it."""
+
+    def __init__(self, talk, transfer=TRANSFER):
+        self._began, self._go = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._send, args=(talk, transfer))
+        self._thread.start()
+        self._began.wait(20)
+
+    def _send(self, talk, transfer):
+        headers = {'content-type': Media.JSON.value}
+        body = ChunkedOutput(self._body())
+        self.answer = talk.ask('POST', f'{transfer}/pack', headers, body)
+
+    def _body(self):
+        yield format_record(Item(ROOT, SMALL), Media.JSON)
+        self._began.set()
+        self._go.wait(20)
+        yield b''
+
+    def finish(self):
+        self._go.set()
+        self._thread.join()
+        return self.answer
+
+
+def wait_until_found(monkeypatch):
+    """Return an event that is set once an inbox has found the arrival of a request."""
+    found = threading.Event()
+    find = intake.Intake.find_active
+
+    def find_active(self, user, transfer):
+        arrival = find(self, user, transfer)
+        found.set()
+        return arrival
+
+    monkeypatch.setattr(intake.Intake, 'find_active', find_active)
+    return found
+
+
+def test_what_was_rejected_while_it_was_on_its_way_does_not_arrive(
+    inbox, talk, connect, here, monkeypatch
+):
+    offer_id = talk.offer(file())[1][0].offer_id
+    found = wait_until_found(monkeypatch)
+    slow = SlowPack(connect(inbox))
+    found.wait(20)
+    inbox.reject(offer_id)
+    status, answers = slow.finish()
+    assert (status, answers[-1].status) == (200, 409)
+    assert visible(here) == []
+    assert states(inbox) == [State.REFUSED]
+
+
+def test_an_arrival_that_was_let_go_does_not_end_the_offer_of_another(
+    inbox, talk, connect, here, monkeypatch
+):
+    talk.offer(file())
+    found = wait_until_found(monkeypatch)
+    slow = SlowPack(connect(inbox))
+    found.wait(20)
+    for number in range(MAX_ACTIVE_OF_USER):
+        entry = file(f'e{number}', OTHER)
+        talk.offer(entry, transfer=derive_transfer([entry]))
+    talk.offer(file())
+    _, answers = slow.finish()
+    assert answers[-1].status == 409
+    assert len(inbox._intake._active) == MAX_ACTIVE_OF_USER
+    assert talk.pack(SMALL)[1][-1].state is State.DONE
+    for offer in inbox.offers():
+        inbox.reject(offer.offer_id)
+    assert len(private(here, 'reserved')) == 1  # its lock
+
+
+def test_an_offer_may_not_take_for_ever_to_be_read(inbox, connect, monkeypatch):
+    """Though its sender is never silent for long."""
+    monkeypatch.setattr(inbox_module, 'MAX_READ_OFFER_S', 0.3)
+    talk = connect(inbox)
+
+    def dripping():
+        yield b'{'
+        while True:
+            time.sleep(0.02)
+            yield b' '
+
+    with pytest.raises(OSError):
+        talk.ask('PUT', TRANSFER, {'content-type': Media.JSON.value}, ChunkedOutput(dripping()))
+    assert inbox._intake._reading.total() == 0
+    talk.connection.close()
+    talk.connection = talk.client.connect()
+    assert talk.offer(file())[0] == 200
+
+
+@pytest.mark.parametrize('path', [TRANSFER, f'{TRANSFER}/pack'])
+def test_a_question_may_not_be_full_of_heartbeats(talk, path):
+    talk.offer(file('g', LARGE))
+    method = 'POST' if path.endswith('pack') else 'PUT'
+    headers = {'content-type': Media.JSON.value}
+    status, why = talk.ask(method, path, headers, b'\n' * (MAX_QUESTION_HEARTBEATS + 1))
+    assert status == 400
+    assert 'say nothing' in why
+
+
+def test_names_with_the_same_stem_cost_one_lookup_each(here, monkeypatch):
+    """They are looked for while all others wait for the lock."""
+    looked = 0
+    is_there = intake.Intake._is_there
+
+    def count(self, path):
+        nonlocal looked
+        looked += 1
+        return is_there(self, path)
+
+    monkeypatch.setattr(intake.Intake, '_is_there', count)
+    names = ['n' * 252 + f'{number:03}' for number in range(50)]
+    for name in [*names, *('n' * 251 + f' ({number})' for number in range(2, 10))]:
+        (here / name).touch()
+    with Inbox(here, ask) as inbox:
+        tree = check_offer(file(name) for name in names)
+        peer = Peer(PeerKind.MACHINE, 'u', 'machine', 'u', frozenset({'peer'}), None, None)
+        record = inbox._intake.find_record(peer, 'u', TRANSFER, tree)
+        inbox.accept(record.offer_id)
+        places = inbox._intake._registry.find('u', TRANSFER).places
+    assert len(set(places.values())) == len(names)
+    assert looked == 2 * len(names) + 8
 
 
 # --- hostile contents ---------------------------------------------------------------------------

@@ -181,6 +181,15 @@ def test_names_to_try_are_names_and_differ(name, kind):
     assert all(0 < len(found) <= MAX_NAME and b'/' not in found for found in names)
 
 
+def test_no_numbered_name_is_tried_twice_for_names_that_are_cut_to_the_same_stem():
+    tried = {}
+    numbered = []
+    for number in range(30):
+        _, *names = itertools.islice(free_names(b'a' * 253 + b'%02d' % number, Kind.FILE, tried), 9)
+        numbered += names
+    assert len(set(numbered)) == len(numbered) == 240
+
+
 def test_a_place_has_the_names_that_were_given():
     placed = {(b'd',): b'd (2)', (b'd', b'a'): b'x', (b'e', b'd'): b'y'}
     assert find_place((b'd', b'a'), placed) == (b'd (2)', b'x')

@@ -155,3 +155,16 @@ def test_another_content_type_is_refused(content_type):
 )
 def test_msgpack_is_for_those_who_ask(accept, media):
     assert choose_media(accept) is media
+
+
+@pytest.mark.parametrize('media', MEDIAS)
+def test_more_heartbeats_than_allowed_are_refused(media):
+    record = format_record(Entry('a', Kind.FILE), media)
+
+    def parse(count):
+        pieces = [HEARTBEAT[media]] * count + [record]
+        return list(parse_records(pieces, media.value, Entry, max_heartbeats=3))
+
+    assert len(parse(3)) == 1
+    with pytest.raises(ListingError, match='more than 3 records that say nothing'):
+        parse(4)
