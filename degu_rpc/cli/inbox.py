@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -46,9 +46,7 @@ _EXITS = format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND, Exit.NOT_RUNNING)
         Exit.INTERRUPTED,
     ),
 )
-@click.argument(
-    'paths', nargs=-1, required=True, metavar='PATH...', type=click.Path(path_type=Path)
-)
+@click.argument('paths', nargs=-1, required=True, metavar='PATH...', type=click.Path())
 @click.option(
     '--to',
     'peer',
@@ -58,7 +56,7 @@ _EXITS = format_exits(Exit.DONE, Exit.FAILED, Exit.NOT_FOUND, Exit.NOT_RUNNING)
 )
 @limit_option
 def send(
-    session: Session, paths: tuple[Path, ...], peer: str | None, rate_limit: float | None
+    session: Session, paths: tuple[str, ...], peer: str | None, rate_limit: float | None
 ) -> None:
     """Send files or directories into the inbox of PEER, where they are verified.
 
@@ -72,7 +70,9 @@ def send(
     from degu_rpc.node.api import INBOX
 
     for path in paths:
-        if not path.exists() and not path.is_symlink():
+        if not path:  # of a variable that is not set: it must not mean the directory we are in
+            raise Failure(Exit.USAGE, 'a path is empty')
+        if not os.path.lexists(path):
             raise Failure(Exit.NOT_FOUND, f'{path} is not there')
     located = locate(session, _find_only_machine(session) if peer is None else respell(peer))
     client = build_client(session, located)

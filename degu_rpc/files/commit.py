@@ -216,7 +216,7 @@ class Workspace:
     def set_directory_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
         """Set mode and modification time of the directory at `path`; of nothing else. OSError."""
         with self._root.directory(path) as fd:
-            _set_metadata(fd, mode, mtime_ns, None)
+            set_metadata(fd, mode, mtime_ns, None)
 
     def find_kept_time(self, mtime_ns: int) -> int:
         """Return what the file system makes of a modification time, by trying it. OSError."""

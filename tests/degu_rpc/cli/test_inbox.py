@@ -120,6 +120,7 @@ def test_ctrl_c_says_how_to_go_on(pair, tmp_path):
     [
         (['{file}', '--to', 'nobody'], 4, 'degu peers'),
         (['{file}.none'], 4, 'is not there'),
+        ([''], 2, 'a path is empty'),
         ([], 2, 'PATH'),
         (['{file}', '--limit', 'fast'], 2, '500K'),
         (['{file}', '--limit', '0'], 2, '500K'),
