@@ -871,14 +871,17 @@ def test_what_was_accepted_before_has_its_room_until_it_rests(
             send(client, '', [source / 'a'])
             with pytest.raises(NoSpaceError):
                 send(client, '', [source / 'b'])
-            (tiny / 'a').unlink()
         assert send_in_the_end(client, source / 'b', tiny).files_sent == 1
 
 
 def send_in_the_end(client, path, here):
-    """Send as soon as there is room, which what came of a canceled one may still be taking."""
+    """Send as soon as there is room, which what came of a canceled one may still be taking.
+
+    All of it, even: it may have been on its way when the sender was told to end.
+    """
     deadline = monotonic() + 20
     while True:
+        (here / 'a').unlink(missing_ok=True)
         for name in private(here, 'tmp'):
             (here / '.degu' / 'tmp' / name).unlink(missing_ok=True)
         try:
