@@ -16,6 +16,7 @@ import contextlib
 import gc
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -201,6 +202,29 @@ def _end_without(what: str) -> NoReturn:
     if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
         pytest.fail(what, pytrace=False)
     pytest.skip(what)
+
+
+@pytest.fixture(scope='session')
+def find_free_address() -> Callable[[], tuple[str, int]]:
+    """Give `find_free_address()`: an IPv4 address where nobody listens.
+
+    It is for a program that cannot find one itself. Each process has loopback addresses of its
+    own, so nobody else takes the port meanwhile.
+    """
+
+    def find() -> tuple[str, int]:
+        pid = os.getpid()
+        host = f'127.{1 + pid // 62500 % 250}.{1 + pid // 250 % 250}.{1 + pid % 250}'
+        with socket.create_server((host, 0)) as sock:
+            address: tuple[str, int] = sock.getsockname()
+            return address
+
+    return find
+
+
+@pytest.fixture
+def free_address(find_free_address: Callable[[], tuple[str, int]]) -> tuple[str, int]:
+    return find_free_address()
 
 
 @pytest.fixture(scope='session')

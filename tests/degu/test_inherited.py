@@ -32,12 +32,6 @@ server.serve_forever()
 
 
 @pytest.fixture
-def free_port():
-    with socket.create_server(('127.0.0.1', 0)) as sock:
-        return sock.getsockname()[1]
-
-
-@pytest.fixture
 def activate(require_program, tmp_path):
     """Give `activate(*options, index=0)`: systemd's program, which starts ours when asked."""
     program = require_program('systemd-socket-activate')
@@ -69,10 +63,10 @@ def ask(address):
             time.sleep(0.01)
 
 
-def test_an_inherited_tcp_socket_is_served(activate, free_port):
-    process = activate('--listen', f'127.0.0.1:{free_port}')
+def test_an_inherited_tcp_socket_is_served(activate, free_address):
+    process = activate('--listen', '{}:{}'.format(*free_address))
     # systemd's program becomes ours.
-    assert ask(('127.0.0.1', free_port)) == (process.pid, f"('127.0.0.1', {free_port})")
+    assert ask(free_address) == (process.pid, repr(free_address))
     process.send_signal(signal.SIGTERM)
     assert process.wait(WAIT_S) == 0
 

@@ -140,19 +140,6 @@ def curl(require_program: Callable[[str], str]) -> Callable[..., tuple[bytes, st
     return run
 
 
-@pytest.fixture
-def free_address() -> tuple[str, int]:
-    """Give an IPv4 address where nobody listens, for a program that cannot find one itself.
-
-    Each process has loopback addresses of its own, so nobody else takes the port meanwhile.
-    """
-    pid = os.getpid()
-    host = f'127.{1 + pid // 62500 % 250}.{1 + pid // 250 % 250}.{1 + pid % 250}'
-    with socket.create_server((host, 0)) as sock:
-        address: tuple[str, int] = sock.getsockname()
-        return address
-
-
 @pytest.fixture(scope='session')
 def documented() -> Callable[..., str]:
     """Give `documented(heading, {shown: real})`: the configuration on the page of peers.

@@ -47,16 +47,16 @@ ZONE = [
 
 @pytest.fixture(scope='module')
 def server(
-    require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+    require_program: Callable[[str], str],
+    find_free_address: Callable[[], tuple[str, int]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, int]]:
     program = require_program('dnsmasq')
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(('127.0.0.1', 0))
-        address = sock.getsockname()
+    address = find_free_address()
     pid_file = tmp_path_factory.mktemp('dnsmasq') / 'pid'
     command = [
         *(program, '--keep-in-foreground', '--conf-file=/dev/null', f'--pid-file={pid_file}'),
-        *('--listen-address=127.0.0.1', '--bind-interfaces', f'--port={address[1]}'),
+        *(f'--listen-address={address[0]}', '--bind-interfaces', f'--port={address[1]}'),
         *('--no-resolv', '--no-hosts', '--local=/test/', '--user=', '--group='),
     ]
     with subprocess.Popen([*command, *ZONE], stdin=subprocess.DEVNULL) as process:
