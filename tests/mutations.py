@@ -527,7 +527,7 @@ MUTATIONS = [
         ('files_leader', _BOARD, 'if source != self._good[0]:', 'if False:', BOARD),
         ('files_put_back', _BOARD, 'job.download.runs.appendleft((job.first, job.last))', 'pass', BOARD),
         ('files_note_before_data', _PARTIAL, '        os.fdatasync(self._temporary.fd)\n', '', KILLED),
-        ('files_note_unread', _PARTIAL, 'if noted is not None and noted[index]:', 'if False:', KILLED),
+        ('files_note_unread', _PARTIAL, 'if not self._noted[index]:', 'if True:', KILLED),
         ('files_sync_content', _COMMIT, '            for fd in descriptors:\n                os.fsync(fd)\n', '', KILLED),
         ('files_sync_names', _COMMIT, '                    self._unsynced.add(above)\n', '', KILLED),
         ('files_recover', _FETCH, '        self._workspace.recover()\n', '', KILLED),

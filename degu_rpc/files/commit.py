@@ -33,8 +33,8 @@ the trash, then `rename`. Content written to the name between these two calls is
 portable is better. Where there are no hard links, content is moved to the trash before the
 exchange, and one that is killed in between is fetched again.
 
-A Workspace belongs to one thread, except its `temporaries` (temporaries.py), `open_own()` and
-`find_kept_time()`.
+A Workspace belongs to one thread, except its `temporaries` (temporaries.py), `open_own()`,
+`prepare()` and `find_kept_time()`.
 """
 
 from __future__ import annotations
@@ -238,7 +238,34 @@ class Workspace:
         OSError; then the ones before it are committed and the others still in tmp/.
         """
         try:
-            self._prepare(batch)
+            self.prepare(batch)
+        except BaseException:
+            for replacement in batch:
+                close(replacement)
+            raise
+        return self.place(batch)
+
+    def prepare(self, batch: Sequence[Replacement]) -> None:
+        """Do the first half of `commit()`: set modes and times, and make all contents durable.
+
+        The temporary files stay open. Raises OSError.
+        """
+        descriptors = []
+        for replacement in batch:
+            if isinstance(replacement.content, Temporary):
+                fd = replacement.content.fd
+                set_metadata(fd, replacement.mode, replacement.mtime_ns, replacement.xattrs)
+                descriptors.append(fd)
+        if self.is_durable:
+            # The disk works on all of them at once, and fsync finds most of its work done.
+            for fd in descriptors:
+                start_writing(fd)
+            for fd in descriptors:
+                os.fsync(fd)
+
+    def place(self, batch: Sequence[Replacement]) -> list[Committed]:
+        """Do the second half of `commit()`, after `prepare()`."""
+        try:
             with self._locked():
                 committed: list[Committed] = []
                 for above, group in itertools.groupby(batch, lambda each: each.path[:-1]):
@@ -268,21 +295,6 @@ class Workspace:
                     self._root.directory(path) as fd,
                 ):
                     os.fsync(fd)
-
-    def _prepare(self, batch: Sequence[Replacement]) -> None:
-        """Set the mode and time of each temporary file, and make all of them durable."""
-        descriptors = []
-        for replacement in batch:
-            if isinstance(replacement.content, Temporary):
-                fd = replacement.content.fd
-                set_metadata(fd, replacement.mode, replacement.mtime_ns, replacement.xattrs)
-                descriptors.append(fd)
-        if self.is_durable:
-            # The disk works on all of them at once, and fsync finds most of its work done.
-            for fd in descriptors:
-                start_writing(fd)
-            for fd in descriptors:
-                os.fsync(fd)
 
     def _sync(self, fd: int) -> None:
         if self.is_durable:

@@ -277,19 +277,11 @@ class _Transfer:
 
     def _bring_symlink(self, file: File) -> None:
         target = parse_target(file.entry.target)
-        if file.local is not None and self._readlink(file.target) == target:
+        if file.local is not None and self._root.find_target(file.target) == target:
             self._meter.count(files=1)
             return
         mtime_ns = file.entry.mtime_ns
         self._add(Replacement(Symlink(target), file.target, 0, 0, mtime_ns, file.local))
-
-    def _readlink(self, path: Path) -> bytes | None:
-        try:
-            return self._root.readlink(path)
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # it is no symlink
-                return None
-            raise
 
     def _add(self, replacement: Replacement) -> None:
         self._batch.append(replacement)

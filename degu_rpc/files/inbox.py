@@ -19,7 +19,8 @@ the same in the `status` of a record.
    about those of another.
 2. An offer is checked (offers.py), and `decide` says what is to be done about it. One that is
    accepted gets names that are free, and they are written down (registry.py).
-3. Its contents come in and get their final names (arrival.py), durably before the answer says so.
+3. Its contents come in (arrival.py) and get their final names (places.py), durably before the
+   answer says so.
 4. Nothing here is ever replaced or removed but what is in our own `.degu`.
 
 May be called by many threads; what they share is in intake.py.
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
+    from degu_rpc.files.blocks import Manifest
     from degu_rpc.files.partial import Partial
 
 _log = logging.getLogger('degu_rpc.files')
@@ -299,7 +301,7 @@ class Inbox:
         groups = split_packs(items, lambda item: len(item.content), BATCH_FILES, BATCH_SIZE)
         for group in groups:
             for placed in arrival.place_small(group):
-                yield _answer_placed(*placed)
+                yield None if placed is None else _answer_placed(*placed)
         yield from self._end(request, arrival)
 
     def _take_manifest(self, request: _Request) -> Response:
@@ -312,12 +314,12 @@ class Inbox:
         manifest = parse_manifest(body.read(), root)
         if manifest.size != size:
             raise RefusalError(422, 'this is the manifest of another size than was offered')
-        arrival.open_content(root, manifest)
-        return self._respond(request, self._answer_manifest(request, arrival, root))
+        return self._respond(request, self._answer_manifest(request, arrival, root, manifest))
 
     def _answer_manifest(
-        self, request: _Request, arrival: Arrival, root: str
+        self, request: _Request, arrival: Arrival, root: str, manifest: Manifest
     ) -> Iterator[Answer | None]:
+        yield from arrival.open_content(root, manifest)
         with arrival.use_content(root) as partial:
             missing = '' if partial is None else format_ranges(_missing_ranges(partial))
         if partial is None and arrival.is_missing(root):
@@ -330,7 +332,7 @@ class Inbox:
         self, request: _Request, arrival: Arrival, root: str
     ) -> Iterator[Answer | None]:
         for placed in arrival.place_content(root):
-            yield _answer_placed(*placed)
+            yield None if placed is None else _answer_placed(*placed)
         yield from self._end(request, arrival)
 
     def _tell_missing(self, request: _Request) -> Response:
@@ -439,9 +441,7 @@ def _write_blocks(arrival: Arrival, partial: Partial, body: Input, start: int, s
         start += len(block)
 
 
-def _answer_placed(root: str, is_placed: bool) -> Answer | None:
-    if not root:
-        return None
+def _answer_placed(root: str, is_placed: bool) -> Answer:
     if is_placed:
         return Answer(root=root)
     return Answer(

@@ -147,9 +147,12 @@ class Tree(NamedTuple):
 
     def paths(self) -> Iterator[Path]:
         """Yield the paths of everything, in the order of the offer by kind."""
-        files = itertools.chain.from_iterable(self.contents.values())
-        placed = (placing.path for placing in itertools.chain(files, self.symlinks))
-        return itertools.chain(self.directories, placed)
+        placings = itertools.chain(self.placed_files(), self.symlinks)
+        return itertools.chain(self.directories, (placing.path for placing in placings))
+
+    def placed_files(self) -> Iterator[Placing]:
+        """Yield the files, those with the same content together."""
+        return itertools.chain.from_iterable(self.contents.values())
 
     @property
     def files(self) -> int:
@@ -159,9 +162,7 @@ class Tree(NamedTuple):
     @property
     def size(self) -> int:
         """How many bytes all files have together."""
-        return sum(
-            placing.entry.size for placings in self.contents.values() for placing in placings
-        )
+        return sum(placing.entry.size for placing in self.placed_files())
 
 
 def check_offer(entries: Iterable[Entry]) -> Tree:

@@ -22,7 +22,7 @@ import msgspec
 
 from degu_rpc.errors import ContentChangedError, PathError
 from degu_rpc.files.blocks import build_manifest
-from degu_rpc.files.content import HashCache, Hashed, read_small, signature_of
+from degu_rpc.files.content import HashCache, Hashed, finish_steps, read_small, signature_of
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.offers import free_names
 from degu_rpc.files.paths import NOT_THERE, Path, Root, check_name, format_path, parse_path
@@ -196,14 +196,7 @@ class Outgoing:
 
     def _hash(self, root: str) -> Hashed:
         source = self._sources[root]
-        steps = source.tree.walker.hash(source.path)
-        while True:
-            self._check()
-            try:
-                next(steps)
-            except StopIteration as end:
-                hashed: Hashed = end.value
-                break
+        hashed = finish_steps(source.tree.walker.hash(source.path), self._check)
         if hashed.root != root:
             raise ContentChangedError(format_path(source.path))
         return hashed

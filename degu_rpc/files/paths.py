@@ -184,6 +184,16 @@ class Root:
         with self.directory(path[:-1]) as parent:
             return open_file_in(parent, path[-1])
 
+    def open_readable(self, path: Path) -> int | None:
+        """Open the regular file at `path` for reading; None for anything else, or none to be read.
+
+        Raises OSError.
+        """
+        try:
+            return self.open_file(path)
+        except (PathError, FileNotFoundError, PermissionError):
+            return None
+
     def lstat(self, path: Path) -> os.stat_result:
         """Look at what is at `path`, without following a symlink."""
         if not path:
@@ -195,6 +205,15 @@ class Root:
         """Read the text of the symlink at `path`."""
         with self.directory(path[:-1]) as parent:
             return os.readlink(check_name(path[-1]), dir_fd=parent)
+
+    def find_target(self, path: Path) -> bytes | None:
+        """Read the text of the symlink at `path`; None for anything else that is there."""
+        try:
+            return self.readlink(path)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
 
     def scan(self, path: Path) -> list[tuple[bytes, os.stat_result]]:
         """List the directory at `path`: (name, lstat) sorted by name, our own directory left out.

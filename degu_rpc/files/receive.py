@@ -20,16 +20,14 @@ from typing import TYPE_CHECKING
 
 from degu.errors import DeguError
 from degu_rpc.errors import (
-    ContentChangedError,
     FilesError,
     IntegrityError,
     ListingError,
-    PathError,
     TransferCanceledError,
 )
 from degu_rpc.files.blocks import find_runs, is_root
 from degu_rpc.files.commit import Replacement, Workspace, set_metadata
-from degu_rpc.files.content import hash_file
+from degu_rpc.files.content import has_content
 from degu_rpc.files.limits import DELTA_SIZE, RUN_SIZE
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.packs import NOT_IN_PACK
@@ -158,8 +156,10 @@ class Receiver:
             self._reservation.shrink(entry.size)
             return False
         download.file = file._replace(entry=entry)
-        content = Partial(self._workspace, entry.root, manifest, self._found)
+        content = Partial(self._workspace, entry.root, manifest)
         try:
+            for size in content.find_blocks():
+                self._found(size)
             self._reuse(download.file, content)
         except BaseException:
             content.close()
@@ -233,10 +233,9 @@ class Receiver:
         """Take what can be had from the file that is here under this name."""
         if file.local is None:
             return
-        try:
-            fd = self._root.open_file(file.target)
-        except (PathError, FileNotFoundError, PermissionError):
-            return  # no regular file, or none that can be read
+        fd = self._root.open_readable(file.target)
+        if fd is None:
+            return
         try:
             copy_blocks(fd, content, self._found)
             if content.missing_size() < DELTA_SIZE:
@@ -257,17 +256,14 @@ class Receiver:
         """
         if file.local is None or file.local.size != size:
             return False
-        try:
-            fd = self._root.open_file(file.target)
-        except (PathError, FileNotFoundError, PermissionError):
+        fd = self._root.open_readable(file.target)
+        if fd is None:
             return False
         try:
-            if hash_file(fd, file.target)[1].root != root:
+            if not has_content(fd, root):
                 return False
             kept = None if xattrs is None else {**xattrs, **(read_xattrs(fd) or {})}
             set_metadata(fd, file.entry.mode, mtime_ns, kept)
-        except ContentChangedError:
-            return False
         finally:
             os.close(fd)
         return True

@@ -27,9 +27,9 @@ from degu_rpc.errors import (
     TransferCanceledError,
 )
 from degu_rpc.files import Decision, Inbox, Problem, Skipped, State, send
-from degu_rpc.files import arrival as arrival_module
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.limits import BUSY_ATTEMPTS, RUN_SIZE, SEND_ROUNDS, SENT_PACK_SIZE
+from degu_rpc.files.places import Places
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -366,17 +366,17 @@ def test_what_appears_at_the_last_moment_is_not_replaced(client, source, here, m
     """Between the look and the rename; the sender is told to send it again."""
     (source / 'f').write_bytes(b'theirs')
     (source / 'large').write_bytes(b't' * (3 * BLOCK))
-    really = arrival_module.Arrival._find_free
+    really = Places._find_free
     done = set()
 
-    def find_and_appear(self, placing):
-        place = really(self, placing)
+    def find_and_appear(self, placing, equal):
+        place = really(self, placing, equal)
         if placing.path not in done:
             done.add(placing.path)
             (here / os.fsdecode(placing.path[0])).write_bytes(b'mine')
         return place
 
-    monkeypatch.setattr(arrival_module.Arrival, '_find_free', find_and_appear)
+    monkeypatch.setattr(Places, '_find_free', find_and_appear)
     result = send(client, '', [source / 'f', source / 'large'])
     assert result.files_sent == 2
     assert (here / 'f').read_bytes() == (here / 'large').read_bytes() == b'mine'
