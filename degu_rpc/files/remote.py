@@ -1,9 +1,7 @@
-"""A share as a client sees it: one connection, and the questions it answers.
+"""A share as a client sees it: one connection (questions.py), and the questions it answers.
 
 Every answer is checked for its shape here (status, length); whether the bytes are right is for the
-caller to check. All questions are safe to ask twice, so one that finds a kept connection closed is
-asked once more on a new one. A listing may take forever, so its pieces and its entries are where a
-cancel comes in. A Remote belongs to one thread.
+caller to check. A Remote belongs to one thread.
 """
 
 from __future__ import annotations
@@ -15,21 +13,20 @@ from degu.rgi import Range
 from degu_rpc.errors import FilesError, IntegrityError, ListingError, ShareRefusedError
 from degu_rpc.files.blocks import Manifest, build_manifest, manifest_size, parse_manifest
 from degu_rpc.files.cuts import Chunk, can_cut, max_list_size, parse_cuts
-from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST, MAX_PACKED
+from degu_rpc.files.limits import MAX_MANIFEST, MAX_PACKED
 from degu_rpc.files.listing import Entry, Kind, parse_listing
 from degu_rpc.files.packs import NOT_IN_PACK, Packed, Wanted
 from degu_rpc.files.paths import Path, format_path
+from degu_rpc.files.questions import Questions, without_body
 from degu_rpc.files.records import Media, format_record, parse_records
-from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
-    from degu.client import Client, Connection, Response
+    from degu.client import Client, Response
+    from degu_rpc.files.questions import BuildBody, Headers
     from degu_rpc.peers import DialedClient
-
-    _Headers = dict[str, str | Range]
 
 
 class StaleError(FilesError):
@@ -55,16 +52,12 @@ class Remote:
 
         `check` is called for each piece of a listing; what it raises ends the question.
         """
-        self._client = client
-        self._prefix = prefix.rstrip('/')
         self._check = check
-        self._connection: Connection | None = None
+        self._questions = Questions(client, prefix, check)
 
     def close(self) -> None:
         """Close the connection; the next question makes a new one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._questions.close()
 
     def __enter__(self) -> Remote:
         return self
@@ -113,15 +106,10 @@ class Remote:
         response = self._get(path, f'{uri}?{query}' if query else uri, {'accept': Media.JSON.value})
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(path, response, 'a listing comes in chunks')
-        pieces = self._checked(response.body)
+        pieces = self._questions.checked(response.body)
         for entry in parse_listing(pieces, response.headers.get('content-type')):
             self._check()
             yield entry
-
-    def _checked(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            self._check()
-            yield piece
 
     def read_pack(self, paths: Sequence[Path], wait: Callable[[int], None]) -> Iterator[Packed]:
         """Yield what the share has of each of these small files, in order, its root checked.
@@ -134,14 +122,14 @@ class Remote:
         question = b''.join(
             format_record(Wanted(format_path(path)), Media.MSGPACK) for path in paths
         )
-        headers: _Headers = {'content-type': Media.MSGPACK.value, 'accept': Media.MSGPACK.value}
+        headers = {'content-type': Media.MSGPACK.value, 'accept': Media.MSGPACK.value}
         try:
-            response = self._ask(paths[0], 'POST', '/pack', headers, question)
+            response = self._ask(paths[0], 'POST', '/pack', headers, lambda _: question)
         except StaleError as stale:
             raise stale.refusal from stale
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(paths[0], response, 'a pack comes in chunks')
-        pieces = _slowed(self._checked(response.body), wait)
+        pieces = _slowed(self._questions.checked(response.body), wait)
         content_type = response.headers.get('content-type')
         answers = parse_records(pieces, content_type, Packed, MAX_PACKED)
         is_whole = False
@@ -172,7 +160,7 @@ class Remote:
             raise ListingError(
                 f'{format_path(path)} has {size} bytes, and its manifest more than {MAX_MANIFEST}'
             )
-        response = self._get(path, f'/manifest/{root}')
+        response = self._get(path, f'/manifest/{root}', {})
         body = response.body
         if not isinstance(body, Input) or body.content_length != manifest_size(size):
             raise self._odd(path, response, f'this manifest has {manifest_size(size)} bytes')
@@ -191,7 +179,7 @@ class Remote:
         if not can_cut(size):
             return None
         try:
-            response = self._get(path, f'/cuts/{root}')
+            response = self._get(path, f'/cuts/{root}', {})
         except StaleError as stale:
             if stale.refusal.status == 404:  # a share without /cuts says the same
                 return None
@@ -203,7 +191,7 @@ class Remote:
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(path, response, 'chunks come in chunks')
         data = bytearray()
-        for piece in self._checked(response.body):
+        for piece in self._questions.checked(response.body):
             data += piece
             if len(data) > max_list_size(size):
                 self.close()
@@ -228,34 +216,20 @@ class Remote:
             raise self._odd(path, response, f'{stop - start} bytes were asked for')
         return body
 
-    def _get(self, path: Path, uri: str, headers: _Headers | None = None) -> Response:
-        return self._ask(path, 'GET', uri, headers or {}, None)
+    def _get(self, path: Path, uri: str, headers: Headers) -> Response:
+        return self._ask(path, 'GET', uri, headers, without_body)
 
     def _ask(
-        self, path: Path, method: str, uri: str, headers: _Headers, question: bytes | None
+        self, path: Path, method: str, uri: str, headers: Headers, build: BuildBody
     ) -> Response:
-        response = self._request(method, self._prefix + uri, headers, question)
+        response = self._questions.ask(method, uri, headers, build)
         if response.status in {200, 206}:
             return response
-        body = response.body
-        why = response.reason
-        if isinstance(body, Input) and body.content_length <= MAX_ERROR_TEXT:
-            why = body.read().decode('utf-8', 'replace').strip() or why
-        elif body is not None:
-            self.close()
-        refusal = ShareRefusedError(format_path(path), response.status, escape_controls(why))
+        why = self._questions.read_reason(response)
+        refusal = ShareRefusedError(format_path(path), response.status, why)
         if response.status in {404, 409}:
             raise StaleError(refusal)
         raise refusal
-
-    def _request(self, method: str, uri: str, headers: _Headers, body: bytes | None) -> Response:
-        if self._connection is not None and not self._connection.closed:
-            try:
-                return self._connection.request(method, uri, headers, body)
-            except ConnectionError:
-                self.close()
-        self._connection = self._client.connect()
-        return self._connection.request(method, uri, headers, body)
 
     def _odd(self, path: Path, response: Response, rule: str) -> ShareRefusedError:
         """Return the error for an answer of the wrong shape; the connection is closed with it."""
