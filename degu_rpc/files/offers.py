@@ -1,8 +1,7 @@
 """What is offered to an inbox: values, and the records of the protocol. PURE.
 
 1. An offer is a stream of entries (listing.py), with several names at the top. It comes from a
-   peer, so `check_offer()` believes nothing of it: paths through paths.py, every entry after its
-   directory, nothing twice, every file with its root, not without end.
+   peer, so `check_offer()` believes nothing of it.
 2. The name of a transfer is derived from these entries, so whoever sends the same again goes on
    with the same transfer.
 3. Nothing in an inbox is ever replaced: what is taken gets a name from `free_names()`.
@@ -28,9 +27,8 @@ from degu_rpc.files.limits import (
     MAX_OFFER_SIZE,
     MAX_OFFER_TEXT,
 )
-from degu_rpc.files.listing import Entry, Kind, Text
-from degu_rpc.files.paths import Path, parse_path, parse_target
-from degu_rpc.files.plan import text_size
+from degu_rpc.files.listing import Entry, Kind, Text, check_entries
+from degu_rpc.files.paths import Path, parse_target
 from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
@@ -173,29 +171,17 @@ def check_offer(entries: Iterable[Entry]) -> Tree:
     directories: dict[Path, Entry] = {}
     contents: dict[str, list[Placing]] = {}
     symlinks: list[Placing] = []
-    seen: set[Path] = set()
     hasher = blake3(derive_key_context=_TRANSFER_CONTEXT)
-    text = size = tops = 0
-    for entry in entries:
-        path = parse_path(entry.path)
-        text += text_size(entry)
+    size = tops = 0
+    for path, entry in check_entries(entries, [()], MAX_OFFER_ENTRIES, MAX_OFFER_TEXT):
         size += entry.size
-        if len(seen) == MAX_OFFER_ENTRIES:
-            raise ListingError(f'it has more than {MAX_OFFER_ENTRIES} entries')
-        if text > MAX_OFFER_TEXT:
-            raise ListingError(f'it has more than {MAX_OFFER_TEXT} bytes of text')
+        tops += len(path) == 1
         if size > MAX_OFFER_SIZE:
             raise ListingError(f'it has more than {MAX_OFFER_SIZE} bytes')
-        if not path:
-            raise ListingError('an entry has no name')
-        if path in seen:
-            raise ListingError(f'{entry.path!r} is there twice')
-        if path[:-1] and path[:-1] not in directories:
-            raise ListingError(f'{entry.path!r} comes without its directory')
-        tops += len(path) == 1
         if tops > MAX_OFFER_NAMES:
             raise ListingError(f'it has more than {MAX_OFFER_NAMES} names at the top')
-        seen.add(path)
+        if not entry.path:
+            raise ListingError('an entry has no name')
         hasher.update(msgspec.msgpack.encode(entry))
         if entry.kind is Kind.DIRECTORY:
             directories[path] = entry
@@ -212,7 +198,7 @@ def check_offer(entries: Iterable[Entry]) -> Tree:
             raise ListingError(f'{entry.path!r} is no file with its root, directory or symlink')
         if entry.kind is not Kind.FILE and entry.size:
             raise ListingError(f'{entry.path!r} is no file and has a size')
-    if not seen:
+    if not tops:
         raise ListingError('nothing is in it')
     return Tree(directories, contents, symlinks, _format_transfer(hasher.digest()))
 

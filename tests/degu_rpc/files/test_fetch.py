@@ -28,7 +28,7 @@ from degu_rpc.errors import (
 )
 from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, progress, remote, share, space
 from degu_rpc.files.blocks import build_manifest, format_manifest, manifest_size
-from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, PACK_ITEMS
+from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, NAME_COST, PACK_ITEMS
 from degu_rpc.files.listing import Entry
 from degu_rpc.files.packs import Packed
 from degu_rpc.files.records import Media, format_record, parse_records
@@ -652,7 +652,7 @@ def test_what_was_skipped_counts_as_an_entry(lying, here, monkeypatch):
 )
 def test_a_listing_with_too_much_text_is_refused(lying, here, monkeypatch, entry):
     client = lying(ls=listing_of(TOP, entry))
-    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 100 + 2 * plan.NAME_COST - 1)
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 100 + 2 * NAME_COST - 1)
     with pytest.raises(ListingError, match='bytes of text'):
         fetch(client, '', '', here)
     assert os.listdir(here) == ['.degu']
@@ -660,14 +660,14 @@ def test_a_listing_with_too_much_text_is_refused(lying, here, monkeypatch, entry
 
 @pytest.mark.parametrize('xattrs', [{'a' * 100: ''}, {'a': 'QUJD' * 34}, {'a': '', 'b': ''}])
 def test_attributes_count_as_text(lying, here, monkeypatch, xattrs):
-    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 3 * plan.NAME_COST - 1)
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 3 * NAME_COST - 1)
     entry = {'path': '', 'kind': 'file', 'xattrs': xattrs}
     with pytest.raises(ListingError, match='bytes of text'):
         fetch(lying(ls=listing_of(entry)), '', 'f', here)
 
 
 def test_each_name_of_a_path_counts_as_text(lying, here, monkeypatch):
-    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 20 * plan.NAME_COST)
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 20 * NAME_COST)
     path = '/'.join('a' * 20)
     with pytest.raises(ListingError, match='bytes of text'):
         fetch(lying(ls=listing_of(TOP, {'path': path, 'kind': 'skipped'})), '', '', here)
