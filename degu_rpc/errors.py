@@ -433,7 +433,10 @@ class RenewalError(DeguRpcError):
 
 
 class FilesError(DeguRpcError):
-    """Base of what the files wing raises. A transfer that failed goes on where it stopped."""
+    """Base of what the files wing raises. A transfer that failed goes on where it stopped.
+
+    A `.path` is as a local program has it, what is no UTF-8 in surrogates (see os.fsdecode).
+    """
 
 
 class PathError(FilesError):
@@ -461,7 +464,7 @@ class IntegrityError(FilesError):
     """
 
     def __init__(self, path: str, block: int | None, reason: str) -> None:
-        where = path if block is None else f'{path}, block {block}'
+        where = f'{path!r}' if block is None else f'{path!r}, block {block}'
         super().__init__(f'{where}: {reason}; nothing of it was kept')
         self.path = path
         self.block = block
@@ -472,7 +475,7 @@ class ContentChangedError(FilesError):
     """The file at `.path` changes faster than it can be transferred; try again once it rests."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f'{path} keeps changing while it is read; try again once it rests')
+        super().__init__(f'{path!r} keeps changing while it is read; try again once it rests')
         self.path = path
 
 
@@ -480,7 +483,7 @@ class BlockedError(FilesError):
     """Something of another kind is at `.path`; it was left alone. `.reason` says what it is."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f'{path} is blocked: {reason}; move it away and start again')
+        super().__init__(f'{path!r} is blocked: {reason}; move it away and start again')
         self.path = path
         self.reason = reason
 

@@ -16,7 +16,6 @@ from degu_rpc.cli.progress import (
     format_done,
     limit_option,
     showing,
-    spell_path,
 )
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.cli.targets import build_client, locate, respell
@@ -249,9 +248,9 @@ def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
         ),
     )
     for skipped in fetched.skipped:
-        session.say(f'not brought: {spell_path(skipped.path)}: {skipped.problem.value}', err=True)
+        session.say(f'not brought: {skipped.path}: {skipped.problem.value}', err=True)
     for conflict in fetched.conflicts:
-        session.say(f'written here meanwhile, kept as a copy: {spell_path(conflict)}', err=True)
+        session.say(f'written here meanwhile, kept as a copy: {conflict}', err=True)
     in_trash = fetched.files_replaced - len(fetched.conflicts)
     if in_trash:
         session.note(f'{in_trash} were replaced; the former ones are in .degu/trash')

@@ -18,7 +18,6 @@ from degu_rpc.cli.progress import (
     format_size,
     limit_option,
     showing,
-    spell_path,
 )
 from degu_rpc.cli.session import Command, Group, Session, Styled, build_session, collect_shared
 from degu_rpc.cli.targets import build_client, locate, respell
@@ -131,7 +130,7 @@ def _say_sent(session: Session, located: Located, sent: Sent) -> None:
         ),
     )
     for skipped in sent.skipped:
-        session.say(f'not sent: {spell_path(skipped.path)}: {skipped.problem.value}', err=True)
+        session.say(f'not sent: {skipped.path}: {skipped.problem.value}', err=True)
     present = f', {sent.files_present:,} were there' if sent.files_present else ''
     session.note(
         format_done(sent.files_sent, sent.bytes_sent, sent.elapsed_s),

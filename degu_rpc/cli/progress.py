@@ -7,14 +7,12 @@ is neither.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 import threading
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
 
 import click
 
@@ -140,15 +138,6 @@ def format_done(files: int, size: int, elapsed_s: float) -> str:
     """
     rate = size / elapsed_s if elapsed_s else 0.0
     return f'{format_files(files)}, {format_size(size)}, {format_size(rate)}/s'
-
-
-def spell_path(path: str) -> str:
-    """Write a path of a transfer, which is percent-encoded, for people.
-
-    >>> spell_path('deep/a%20b')
-    'deep/a b'
-    """
-    return os.fsdecode(unquote_to_bytes(path))
 
 
 def format_files(files: int) -> str:

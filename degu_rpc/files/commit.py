@@ -59,7 +59,7 @@ from degu_rpc.files.conflicts import (
     keep_beside,
 )
 from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S
-from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
+from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_native, open_or_make
 from degu_rpc.files.system import (
     can_exchange,
     exchange,
@@ -364,7 +364,7 @@ class Workspace:
                 os.unlink(name, dir_fd=self.temporaries.directory)
             return Committed(replaced=False, is_taken=True)
         if is_directory(parent, path[-1]):
-            raise BlockedError(format_path(path), 'a directory is there')
+            raise BlockedError(format_native(path), 'a directory is there')
         with self._trash_slot(path) as slot:
             replace = self._replace if self._can_exchange else self._replace_by_link
             if not replace(name, path, parent, slot):
@@ -484,7 +484,7 @@ def _require_private(directory: int, *names: bytes) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.geteuid() or mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BlockedError(
-            format_path(names),
+            format_native(names),
             f'it must belong to user {os.geteuid()} and nobody else may write to it, '
             f'but it belongs to user {found.st_uid} and its mode is {mode:o}',
         )
@@ -495,7 +495,7 @@ def _new_staged_name() -> bytes:
 
 
 def _comes_and_goes(path: Path) -> BlockedError:
-    return BlockedError(format_path(path), 'it appears and vanishes all the time')
+    return BlockedError(format_native(path), 'it appears and vanishes all the time')
 
 
 def _new_trash_name() -> bytes:

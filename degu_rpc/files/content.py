@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from degu_rpc.errors import ContentChangedError
 from degu_rpc.files.blocks import SMALL_SIZE, Manifest, ManifestHasher
 from degu_rpc.files.limits import MAX_REMEMBERED
-from degu_rpc.files.paths import Path, format_path
+from degu_rpc.files.paths import Path, format_native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -88,12 +88,12 @@ def hash_steps(fd: int, path: Path) -> Generator[None, None, tuple[Signature, Ma
     while offset < signature.size:
         count = os.preadv(fd, [buffer[: signature.size - offset]], offset)
         if count == 0:
-            raise ContentChangedError(format_path(path))
+            raise ContentChangedError(format_native(path))
         hasher.update(buffer[:count])
         offset += count
         yield
     if signature_of(os.fstat(fd)) != signature:
-        raise ContentChangedError(format_path(path))
+        raise ContentChangedError(format_native(path))
     return signature, hasher.finish()
 
 
@@ -142,7 +142,7 @@ def read_small(fd: int, path: Path) -> tuple[Signature, bytes | None]:
         return signature, None
     content = os.pread(fd, signature.size, 0)
     if len(content) != signature.size or signature_of(os.fstat(fd)) != signature:
-        raise ContentChangedError(format_path(path))
+        raise ContentChangedError(format_native(path))
     return signature, content
 
 

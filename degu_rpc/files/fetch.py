@@ -46,7 +46,14 @@ from degu_rpc.files.limits import (
 )
 from degu_rpc.files.listing import Entry, Problem
 from degu_rpc.files.packs import NOT_IN_PACK, RECORD_COST, split_packs
-from degu_rpc.files.paths import Path, Root, format_path, parse_target, path_from_native
+from degu_rpc.files.paths import (
+    Path,
+    Root,
+    format_native,
+    format_path,
+    parse_target,
+    path_from_native,
+)
 from degu_rpc.files.plan import File, Plan, Skipped, plan_fetch
 from degu_rpc.files.progress import Meter, Progress, RateLimit
 from degu_rpc.files.receive import Receiver, SourceError, asking
@@ -75,8 +82,8 @@ class Fetched(NamedTuple):
     """What a fetch did. Symlinks count as files.
 
     The old content of `files_replaced` names is in the trash, `.degu/trash` in the destination;
-    where it was written while the fetch ran, in one of the `conflicts`: percent-encoded paths of
-    copies beside the files.
+    where it was written while the fetch ran, in one of the `conflicts`: paths, below the
+    destination, of copies beside the files.
     """
 
     files_fetched: int
@@ -294,7 +301,7 @@ class _Transfer:
         committed = self._workspace.commit(batch)
         self._files_fetched += len(committed)
         self._files_replaced += sum(each.replaced for each in committed)
-        self._conflicts += [format_path(each.conflict) for each in committed if each.conflict]
+        self._conflicts += [format_native(each.conflict) for each in committed if each.conflict]
         self._meter.count(files=len(committed))
 
     # --- the workers ----------------------------------------------------------------------------
@@ -399,7 +406,7 @@ class _Transfer:
 
     def _skip(self, file: File, problem: Problem) -> None:
         with self._lock:
-            self._skipped.append(Skipped(format_path(file.source), problem))
+            self._skipped.append(Skipped(format_native(file.source), problem))
         self._meter.expect(-1, -file.entry.size)
 
 

@@ -25,7 +25,16 @@ from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.content import HashCache, Hashed, finish_steps, read_small, signature_of
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.offers import free_names
-from degu_rpc.files.paths import NOT_THERE, Path, Root, check_name, format_path, parse_path
+from degu_rpc.files.paths import (
+    NOT_THERE,
+    Path,
+    Root,
+    check_name,
+    decode_native,
+    format_native,
+    format_path,
+    parse_path,
+)
 from degu_rpc.files.plan import Skipped
 from degu_rpc.files.walk import Walker
 
@@ -125,13 +134,13 @@ class Outgoing:
         below = f'/{entry.path}' if entry.path else ''
         path = format_path((offered,)) + below
         if entry.kind is Kind.SKIPPED:
-            self.skipped.append(Skipped(path, entry.problem or Problem.SPECIAL))
+            self.skipped.append(Skipped(decode_native(path), entry.problem or Problem.SPECIAL))
             return
         self.entries.append(msgspec.structs.replace(entry, path=path))
         if entry.kind is Kind.FILE:
             source = _Source(tree, (name, *parse_path(entry.path)))
             self._sources.setdefault(entry.root, source)
-            self._paths.setdefault(entry.root, []).append(path)
+            self._paths.setdefault(entry.root, []).append(decode_native(path))
 
     # --- contents -------------------------------------------------------------------------------
 
@@ -149,7 +158,7 @@ class Outgoing:
             finally:
                 os.close(fd)
             if content is None or build_manifest(content).root != root:
-                raise ContentChangedError(format_path(source.path))
+                raise ContentChangedError(format_native(source.path))
         return content
 
     def find_manifest(self, root: str) -> Manifest:
@@ -187,7 +196,7 @@ class Outgoing:
             return
         # It may only have been touched.
         if signature_of(os.fstat(fd)) != self._hash(root).signature:
-            raise ContentChangedError(format_path(self._sources[root].path))
+            raise ContentChangedError(format_native(self._sources[root].path))
 
     def _find_hashed(self, root: str) -> Hashed:
         source = self._sources[root]
@@ -198,7 +207,7 @@ class Outgoing:
         source = self._sources[root]
         hashed = finish_steps(source.tree.walker.hash(source.path), self._check)
         if hashed.root != root:
-            raise ContentChangedError(format_path(source.path))
+            raise ContentChangedError(format_native(source.path))
         return hashed
 
 

@@ -98,12 +98,26 @@ def parse_path(text: str) -> Path:
 
 
 def format_path(path: Path) -> str:
-    """Format a path for a URL, a listing or a message; `parse_path()` undoes it.
+    """Format a path for a URL or a listing; `parse_path()` undoes it.
 
     >>> format_path((b'a b', b'\\xff'))
     'a%20b/%FF'
     """
     return '/'.join(quote_from_bytes(name, safe='') for name in path)
+
+
+def format_native(path: Path) -> str:
+    """Format a path as a local program has it; `path_from_native()` undoes it."""
+    return os.fsdecode(b'/'.join(path))
+
+
+def decode_native(text: str) -> str:
+    """Decode what is percent-encoded and need be no path, as a local program has it; for people.
+
+    >>> decode_native('a%20b/..')
+    'a b/..'
+    """
+    return os.fsdecode(unquote_to_bytes(text))
 
 
 def parse_target(text: str) -> bytes:
@@ -295,4 +309,4 @@ def open_file_in(parent: int, name: bytes) -> int:
 
 def _require_regular(name: bytes, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise PathError(format_path((name,)), 'not a regular file')
+        raise PathError(os.fsdecode(name), 'not a regular file')

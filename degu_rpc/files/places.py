@@ -32,7 +32,7 @@ from degu_rpc.files.content import Signature, compare_steps, signature_of
 from degu_rpc.files.limits import BATCH_FILES
 from degu_rpc.files.listing import Entry, Kind
 from degu_rpc.files.offers import Placing, Tree, find_place
-from degu_rpc.files.paths import Path, Root, format_path, parse_target
+from degu_rpc.files.paths import Path, Root, format_native, parse_target
 from degu_rpc.files.plan import Here, agree
 from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.temporaries import Temporary
@@ -287,7 +287,7 @@ class Places:
         if not self._try_directory(path):
             self._give_way(path, Kind.DIRECTORY)
             if not self._try_directory(path):
-                place = format_path(find_place(path, self._placed))
+                place = format_native(find_place(path, self._placed))
                 raise OSError(errno.EBUSY, 'somebody else makes the names that are free', place)
 
     def _try_directory(self, path: Path) -> bool:

@@ -15,7 +15,7 @@ from degu_rpc.errors import BlockedError, ListingError
 from degu_rpc.files.content import Signature, signature_of
 from degu_rpc.files.limits import MAX_ENTRIES, MAX_LISTING_TEXT
 from degu_rpc.files.listing import Entry, Kind, Problem, check_entries
-from degu_rpc.files.paths import Path, Root, format_path
+from degu_rpc.files.paths import Path, Root, decode_native, format_native, format_path
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Skipped(NamedTuple):
-    """An entry that was not fetched, its path in the share percent-encoded, and why."""
+    """An entry that did not come, its path as whoever has it says, and why."""
 
     path: str
     problem: Problem
@@ -60,7 +60,7 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
     for below, entry in check_entries(entries, (), MAX_ENTRIES, MAX_LISTING_TEXT):
         if entry.kind is Kind.SKIPPED:
             path = '/'.join(filter(None, (format_path(source), entry.path)))
-            plan.skipped.append(Skipped(path, entry.problem or Problem.SPECIAL))
+            plan.skipped.append(Skipped(decode_native(path), entry.problem or Problem.SPECIAL))
             continue
         target = base + below
         if not target and entry.kind is not Kind.DIRECTORY:
@@ -74,11 +74,11 @@ def _plan_entry(plan: Plan, file: File, found: os.stat_result | None) -> None:
     here_is_directory = found is not None and stat.S_ISDIR(found.st_mode)
     if entry.kind is Kind.DIRECTORY:
         if found is not None and not here_is_directory:
-            raise BlockedError(format_path(target), 'it is a directory there and not here')
+            raise BlockedError(format_native(target), 'it is a directory there and not here')
         plan.directories[target] = entry
         return
     if here_is_directory:
-        raise BlockedError(format_path(target), 'it is a directory here and not there')
+        raise BlockedError(format_native(target), 'it is a directory here and not there')
     if found is not None:
         file = file._replace(local=signature_of(found))
     if entry.kind is Kind.SYMLINK:

@@ -32,7 +32,7 @@ from degu_rpc.files.limits import DELTA_SIZE, RUN_SIZE
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.packs import NOT_IN_PACK
 from degu_rpc.files.partial import Partial, store_small
-from degu_rpc.files.paths import Root, format_path
+from degu_rpc.files.paths import Root, format_native
 from degu_rpc.files.remote import Remote, StaleError
 from degu_rpc.files.reuse import copy_blocks, copy_chunks
 from degu_rpc.files.xattrs import parse_xattrs, read_xattrs
@@ -141,7 +141,9 @@ class Receiver:
             if entry.kind is not Kind.FILE:
                 return entry.problem or Problem.VANISHED
             if not is_root(entry.root):
-                raise ListingError(f'{format_path(file.source)} comes without the root asked for')
+                raise ListingError(
+                    f'{format_native(file.source)!r} comes without the root asked for'
+                )
             xattrs = parse_xattrs(entry.xattrs)
         if not self._is_first and not _is_same(entry, file.entry):
             return Problem.VANISHED
@@ -205,7 +207,7 @@ class Receiver:
             entry = self._remote.list_file(file.source)
             if entry.root != root:
                 raise StaleError.of(file.source, 'it changed while it was sent')
-            raise IntegrityError(format_path(file.source), error.block, error.reason) from None
+            raise IntegrityError(format_native(file.source), error.block, error.reason) from None
 
     def _read(self, body: Input, size: int) -> memoryview:
         """Read so many bytes, no faster than allowed, into the buffer."""

@@ -16,7 +16,7 @@ from degu_rpc.files.cuts import Chunk, can_cut, max_list_size, parse_cuts
 from degu_rpc.files.limits import MAX_MANIFEST, MAX_PACKED
 from degu_rpc.files.listing import Entry, Kind, parse_listing
 from degu_rpc.files.packs import NOT_IN_PACK, Packed, Wanted
-from degu_rpc.files.paths import Path, format_path
+from degu_rpc.files.paths import Path, format_native, format_path
 from degu_rpc.files.questions import Questions, without_body
 from degu_rpc.files.records import Media, format_record, parse_records
 
@@ -39,7 +39,7 @@ class StaleError(FilesError):
     @classmethod
     def of(cls, path: Path, why: str) -> StaleError:
         """Return the error for content that is another one by now, as we found out ourselves."""
-        return cls(ShareRefusedError(format_path(path), 409, why))
+        return cls(ShareRefusedError(format_native(path), 409, why))
 
 
 class Remote:
@@ -98,7 +98,7 @@ class Remote:
             self.close()  # what is in it was not asked for
         elif next(entries, None) is not None:
             self.close()
-            raise ListingError(f'{format_path(path)} is no directory, and something is in it')
+            raise ListingError(f'{format_native(path)!r} is no directory, and something is in it')
         return entry
 
     def _list(self, path: Path, query: str) -> Iterator[Entry]:
@@ -141,7 +141,7 @@ class Remote:
                 if packed.status == NOT_IN_PACK and number == 0:
                     raise ListingError('a pack has nothing of what was asked for')
                 if packed.status == 200 and build_manifest(packed.content).root != packed.root:
-                    raise IntegrityError(format_path(path), 0, 'the bytes do not match the root')
+                    raise IntegrityError(format_native(path), 0, 'the bytes do not match the root')
                 yield packed
             if next(answers, None) is not None:
                 raise ListingError('a pack has more than was asked for')
@@ -158,7 +158,7 @@ class Remote:
         """
         if manifest_size(size) > MAX_MANIFEST:
             raise ListingError(
-                f'{format_path(path)} has {size} bytes, and its manifest more than {MAX_MANIFEST}'
+                f'{format_native(path)!r} has {size} bytes, its manifest more than {MAX_MANIFEST}'
             )
         response = self._get(path, f'/manifest/{root}', {})
         body = response.body
@@ -166,7 +166,7 @@ class Remote:
             raise self._odd(path, response, f'this manifest has {manifest_size(size)} bytes')
         manifest = parse_manifest(body.read(), root)
         if manifest.size != size:
-            raise IntegrityError(format_path(path), None, 'its size is not that of its root')
+            raise IntegrityError(format_native(path), None, 'its size is not that of its root')
         return manifest
 
     def read_cuts(self, path: Path, root: str, size: int) -> list[Chunk] | None:
@@ -226,7 +226,7 @@ class Remote:
         if response.status in {200, 206}:
             return response
         why = self._questions.read_reason(response)
-        refusal = ShareRefusedError(format_path(path), response.status, why)
+        refusal = ShareRefusedError(format_native(path), response.status, why)
         if response.status in {404, 409}:
             raise StaleError(refusal)
         raise refusal
@@ -234,7 +234,7 @@ class Remote:
     def _odd(self, path: Path, response: Response, rule: str) -> ShareRefusedError:
         """Return the error for an answer of the wrong shape; the connection is closed with it."""
         self.close()
-        return ShareRefusedError(format_path(path), response.status, f'an odd answer: {rule}')
+        return ShareRefusedError(format_native(path), response.status, f'an odd answer: {rule}')
 
 
 def _slowed(pieces: Iterable[bytes], wait: Callable[[int], None]) -> Iterator[bytes]:

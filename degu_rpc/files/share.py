@@ -59,7 +59,7 @@ from degu_rpc.files.paths import (
     NOT_THERE,
     Path,
     Root,
-    format_path,
+    format_native,
     parse_path,
 )
 from degu_rpc.files.records import parse_records
@@ -241,7 +241,7 @@ class FileShare:
     def _check_unchanged(self, signature: Signature, hashed: Hashed) -> None:
         """Raise ContentChangedError if a file is not what was hashed any more."""
         if signature != hashed.signature:
-            raise ContentChangedError(format_path(hashed.path))
+            raise ContentChangedError(format_native(hashed.path))
 
     def _find_root(self, segments: list[str]) -> Hashed:
         if len(segments) != 1 or not is_root(segments[0]):

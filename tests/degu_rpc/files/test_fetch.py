@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from urllib.parse import unquote
 
 import msgspec
 import pytest
@@ -150,7 +149,7 @@ def test_a_share_below_a_prefix_is_found(source, serve, here):
 def test_what_is_not_there_is_an_error_that_says_so(client, here):
     with pytest.raises(ShareRefusedError) as caught:
         fetch(client, '', 'no where', here)
-    assert (caught.value.status, caught.value.path) == (404, 'no%20where')
+    assert (caught.value.status, caught.value.path) == (404, 'no where')
 
 
 def test_a_caller_without_a_role_gets_nothing(source, serve, here):
@@ -170,9 +169,10 @@ def test_special_files_are_reported_and_the_rest_arrives(client, source, here):
 
 def test_what_is_skipped_is_named_by_its_path_in_the_share(client, source, here):
     (source / 'dir').mkdir()
-    os.mkfifo(source / 'dir' / 'fifo')
-    skipped = (Skipped('dir/fifo', Problem.SPECIAL),)
-    for path in ('', 'dir', 'dir/fifo'):
+    name = os.fsdecode(b'dir/a %20\xff')
+    os.mkfifo(source / name)
+    skipped = (Skipped(name, Problem.SPECIAL),)
+    for path in ('', 'dir', name):
         assert fetch(client, '', path, here).skipped == skipped
 
 
@@ -382,7 +382,7 @@ def test_a_directory_in_the_way_of_a_file_stops_the_fetch_before_it_begins(clien
     (source / 'a').write_bytes(b'a')
     (source / 'b').write_bytes(b'b')
     (here / 'b').mkdir(parents=True)
-    with pytest.raises(BlockedError, match='b is blocked'):
+    with pytest.raises(BlockedError, match="b' is blocked"):
         fetch(client, '', '', here)
     assert sorted(os.listdir(here)) == ['.degu', 'b']
 
@@ -576,7 +576,7 @@ def test_i10_a_small_file_that_does_not_match_is_not_kept(lying, source, here):
     def change(records):
         return [msgspec.structs.replace(packed, content=b'c0ntent') for packed in records]
 
-    with pytest.raises(IntegrityError, match='f, block 0'):
+    with pytest.raises(IntegrityError, match="'f', block 0"):
         fetch(lying(pack=lying_pack(change)), '', 'f', here)
     assert os.listdir(here) == ['.degu']
     assert private(here, 'tmp') == []
@@ -905,8 +905,8 @@ def test_i4_what_is_written_here_meanwhile_becomes_a_conflict_copy(lying, source
     assert (result.files_fetched, result.files_replaced) == (1, 1)
     assert (here / 'a b').read_bytes() == b'there' * size
     (conflict,) = result.conflicts
-    assert conflict.startswith('a%20b%20%28conflict%20')
-    assert (here / unquote(conflict)).read_bytes() == b'mine'
+    assert conflict.startswith('a b (conflict ')
+    assert (here / conflict).read_bytes() == b'mine'
 
 
 @pytest.mark.parametrize('size', [5, 2 * BLOCK])

@@ -189,10 +189,11 @@ def test_what_is_not_there_is_an_error_before_anything_is_offered(client, source
 
 
 def test_special_files_are_reported_and_the_rest_arrives(client, source, here):
-    os.mkfifo(source / 'fifo')
+    name = os.fsdecode(b'a %20\xff')
+    os.mkfifo(source / name)
     (source / 'f').write_bytes(b'content')
     result = send(client, '', [source])
-    assert result.skipped == (Skipped('source/fifo', Problem.SPECIAL),)
+    assert result.skipped == (Skipped(f'source/{name}', Problem.SPECIAL),)
     assert visible(here / 'source') == ['f']
 
 
