@@ -173,7 +173,7 @@ class Workspace:
 
         Raises BlockedError where others could write, OSError.
         """
-        fd = open_or_make(os.dup(self._private), (name,))
+        fd = open_or_make(os.dup(self._private), (name,), durable=self.is_durable)
         try:
             _require_private(fd, PRIVATE_NAME, name)
         except BlockedError:

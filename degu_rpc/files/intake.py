@@ -80,7 +80,8 @@ class Intake:
             self._root = stack.enter_context(Root(directory))
             self._workspace = stack.enter_context(Workspace(self._root))
             self._workspace.recover()
-            self._registry = Registry(self._root)
+            self._registry = Registry(self._workspace)
+            stack.callback(self._close_registry)
             self._forget_expired()
             self._stack = stack.pop_all()
 
@@ -94,6 +95,10 @@ class Intake:
         for arrival in arrivals:
             arrival.close()
         self._stack.close()
+
+    def _close_registry(self) -> None:
+        with self._lock:
+            self._registry.close()
 
     # --- for whoever has the inbox --------------------------------------------------------------
 

@@ -1146,11 +1146,30 @@ def test_what_is_ours_is_private(inbox, talk, here):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_a_directory_that_others_prepared_is_refused(here):
-    (here / '.degu').mkdir()
-    (here / '.degu').chmod(0o777)
-    with pytest.raises(BlockedError):
+@pytest.mark.parametrize('name', ['.degu', '.degu/tmp', '.degu/inbox'])
+def test_a_directory_that_others_prepared_is_refused(here, name):
+    (here / name).mkdir(parents=True)
+    (here / name).chmod(0o777)
+    with pytest.raises(BlockedError) as caught:
         Inbox(here, accept)
+    assert caught.value.path == name
+
+
+def test_records_stay_with_a_directory_that_is_moved(inbox, talk, here):
+    moved = here.rename(here.with_name('moved'))
+    here.mkdir()
+    talk.offer(file())
+    assert talk.pack(SMALL)[1][-1].state is State.DONE
+    assert os.listdir(moved / '.degu' / 'inbox' / 'someone') == [TRANSFER]
+    assert os.listdir(here) == []
+
+
+def test_what_is_decided_once_an_inbox_is_closed_is_an_error(here, connect):
+    with Inbox(here, lambda offer: Decision.ASK) as inbox:
+        connect(inbox).offer(file())
+        offer_id = inbox.offers()[0].offer_id
+    with pytest.raises(OSError, match='Bad file descriptor'):
+        inbox.accept(offer_id)
 
 
 def test_a_file_that_another_limit_keeps_out_is_no_room(inbox, talk, here, monkeypatch):
