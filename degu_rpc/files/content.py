@@ -126,11 +126,6 @@ def compare_steps(fd: int, root: str) -> Generator[None, None, Signature | None]
     return signature if manifest.root == root else None
 
 
-def has_content(fd: int, root: str) -> bool:
-    """Hash an open file in one go; tell whether it has the content `root`. Raises OSError."""
-    return finish_steps(compare_steps(fd, root)) is not None
-
-
 def read_small(fd: int, path: Path) -> tuple[Signature, bytes | None]:
     """Read an open file of up to SMALL_SIZE bytes at once; nothing of a larger one.
 

@@ -27,7 +27,7 @@ from degu_rpc.errors import (
 )
 from degu_rpc.files.blocks import find_runs, is_root
 from degu_rpc.files.commit import Replacement, Workspace, set_metadata
-from degu_rpc.files.content import has_content
+from degu_rpc.files.content import compare_steps, finish_steps
 from degu_rpc.files.limits import DELTA_SIZE, RUN_SIZE
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.packs import NOT_IN_PACK
@@ -262,7 +262,7 @@ class Receiver:
         if fd is None:
             return False
         try:
-            if not has_content(fd, root):
+            if finish_steps(compare_steps(fd, root), self._meter.check) is None:
                 return False
             kept = None if xattrs is None else {**xattrs, **(read_xattrs(fd) or {})}
             set_metadata(fd, file.entry.mode, mtime_ns, kept)

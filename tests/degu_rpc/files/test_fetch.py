@@ -1070,6 +1070,18 @@ def test_a_cancel_leaves_the_old_content_or_the_new(client, source, here, size, 
     assert {(here / str(number)).read_bytes() for number in range(20)} == {b'n' * size}
 
 
+def test_a_cancel_ends_the_look_at_a_large_file_that_is_here(lying, source, here):
+    here.mkdir()
+    for directory, time in ((source, OLD_NS), (here, OLD_NS + 1)):
+        (directory / 'f').write_bytes(b'1' * (3 * BLOCK))
+        os.utime(directory / 'f', ns=(time, time))
+    cancel = threading.Event()
+    client = lying(manifest=once(cancel.set))
+    with pytest.raises(TransferCanceledError):
+        fetch(client, '', 'f', here, cancel=cancel)
+    assert (here / 'f').stat().st_mtime_ns == OLD_NS + 1
+
+
 def test_a_fetch_that_was_canceled_before_it_began_writes_nothing(client, source, here):
     fill(source)
     cancel = threading.Event()
