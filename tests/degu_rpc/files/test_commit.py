@@ -16,6 +16,7 @@ from degu_rpc.files import commit
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.commit import Committed, Replacement, Symlink, Workspace
 from degu_rpc.files.content import signature_of
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS
 from degu_rpc.files.paths import Root
 
 DAY_NS = 1_700_000_000 * 10**9  # 2023-11-14
@@ -422,6 +423,42 @@ def test_i1_content_is_durable_before_a_name_changes(top, run_under_strace):
     assert len([text for text in synced if '/.degu/tmp/' in text]) == 2
     assert calls[-1][0] == 'fsync', 'the directory is synced after its last change'
     assert re.search(r'/top>', calls[-1][1])
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+def test_a_name_that_comes_and_goes_all_the_time_is_given_up(
+    top, workspace, trash, monkeypatch, can_exchange
+):
+    """Somebody removes it before each exchange and makes it before each rename to a free name."""
+    (top / 'f').write_bytes(b'mine')
+    tries = []
+
+    def go(really):
+        def change(*names, **directories):
+            tries.append(names)
+            (top / 'f').unlink()
+            really(*names, **directories)
+
+        return change
+
+    def come(source, name, target, new_name):
+        if new_name == b'f':
+            (top / 'f').write_bytes(b'mine')
+        return rename_to_free(source, name, target, new_name)
+
+    rename_to_free = commit.rename_to_free
+    monkeypatch.setattr(commit, 'rename_to_free', come)
+    monkeypatch.setattr(commit, 'can_exchange', lambda directory, name: can_exchange)
+    if can_exchange:
+        monkeypatch.setattr(commit, 'exchange', go(commit.exchange))
+    else:
+        monkeypatch.setattr(os, 'link', go(os.link))
+    with pytest.raises(BlockedError, match='appears and vanishes'):
+        workspace.commit([stage(workspace, (b'f',), b'new')])
+    assert len(tries) == EXCHANGE_ATTEMPTS
+    assert (top / 'f').read_bytes() == b'mine'
+    assert len(in_private(top, 'tmp')) == 1
+    assert trash(top) == []
 
 
 SYNCS = 'fsync,fdatasync,sync,syncfs,sync_file_range,msync'

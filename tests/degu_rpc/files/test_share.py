@@ -527,7 +527,7 @@ def test_only_so_many_files_are_cut_at_once(top, serve, monkeypatch):
         for body in bodies:
             body.readchunk()
         response = last.get(f'/cuts/{root}')
-        assert (response.status, response.headers['retry-after']) == (503, '5')
+        assert (response.status, response.headers['retry-after']) == (503, f'{limits.CUT_RETRY_S}')
         assert b'fetch the whole file' in response.body.read()
         assert last.get(f'/data/{root}').body.read() == (top / 'noise').read_bytes()
         resume.set()
