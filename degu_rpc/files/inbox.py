@@ -83,7 +83,6 @@ from degu_rpc.peers import Peer, find_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
 
     from degu_rpc.files.blocks import Manifest
     from degu_rpc.files.partial import Partial
@@ -136,12 +135,7 @@ class Inbox:
     def __enter__(self) -> Inbox:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def offers(self) -> list[Offer]:

@@ -40,7 +40,6 @@ from degu_rpc.files.walk import Walker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
     from degu_rpc.files.blocks import Manifest
 
@@ -95,12 +94,7 @@ class Outgoing:
     def __enter__(self) -> Outgoing:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # --- what there is --------------------------------------------------------------------------

@@ -32,7 +32,6 @@ from degu_rpc.files.limits import NOTE_INTERVAL_S, NOTE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from degu_rpc.files.commit import Workspace
     from degu_rpc.files.temporaries import Temporary
@@ -77,12 +76,7 @@ class Partial:
     def __enter__(self) -> Partial:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property

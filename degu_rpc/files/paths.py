@@ -28,7 +28,6 @@ from degu_rpc.files.limits import MAX_DEPTH, MAX_NAME, MAX_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 Path = tuple[bytes, ...]
 
@@ -163,12 +162,7 @@ class Root:
     def __enter__(self) -> Root:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def open_directory(self, path: Path) -> int:

@@ -22,7 +22,6 @@ from degu_rpc.files.records import Media, format_record, parse_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from types import TracebackType
 
     from degu.client import Client, Response
     from degu_rpc.files.questions import BuildBody, Headers
@@ -62,12 +61,7 @@ class Remote:
     def __enter__(self) -> Remote:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def list_tree(self, path: Path) -> Iterator[Entry]:

@@ -19,7 +19,6 @@ from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
 
     from degu.bodies import Body
     from degu.client import Client, Connection
@@ -60,12 +59,7 @@ class RemoteInbox:
     def __enter__(self) -> RemoteInbox:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # All of these raise OfferRefusedError, NoSpaceError, ListingError for an answer that makes no

@@ -69,7 +69,6 @@ from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
-    from types import TracebackType
 
 
 _PLAIN: dict[str, Any] = {'content-type': 'application/octet-stream'}
@@ -120,12 +119,7 @@ class FileShare:
     def __enter__(self) -> FileShare:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:

@@ -32,7 +32,6 @@ from degu_rpc.files.system import list_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from degu_rpc.files.commit import Workspace
     from degu_rpc.files.paths import Root
@@ -82,12 +81,7 @@ class Reservation:
     def __enter__(self) -> Reservation:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def grow(self, size: int) -> None:
