@@ -128,20 +128,20 @@ def prepare(order: dict[str, Any], hashed: list[tuple[int, int]]) -> None:
     """
     sys.modules['degu_rpc.files.fetch'].CONNECTIONS = order['connections']
     receive.RUN_SIZE = partial.NOTE_SIZE = blocks.MIN_BLOCK_SIZE
-    matches, hash_file = blocks.Manifest.matches, content.hash_file
+    matches, hash_steps = blocks.Manifest.matches, content.hash_steps
 
     def matches_and_record(manifest: Any, index: int, block: Any) -> bool:
         hashed.append((manifest.size, index))
         return matches(manifest, index, block)
 
-    def hash_file_and_record(fd: int, path: Any) -> Any:
+    def hash_steps_and_record(fd: int, path: Any) -> Any:
         hashed.append((os.fstat(fd).st_size, -1))
-        return hash_file(fd, path)
+        return hash_steps(fd, path)
 
     blocks.Manifest.matches = matches_and_record
     for module in [module for name, module in sys.modules.items() if name.startswith('degu_rpc.')]:
-        if getattr(module, 'hash_file', None) is hash_file:
-            module.hash_file = hash_file_and_record
+        if getattr(module, 'hash_steps', None) is hash_steps:
+            module.hash_steps = hash_steps_and_record
 
 
 def transfer(order: dict[str, Any]) -> None:
