@@ -455,7 +455,7 @@ MUTATIONS = [
         ('private_lock', _PRIVATE, '        fcntl.flock(fd, fcntl.LOCK_EX)\n', '', TRUST),
         ('private_left_over', _PRIVATE, 'if durable.is_temporary(name):', 'if False:', TRUST),
         ('durable_umask', 'durable', '            os.fchmod(fd, 0o600)  # a umask can only have taken bits away\n', '', IDENTITY),
-        ('durable_mode', 'durable', 'os.O_CLOEXEC, 0o600)', 'os.O_CLOEXEC, 0o666)', 'degu_rpc/peers/test_kills.py'),
+        ('durable_mode', 'durable', 'flags, 0o600, dir_fd', 'flags, 0o666, dir_fd', 'degu_rpc/peers/test_kills.py'),
         ('identity_existing', _IDENTITY, 'if os.path.lexists(directory / _MACHINE):\n        raise', 'if False:\n        raise', IDENTITY),
         ('identity_lost_key', _IDENTITY, 'if os.path.lexists(directory / _USER_CERT):\n            raise', 'if False:\n            raise', IDENTITY),
         ('identity_join_failed', _IDENTITY, '                for name in (_MACHINE, _USER_CERT):\n', '                for name in ():\n', COMMIT),
