@@ -505,7 +505,8 @@ class ShareRefusedError(FilesError):
     """The share answered a request for `.path` with an error: `.status` and `.reason`."""
 
     def __init__(self, path: str, status: int, reason: str) -> None:
-        super().__init__(f'the share answered {status} {reason} for {path!r}')
+        where = f' for {path!r}' if path else ''
+        super().__init__(f'the share answered {status}{where}: {reason}')
         self.path = path
         self.status = status
         self.reason = reason
