@@ -20,6 +20,7 @@ from degu_rpc.cli.documents import Stopped
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.pairing import CODE_VARIABLE
+from degu_rpc.cli.progress import format_age
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.errors import NodeRunningError
 from degu_rpc.node.limits import STOP_S
@@ -294,7 +295,7 @@ def _show(session: Session, now: Status) -> None:
     session.emit('status', now)
     session.say(Styled(now.name, is_bold=True), f'  machine {now.machine_id[:12]}...')
     age = datetime.now(UTC) - now.started_at
-    session.say(f'  running for {_format_age(age.total_seconds())}, process {now.pid}, {now.home}')
+    session.say(f'  running for {format_age(age.total_seconds())}, process {now.pid}, {now.home}')
     for url in now.urls:
         session.say(f'  reached at {url.partition("@")[2]}')
     peers = [peer for peer in now.peers if peer.machines or not peer.is_me]
@@ -332,10 +333,3 @@ def _show_peer(session: Session, peer: PeerStatus) -> None:
         else:
             state = Styled('not seen')
         session.say(f'  {machine.name}  ', state, f'  machine {machine.machine_id[:12]}...')
-
-
-def _format_age(seconds: float) -> str:
-    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
-        if seconds >= size:
-            return f'{seconds / size:.0f} {unit}'
-    return f'{seconds:.0f} s'
