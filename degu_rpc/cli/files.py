@@ -285,10 +285,11 @@ def _say_done(session: Session, asked: Source, fetched: Fetched) -> None:
     if in_trash:
         what = 'the former one is' if in_trash == 1 else 'the former ones are'
         session.note(f'{in_trash:,} {was(in_trash)} replaced; {what} in .degu/trash')
-    present = fetched.files_present
+    number = fetched.files_present
+    present = f', {number:,} {was(number)} here' if number else ''
     session.note(
         format_done(fetched.files_fetched, fetched.bytes_fetched, fetched.elapsed_s),
-        f', {present:,} {was(present)} here; ',
+        f'{present}, ',
         Styled('verified', 'green'),
         f' from {asked.peer} in {fetched.elapsed_s:.1f} s',
     )
