@@ -39,6 +39,7 @@ What the core raises (`degu.errors`, a rejected connection for one) is not among
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -440,7 +441,8 @@ class PathError(FilesError):
     """A name or path that must not be used: `.path` as given, `.reason` says which rule."""
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f'{path!r} cannot be used as a path: {reason}')
+        shown = os.fsdecode(path) if isinstance(path, bytes) else path
+        super().__init__(f'{shown!r} cannot be used as a path: {reason}')
         self.path = path
         self.reason = reason
 

@@ -161,7 +161,7 @@ def get(
         skipped += len(fetched.skipped)
         conflicts += len(fetched.conflicts)
     if skipped:
-        raise Failure(Exit.PARTLY, f'{skipped} could not be brought; they are listed above')
+        raise Failure(Exit.PARTLY, f'{skipped} could not be brought, as said above')
     if conflicts:
         raise Failure(
             Exit.PARTLY,

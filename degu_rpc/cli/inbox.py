@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -24,8 +25,11 @@ from degu_rpc.cli.progress import (
 )
 from degu_rpc.cli.session import Command, Group, Session, Styled, build_session, collect_shared
 from degu_rpc.cli.targets import build_client, locate, respell
+from degu_rpc.errors import OfferRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from degu_rpc.files import Progress, Sent
     from degu_rpc.node.api import Located, OfferStatus
 
@@ -94,7 +98,7 @@ def send(
     def describe_late(timeout_s: float) -> Failure:
         return _describe_late(located, waits_for, timeout_s)
 
-    with transferring(session, describe_late) as transfer:
+    with _explaining(located), transferring(session, describe_late) as transfer:
         sent = send_files(
             client,
             located.path + INBOX,
@@ -106,7 +110,27 @@ def send(
         )
     _say_sent(session, located, sent)
     if sent.skipped:
-        raise Failure(Exit.PARTLY, f'{len(sent.skipped)} could not be sent; they are listed above')
+        raise Failure(Exit.PARTLY, f'{len(sent.skipped)} could not be sent, as said above')
+
+
+@contextlib.contextmanager
+def _explaining(located: Located) -> Iterator[None]:
+    """Turn what an inbox that is none of ours says into a Failure with what to do about it."""
+    try:
+        yield
+    except OfferRefusedError as error:
+        where, kind = f'{located.name}{located.path}', type(error).__name__
+        if error.status == 404:
+            whose = f'that of the machine: degu send --to {located.name}' if located.path else ''
+            raise Failure(Exit.NOT_FOUND, f'{where} has no inbox', whose, kind) from error
+        if error.status == 403:
+            raise Failure(
+                Exit.REFUSED,
+                f'{where} takes nothing from you',
+                f'whoever has {located.name} says whose files are taken, in [inbox] of config.toml',
+                kind,
+            ) from error
+        raise
 
 
 def _find_only_machine(session: Session) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from degu_rpc.cli.exits import Exit
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.targets import build_client, locate, respell
-from degu_rpc.errors import DeguRpcError, ShareRefusedError
+from degu_rpc.errors import Code, DeguRpcError, RpcError, ShareRefusedError
 from degu_rpc.node.api import FILES
 
 if TYPE_CHECKING:
@@ -81,14 +81,23 @@ class Place:
         return f'{self._located.path}{FILES}/{quote(share, safe="")}'
 
     def list_shares(self) -> list[Share]:
-        """Return what we may read there. Raises RpcError."""
+        """Return what we may read there. Raises Failure where nothing is shared, RpcError."""
         from degu_rpc.cli.session import PREFIX
         from degu_rpc.node.shares import SHARES, Share
         from degu_rpc.rpc.client import RpcClient
 
         with RpcClient(self.client, self._located.path + PREFIX) as calls:
             calls = calls.using(timeout_s=self._session.timeout_s)
-            shares: list[Share] = calls.call(SHARES, 'list_shares', {}, list[Share])
+            try:
+                shares: list[Share] = calls.call(SHARES, 'list_shares', {}, list[Share])
+            except RpcError as error:
+                if error.code is not Code.UNIMPLEMENTED:
+                    raise
+                raise Failure(
+                    Exit.NOT_FOUND,
+                    f'nothing at {self.name}{self._located.path} has shares',
+                    f'see what the machine itself shares: degu ls {self.name}',
+                ) from error
         return shares
 
     @contextlib.contextmanager
@@ -110,7 +119,7 @@ class Place:
             )
         if error.status != 404:
             return Failure(Exit.FAILED, str(error), '', kind)
-        with contextlib.suppress(DeguRpcError):  # then there is no more to say
+        with contextlib.suppress(DeguRpcError, Failure):  # then there is no more to say
             names = [share.name for share in self.list_shares()]
             if not names:
                 return Failure(
@@ -126,7 +135,7 @@ class Place:
                     f'see what is there: degu ls {asked.peer}',
                     kind,
                 )
-        share = asked._replace(path='')
+        around = asked._replace(path='') if asked.path else asked.peer
         return Failure(
-            Exit.NOT_FOUND, f'{asked} is not there', f'see what is there: degu ls {share}', kind
+            Exit.NOT_FOUND, f'{asked} is not there', f'see what is there: degu ls {around}', kind
         )

@@ -151,6 +151,22 @@ def test_what_is_not_there_or_not_for_us(other, there, tmp_path, source, words, 
         assert other.run(*command, '--json').error['kind'] == 'ShareRefusedError'
 
 
+def test_what_is_behind_a_machine_and_shares_nothing(node, make_device, pair_devices, tmp_path):
+    other = make_device('laptop')
+    other.home.mkdir(mode=0o700)
+    url = node.check('status', '--json').documents[0]['urls'][0]
+    (other.home / 'config.toml').write_text(f'machines = ["{url}"]\n')
+    with other.up():
+        pair_devices(node, other)
+        done = other.run('ls', 'studio/none')
+        assert done.returncode == 4
+        assert 'nothing at studio/none has shares' in done.stderr
+        done = other.run('get', 'studio/none:things', tmp_path)
+        assert (done.returncode, 'studio/none:things is not there' in done.stderr) == (4, True)
+        assert 'degu ls studio/none\n' in done.stderr
+        assert other.check('ls', 'studio').stdout == other.check('ls', 'studio:').stdout
+
+
 def test_who_shares_nothing_is_said_to(node, other, pair_devices, tmp_path):
     pair_devices(node, other)
     url = other.check('status', '--json').documents[0]['urls'][0]

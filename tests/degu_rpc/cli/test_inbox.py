@@ -220,6 +220,7 @@ def test_a_bar_says_what_is_read_and_what_is_sent(pair, tmp_path):
     [
         (['{file}', '--to', 'nobody'], 4, 'degu peers'),
         (['{file}.none'], 4, 'is not there'),
+        (['{file}', '--to', 'studio/none'], 4, 'studio/none has no inbox'),
         ([''], 2, 'a path is empty'),
         ([], 2, 'PATH'),
         (['{file}', '--limit', 'fast'], 2, '500K'),
