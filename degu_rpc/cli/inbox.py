@@ -231,7 +231,7 @@ def _say_offers(session: Session, offers: list[OfferStatus]) -> None:
                 _say_offer(session, offer)
     ended = [offer for offer in offers if offer.state not in {'waiting', 'accepted'}]
     if ended:
-        session.say(f'ended; forgotten after {OFFER_AGE_S / 86400:.0f} days:')
+        session.say(f'ended; remembered for up to {OFFER_AGE_S / 86400:.0f} days:')
     now = datetime.now(UTC)
     for offer in sorted(ended, key=lambda offer: offer.changed_at, reverse=True):
         age = format_age((now - offer.changed_at).total_seconds())

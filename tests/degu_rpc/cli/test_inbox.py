@@ -163,7 +163,7 @@ def test_what_waits_comes_first_and_what_has_ended_is_kept_apart(pair, tmp_path)
     node.check('inbox', 'accept', ids['done'])
     other.check('send', tmp_path / 'done')
     lines = node.check('inbox').stdout.splitlines()
-    heading = lines.index('ended; forgotten after 30 days:')
+    heading = lines.index('ended; remembered for up to 30 days:')
     places = {name: lines.index(line) for name in ids for line in lines if ids[name] in line}
     assert places['waiting'] < heading < places['done'] < places['refused']
     assert lines[places['done']].endswith(' ago')

@@ -52,8 +52,14 @@ def find_fences(page: Path) -> list[str]:
 def find_shown_lines() -> list[str]:
     """Return what the pages show of the two terminals; in the README they are side by side."""
     beside = find_fences(README)[0].splitlines()
-    cells = [cell for line in beside for cell in re.split(' {6,}', line) if cell]
-    return cells + [line for fence in find_fences(TUTORIAL) for line in fence.splitlines()]
+    column = next(line.index('laptop$') for line in beside if 'laptop$' in line)
+    cells: list[str] = []
+    for line in beside:
+        is_split = line[column - 2 : column].isspace()
+        cells += [line[:column].rstrip(), line[column:]] if is_split else [line]
+    return [cell for cell in cells if cell] + [
+        line for fence in find_fences(TUTORIAL) for line in fence.splitlines()
+    ]
 
 
 def pair(shows: Terminal, types: Terminal) -> float:
