@@ -39,6 +39,7 @@ What the core raises (`degu.errors`, a rejected connection for one) is not among
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -443,7 +444,8 @@ class PathError(FilesError):
     """A name or path that must not be used: `.path` as given, `.reason` says which rule."""
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f'{path!r} cannot be used as a path: {reason}')
+        shown = os.fsdecode(path) if isinstance(path, bytes) else path
+        super().__init__(f'{shown!r} cannot be used as a path: {reason}')
         self.path = path
         self.reason = reason
 
@@ -508,7 +510,8 @@ class ShareRefusedError(FilesError):
     """The share answered a request for `.path` with an error: `.status` and `.reason`."""
 
     def __init__(self, path: str, status: int, reason: str) -> None:
-        super().__init__(f'the share answered {status} {reason} for {path!r}')
+        where = f' for {path!r}' if path else ''
+        super().__init__(f'the share answered {status}{where}: {reason}')
         self.path = path
         self.status = status
         self.reason = reason

@@ -208,7 +208,7 @@ class Intake:
             transfer,
             tree.transfer,
             peer,
-            {format_path(path): _kind_of(tree, path) for path in tree.tops},
+            _find_kinds(tree),
             tree.files,
             tree.size,
             State.WAITING,
@@ -403,8 +403,13 @@ class Intake:
                 _log.exception('what is called for offer %s failed', record.offer_id)
 
 
-def _kind_of(tree: Tree, path: Path) -> Kind:
-    return Kind.DIRECTORY if path in tree.directories else Kind.FILE
+def _find_kinds(tree: Tree) -> dict[str, Kind]:
+    """Return what each name at the top of an offer is."""
+    kinds = dict.fromkeys(tree.tops, Kind.FILE)
+    kinds |= dict.fromkeys(kinds.keys() & tree.directories.keys(), Kind.DIRECTORY)
+    links = {placing.path for placing in tree.symlinks}
+    kinds |= dict.fromkeys(kinds.keys() & links, Kind.SYMLINK)
+    return {format_path(path): kind for path, kind in kinds.items()}
 
 
 def _changed(record: Record, **changes: Any) -> Record:

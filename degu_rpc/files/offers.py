@@ -61,8 +61,9 @@ class Offer(NamedTuple):
     """What somebody wants to put into an inbox, and how far it is.
 
     `offer_id` is for people and programs: 8 characters of base32. `names` are those at the top of
-    what is offered; `files` counts symlinks, too; `size` and `bytes_received` are bytes, and
-    `offered_at` is seconds since 1970.
+    what is offered, and `kinds` says what each of them is; `files` counts symlinks, too; `size` and
+    `bytes_received` are bytes; `offered_at`, and `changed_at` when its state last changed, are
+    seconds since 1970.
     """
 
     offer_id: str
@@ -73,6 +74,8 @@ class Offer(NamedTuple):
     state: State
     bytes_received: int
     offered_at: float
+    kinds: tuple[Kind, ...]
+    changed_at: float
 
 
 # --- the records of the protocol -----------------------------------------------------------------

@@ -22,7 +22,14 @@ import msgspec
 
 from degu_rpc.errors import ContentChangedError, PathError
 from degu_rpc.files.blocks import build_manifest
-from degu_rpc.files.content import HashCache, Hashed, finish_steps, read_small, signature_of
+from degu_rpc.files.content import (
+    READ_SIZE,
+    HashCache,
+    Hashed,
+    finish_steps,
+    read_small,
+    signature_of,
+)
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.offers import free_names
 from degu_rpc.files.paths import (
@@ -76,15 +83,22 @@ class Outgoing:
 
     # Nothing changes once everything was gathered.
 
-    def __init__(self, check: Callable[[], None]) -> None:
-        """Begin with nothing. What `check` raises, called for each read, ends what hashes."""
+    def __init__(
+        self, check: Callable[[], None], count: Callable[[int], None] = lambda _size: None
+    ) -> None:
+        """Begin with nothing. What `check` raises, called for each read, ends what hashes.
+
+        `count` is told how many bytes more were read to gather what there is.
+        """
         self._check = check
+        self._count = count
         self.entries: list[Entry] = []
         self.skipped: list[Skipped] = []
         self._sources: dict[str, _Source] = {}
         self._paths: dict[str, list[str]] = {}
         self._names: set[bytes] = set()
         self._trees: dict[bytes, _Tree] = {}
+        self._gathered: set[Path] = set()
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -100,21 +114,33 @@ class Outgoing:
     # --- what there is --------------------------------------------------------------------------
 
     def gather(self, path: str | bytes | os.PathLike[str]) -> None:
-        """Add the file, the directory or the symlink at `path`, hashed.
+        """Add the file, the directory or the symlink at `path`, hashed; a second time nothing.
 
         Raises PathError where it has no name that can travel, OSError where it is not there.
         """
         parent, name = _split(path)
+        place = (os.path.realpath(parent), name)
+        if place in self._gathered:
+            return
+        self._gathered.add(place)
         tree = self._trees.get(parent)
         if tree is None:
             tree = _Tree(self._stack.enter_context(Root(os.fsdecode(parent))))
             self._trees[parent] = tree
         top = tree.root.lstat((name,))
         offered = b''
+        counted = reads = 0
         for entry in tree.walker.walk((name,), top, recursive=True, roots=True):
             self._check()
             if entry is None:
+                # All reads of a file but the last one are as large as can be.
+                if reads:
+                    self._count(READ_SIZE)
+                    counted += READ_SIZE
+                reads += 1
                 continue
+            self._count(max(entry.size - counted, 0))
+            counted = reads = 0
             offered = offered or self._name(name, entry.kind)
             self._add(tree, name, offered, entry)
 

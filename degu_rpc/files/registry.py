@@ -79,6 +79,8 @@ class Record(msgspec.Struct, frozen=True):
             self.state,
             self.bytes_received,
             self.offered_at,
+            tuple(self.names.values()),
+            self.changed_at,
         )
 
     @property

@@ -313,4 +313,4 @@ def _not_there(error: Exception) -> RefusalError:
     """Return the refusal for a path that leads to nothing, or to what is not followed."""
     if isinstance(error, OSError) and error.errno not in NOT_THERE:
         raise error
-    return RefusalError(404, 'there is no such entry, or it is not of the kind that was asked for')
+    return RefusalError(404, 'nothing is there, or it is no file')

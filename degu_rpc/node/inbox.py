@@ -25,6 +25,7 @@ from degu_rpc.files.offers import Decision, Offer, State
 from degu_rpc.files.paths import PRIVATE_NAME
 from degu_rpc.node.api import InboxStatus, OfferStatus
 from degu_rpc.node.limits import MAX_SHOWN_NAMES
+from degu_rpc.text import escape_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,13 +166,14 @@ def _show(offer: Offer) -> OfferStatus:
         sender.name,
         sender.user_id,
         sender.machine_id,
-        [os.fsencode(name).decode('utf-8', 'backslashreplace') for name in shown],
+        [escape_bytes(name) for name in shown],
         len(offer.names) - len(shown),
         offer.files,
         offer.size,
         offer.state.value,
         offer.bytes_received,
         datetime.fromtimestamp(offer.offered_at, UTC),
+        datetime.fromtimestamp(offer.changed_at, UTC),
     )
 
 

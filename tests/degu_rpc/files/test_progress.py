@@ -70,6 +70,26 @@ def test_a_transfer_of_which_nothing_moved_for_a_while_has_no_rate(monkeypatch):
     assert rates[-1] == 0.0
 
 
+@pytest.mark.parametrize('what', ['reading', 'waiting'])
+def test_what_came_before_anything_could_move_does_not_make_the_rate_less(monkeypatch, what):
+    now = 0.0
+    monkeypatch.setattr(progress, 'monotonic', lambda: now)
+    told = []
+    meter = Meter(told.append, None)
+    now = 60.0
+    if what == 'reading':
+        meter.count(read=7)
+        assert (told[-1].bytes_read, told[-1].files_total) == (7, 0)
+        meter.expect(files=1, size=10_000)
+    else:
+        meter.expect(files=1, size=10_000)
+        now = 120.0
+        meter.begin_rate()
+    now += 1
+    meter.count(size=100, moved=100)
+    assert told[-1].rate == pytest.approx(100.0)
+
+
 def test_while_nothing_moves_nobody_knows_how_long_it_takes():
     assert Progress(0, 1, 0, 5, 0, 1.0, 0.0).left_s is None
 
