@@ -529,8 +529,9 @@ def test_a_directory_that_a_person_made_is_not_taken_over(here, connect):
     with Inbox(here, ask) as inbox:
         talk = connect(inbox)
         inbox.accept(talk.offer(*entries)[1][0].offer_id)
-        (here / 'd').mkdir(mode=0o700)
+        (here / 'd').mkdir()
         (here / 'd' / 'f').write_bytes(SMALL)
+        (here / 'd').chmod(0o500)
         before = (here / 'd').stat()
         _, answers = talk.offer(*entries)
         # Whoever sends does not learn that the person has the first one.
