@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from degu.client import Client
-from degu.server import Server
+from degu.client import Client, SSLClient, build_client_sslctx
+from degu.server import Server, SSLServer, build_server_sslctx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,6 +103,24 @@ def serve() -> Iterator[Callable[..., Client]]:
 
 
 @pytest.fixture
+def listen(temp_pki: Any) -> tuple[Callable[..., Server], Callable[..., Client]]:
+    """Give what serves an app, and what makes a client for it or for a relay before it."""
+
+    def start(app: Any, *, is_tls: bool) -> Server:
+        if not is_tls:
+            return Server(('127.0.0.1', 0), app)
+        return SSLServer(build_server_sslctx(temp_pki.get_server_config()), ('127.0.0.1', 0), app)
+
+    def build_client(address: Any, *, is_tls: bool, timeout_s: float) -> Client:
+        if not is_tls:
+            return Client(address, timeout_s=timeout_s)
+        config = build_client_sslctx(temp_pki.get_client_config())
+        return SSLClient(config, address, timeout_s=timeout_s)
+
+    return start, build_client
+
+
+@pytest.fixture
 def program() -> Callable[[str], str]:
     """Return the path of a system program; skip without it, fail where all are required."""
 
@@ -142,6 +160,19 @@ def read_tree(top: pathlib.Path) -> dict[bytes, object]:
                 with open(path, 'rb') as file:
                     found[key] = (mode, seen.st_mtime_ns, file.read())
     return found
+
+
+@pytest.fixture
+def look() -> Callable[[pathlib.Path], dict[bytes, tuple[int, object]]]:
+    """Read a tree as `tree` does, and the inodes: (inode, value) of each path."""
+
+    def read(top: pathlib.Path) -> dict[bytes, tuple[int, object]]:
+        return {
+            name: (os.lstat(os.path.join(os.fsencode(top), name)).st_ino, value)
+            for name, value in read_tree(top).items()
+        }
+
+    return read
 
 
 @pytest.fixture
