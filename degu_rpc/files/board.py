@@ -100,8 +100,14 @@ class Board:
     what is settled by that; the worker sees to it.
     """
 
-    def __init__(self, packs: Iterable[Pack], large: Iterable[File], sources: int) -> None:
-        """Begin with all to be done and `sources` sources, all of them good."""
+    def __init__(
+        self, packs: Iterable[Pack], large: Iterable[File], sources: int, packs_at_once: int = 1
+    ) -> None:
+        """Begin with all to be done and `sources` sources, all of them good.
+
+        So many packs are given out at once.
+        """
+        self._packs_at_once = packs_at_once
         self._condition = threading.Condition()
         # Guarded by self._condition.
         self._packs = collections.deque(packs)
@@ -113,12 +119,15 @@ class Board:
         self._is_unserved = False
         self._is_stopped = False
 
-    def take(self, source: Source) -> Job | None:
-        """Wait for a job for a worker of `source`; None if there will be none."""
+    def take(self, source: Source, *, wait: bool = True) -> Job | None:
+        """Take a job for a worker of `source`, and wait for one; None if there will be none.
+
+        Without `wait` None says that there is none now.
+        """
         with self._condition:
             while not self._is_stopped and source in self._good:
                 job = self._find(source)
-                if job is not None or self._is_done():
+                if job is not None or self._is_done() or not wait:
                     return job
                 self._condition.wait()
             return None
@@ -216,8 +225,7 @@ class Board:
             download.has = {source: True}
             self._open.append(download)
             return Opening(download)
-        # One pack at a time: two threads that write small files only fight for the interpreter.
-        if self._packs and not self._packs_at_work:
+        if self._packs and self._packs_at_work < self._packs_at_once:
             self._packs_at_work += 1
             return self._packs.popleft()
         return None

@@ -33,8 +33,9 @@ the trash, then `rename`. Content written to the name between these two calls is
 portable is better. Where there are no hard links, content is moved to the trash before the
 exchange, and one that is killed in between is fetched again.
 
-A Workspace belongs to one thread, except its `temporaries` (temporaries.py), `open_own()` and
-`find_kept_time()`.
+A Workspace belongs to one thread, except its `temporaries` (temporaries.py), `commit()`,
+`open_own()` and `find_kept_time()`. A lock lets one thread at a time change final names; the file
+`lock`, one process.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ import os
 import secrets
 import socket
 import stat
+import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -152,6 +154,7 @@ class Workspace:
             self._stack = stack.pop_all()
         self._trash_name = _new_trash_name()
         self._unsynced: set[Path] = set()
+        self._committing = threading.Lock()
 
     def close(self) -> None:
         """Close the directories."""
@@ -361,11 +364,12 @@ class Workspace:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        with self._committing:  # flock keeps out other processes only
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     # --- the change of one name, under the lock -------------------------------------------------
 

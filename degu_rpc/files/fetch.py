@@ -9,7 +9,7 @@
 3. A few threads for each source, each with a connection, do the jobs that a board gives them
    (board.py): packs of small files, and runs of blocks of large ones, several at one file. How they
    are done is in receive.py.
-4. The thread that called commits what is complete, in batches (see commit.py).
+4. Each of them commits what it completes, in batches (see commit.py).
 5. Modes and times of the directories, deepest first; what was made is synced.
 
 A file that changed at the source meanwhile is listed again and fetched in its new version; one that
@@ -26,9 +26,9 @@ import errno
 import logging
 import os
 import pathlib
-import queue
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import ListingError, NoSpaceError, PathError
@@ -42,7 +42,6 @@ from degu_rpc.files.limits import (
     MAX_PACK_REQUEST,
     PACK_ITEMS,
     PACK_SIZE,
-    QUEUE_FILES,
 )
 from degu_rpc.files.listing import Entry, Problem
 from degu_rpc.files.packs import NOT_IN_PACK, RECORD_COST, split_packs
@@ -56,6 +55,7 @@ from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
 
     from degu.client import Client
     from degu_rpc.peers import DialedClient
@@ -138,9 +138,7 @@ def fetch(
 class _Transfer:
     """One fetch.
 
-    Guarded by self._lock: `_skipped`. Used by the thread that commits only: `_batch`, the
-    other counters. Set once: the rest. The queue brings it what the workers have: a Replacement,
-    an exception, or None from each worker at its end.
+    Guarded by self._lock: what becomes the result, from `_skipped` on. Set once: the rest.
     """
 
     def __init__(
@@ -159,11 +157,8 @@ class _Transfer:
         self._meter = meter
         self._limit = limit
         self._board = Board((), (), 0)
-        self._queue: queue.Queue[Replacement | BaseException | None] = queue.Queue(QUEUE_FILES)
         self._lock = threading.Lock()
         self._skipped: list[Skipped] = []
-        self._batch: list[Replacement] = []
-        self._batch_size = 0
         self._files_fetched = 0
         self._files_replaced = 0
         self._conflicts: list[str] = []
@@ -227,61 +222,43 @@ class _Transfer:
         if stat.S_IMODE(found.st_mode) != mode or found.st_mtime_ns != entry.mtime_ns:
             self._workspace.set_metadata(path, mode, entry.mtime_ns)
 
-    # --- the thread that commits ----------------------------------------------------------------
-
     def _bring(self, plan: Plan) -> None:
-        """Run the workers and commit what they bring, until all is done or something failed."""
+        """Run the workers until all is done or something failed."""
         small = [file for file in plan.files if file.entry.size <= SMALL_SIZE]
         large = [file for file in plan.files if file.entry.size > SMALL_SIZE]
         packs = split_packs(small, _weigh, PACK_ITEMS, PACK_SIZE)
-        self._board = Board(map(Pack, packs), large, len(self._sources))
-        workers = [
-            threading.Thread(target=self._work, args=(source,), name=f'fetch-{source}-{number}')
-            for source in range(len(self._sources))
-            for number in range(CONNECTIONS)
-        ]
-        running = 0
+        # Two threads that write small files only fight for the interpreter, unless one of them
+        # waits for the disk.
+        packs_at_once = CONNECTIONS if self._workspace.is_durable else 1
+        self._board = Board(map(Pack, packs), large, len(self._sources), packs_at_once)
+        workers = len(self._sources) * CONNECTIONS if plan.files else 0
         try:
-            if plan.files:
-                for worker in workers:
-                    worker.start()
-                    running += 1
-            for file in plan.symlinks:
-                self._bring_symlink(file)
-            while running:
-                item = self._queue.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    self._add(item)
-            self._commit()
+            with ThreadPoolExecutor(workers + 1, 'fetch') as pool:
+                jobs = [pool.submit(self._work, worker // CONNECTIONS) for worker in range(workers)]
+                jobs.append(pool.submit(self._bring_symlinks, plan.symlinks))
+                try:
+                    for job in as_completed(jobs):
+                        job.result()
+                except BaseException:
+                    self._meter.fail()
+                    self._board.stop()
+                    raise
         finally:
-            self._meter.fail()
-            self._board.stop()
-            while running:
-                item = self._queue.get()
-                running -= item is None
-                if isinstance(item, Replacement):
-                    self._batch.append(item)
-            for worker in workers:
-                if worker.ident is not None:
-                    worker.join()
-            for replacement in self._batch:
-                close(replacement)
             for content in self._board.close():
                 content.close()
         if self._board.error is not None:
             raise self._board.error
 
-    def _bring_symlink(self, file: File) -> None:
-        target = parse_target(file.entry.target)
-        if file.local is not None and self._readlink(file.target) == target:
-            self._meter.count(files=1)
-            return
-        mtime_ns = file.entry.mtime_ns
-        self._add(Replacement(Symlink(target), file.target, 0, 0, mtime_ns, file.local))
+    def _bring_symlinks(self, files: list[File]) -> None:
+        with _Batch(self._commit) as batch:
+            for file in files:
+                target = parse_target(file.entry.target)
+                if file.local is not None and self._readlink(file.target) == target:
+                    self._meter.count(files=1)
+                    continue
+                mtime_ns = file.entry.mtime_ns
+                batch.add(Replacement(Symlink(target), file.target, 0, 0, mtime_ns, file.local))
+            batch.commit()
 
     def _readlink(self, path: Path) -> bytes | None:
         try:
@@ -291,47 +268,43 @@ class _Transfer:
                 return None
             raise
 
-    def _add(self, replacement: Replacement) -> None:
-        self._batch.append(replacement)
-        self._batch_size += replacement.size
-        if len(self._batch) >= BATCH_FILES or self._batch_size >= BATCH_SIZE:
-            self._commit()
-
-    def _commit(self) -> None:
-        batch, self._batch, self._batch_size = self._batch, [], 0
+    def _commit(self, batch: list[Replacement]) -> None:
         committed = self._workspace.commit(batch)
-        self._files_fetched += len(committed)
-        self._files_replaced += sum(each.replaced for each in committed)
-        self._conflicts += [format_path(each.conflict) for each in committed if each.conflict]
+        with self._lock:
+            self._files_fetched += len(committed)
+            self._files_replaced += sum(each.replaced for each in committed)
+            self._conflicts += [format_path(each.conflict) for each in committed if each.conflict]
         self._meter.count(files=len(committed))
 
     # --- the workers ----------------------------------------------------------------------------
 
     def _work(self, source: Source) -> None:
         """Do the jobs that there are for one source, with one connection."""
-        try:
-            with Remote(*self._sources[source], self._meter.check) as remote:
-                receiver = Receiver(
-                    remote,
-                    self._root,
-                    self._workspace,
-                    self._meter,
-                    self._limit,
-                    self._reservation,
-                    is_first=source == 0,
-                )
-                while (job := self._board.take(source)) is not None:
-                    self._meter.check()
-                    if isinstance(job, Pack):
-                        settled = self._receive_pack(job, source, receiver)
-                    else:
-                        settled = self._do(job, source, receiver)
-                    for one in settled:
-                        self._settle(one)
-        except BaseException as error:  # noqa: BLE001  # it is raised in the thread that commits
-            self._queue.put(error)
-        finally:
-            self._queue.put(None)
+        with (
+            Remote(*self._sources[source], self._meter.check) as remote,
+            _Batch(self._commit) as batch,
+        ):
+            receiver = Receiver(
+                remote,
+                self._root,
+                self._workspace,
+                self._meter,
+                self._limit,
+                self._reservation,
+                is_first=source == 0,
+            )
+            while True:
+                # What is complete does not wait while we wait.
+                job = self._board.take(source, wait=not batch.files)
+                self._meter.check()
+                if job is None:
+                    if not batch.files:
+                        return
+                    batch.commit()
+                elif isinstance(job, Pack):
+                    self._settle(self._receive_pack(job, source, receiver, batch), batch)
+                else:
+                    self._settle(self._do(job, source, receiver), batch)
 
     def _do(self, job: LargeJob, source: Source, receiver: Receiver) -> list[Settled]:
         """Do one job for a large file; return what is settled by that."""
@@ -354,7 +327,9 @@ class _Transfer:
             return self._board.give_up(job, None)
         return self._board.give_up(job, opened)
 
-    def _receive_pack(self, job: Pack, source: Source, receiver: Receiver) -> list[Settled]:
+    def _receive_pack(
+        self, job: Pack, source: Source, receiver: Receiver, batch: _Batch
+    ) -> list[Settled]:
         again: list[File] = []
         large: list[File] = []
         done = 0
@@ -362,7 +337,7 @@ class _Transfer:
             for file, received in receiver.receive_pack(job.files):
                 done += 1
                 if isinstance(received, Replacement):
-                    self._queue.put(received)
+                    batch.add(received)
                 elif isinstance(received, Problem):
                     self._skip(file, received)
                 elif received is None:
@@ -381,16 +356,14 @@ class _Transfer:
             _log.warning('%r is given up: %s', self._sources[source].client, cause)
         return self._board.lose(source, cause, job)
 
-    def _settle(self, settled: Settled) -> None:
-        """See to a large file on which nobody works any more."""
-        file, content = settled.download.file, settled.content
-        if settled.is_complete:
-            assert content is not None  # it was opened
-            entry = file.entry
-            temporary = content.finish()
-            self._queue.put(
-                Replacement(
-                    temporary,
+    def _settle(self, settled: list[Settled], batch: _Batch) -> None:
+        """See to large files on which nobody works any more."""
+        for download, content, is_complete, problem in settled:
+            file, entry = download.file, download.file.entry
+            if is_complete:
+                assert content is not None  # it was opened
+                replacement = Replacement(
+                    content.finish(),
                     file.target,
                     entry.size,
                     entry.mode,
@@ -398,17 +371,50 @@ class _Transfer:
                     file.local,
                     parse_xattrs(entry.xattrs),
                 )
-            )
-            return
-        if content is not None:
-            content.close()
-        if settled.problem is not None:
-            self._skip(file, settled.problem)
+                batch.add(replacement)
+                continue
+            if content is not None:
+                content.close()
+            if problem is not None:
+                self._skip(file, problem)
 
     def _skip(self, file: File, problem: Problem) -> None:
         with self._lock:
             self._skipped.append(Skipped(format_path(file.source), problem))
         self._meter.expect(-1, -file.entry.size)
+
+
+class _Batch:
+    """Complete files of one thread, until they get their final names together."""
+
+    def __init__(self, commit: Callable[[list[Replacement]], None]) -> None:
+        self.files: list[Replacement] = []
+        self._size = 0
+        self._commit = commit
+
+    def add(self, file: Replacement) -> None:
+        """Take one more; a full batch is committed."""
+        self.files.append(file)
+        self._size += file.size
+        if len(self.files) >= BATCH_FILES or self._size >= BATCH_SIZE:
+            self.commit()
+
+    def commit(self) -> None:
+        """Give those that there are their names. Raises BlockedError, OSError."""
+        files, self.files, self._size = self.files, [], 0
+        self._commit(files)
+
+    def __enter__(self) -> _Batch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for file in self.files:
+            close(file)
 
 
 def _list_tree(remote: Remote, source: Path) -> Iterator[Entry]:

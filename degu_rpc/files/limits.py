@@ -78,8 +78,6 @@ MAX_OLD_RATIO = 4
 """How many times the size of a new version is read of the old one, to see what both have."""
 COPY_SIZE = 16 * 1024 * 1024
 """Bytes that are copied from an old version between two looks at whether to stop."""
-QUEUE_FILES = 64
-"""Files that wait for the commit; each keeps a descriptor open."""
 BATCH_FILES = 128
 """Files that are made durable and renamed together; each keeps a descriptor open until then ..."""
 BATCH_SIZE = 64 * 1024 * 1024

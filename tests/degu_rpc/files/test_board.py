@@ -74,6 +74,22 @@ def test_with_nothing_to_do_nobody_waits(build):
     assert (board.take(0), board.take(1), board.error) == (None, None, None)
 
 
+def test_who_does_not_wait_is_told_that_there_is_nothing_now(build):
+    board = build([Pack([file(b'a')]), Pack([file(b'b')])], [], 1)
+    job = board.take(0, wait=False)
+    assert board.take(0, wait=False) is None
+    assert board.finish_pack([], []) == []
+    assert isinstance(job, Pack)
+    assert isinstance(board.take(0, wait=False), Pack)
+
+
+def test_so_many_packs_are_given_out_at_once(build):
+    board = build([Pack([file(name)]) for name in (b'a', b'b', b'c')], [], 1, packs_at_once=2)
+    assert [len(board.take(0).files) for _ in range(2)] == [1, 1]
+    with pytest.raises(WouldWaitError):
+        board.take(0)
+
+
 def test_packs_and_new_files_are_for_the_source_that_leads(build):
     board = build([Pack([file(b's')])], [file(b'l')], 2)
     with pytest.raises(WouldWaitError):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -210,6 +211,25 @@ def test_i3_the_trash_keeps_every_version(top, workspace, trash):
         workspace.commit([stage(workspace, (b'f',), b'%d' % number, expected=expected)])
     assert (top / 'f').read_bytes() == b'4'
     assert trash(top) == [b'0', b'1', b'2', b'3']
+
+
+def test_i3_threads_that_commit_to_one_name_lose_no_version(top, workspace, trash):
+    versions = [b'%d' % number for number in range(40)]
+    (top / 'f').write_bytes(b'old')
+
+    def commit(part):
+        for version in part:
+            # Two names: one is fought for, and each thread makes one of its own.
+            mine = stage(workspace, (b'mine ' + version,), version)
+            workspace.commit([stage(workspace, (b'f',), version), mine])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(commit, (versions[number::4] for number in range(4))))
+    here = {path.read_bytes() for path in top.iterdir() if path.is_file()}
+    assert here >= {b'old', *versions}
+    kept = [path for path in top.iterdir() if path.name.startswith('f (conflict')]
+    assert {path.read_bytes() for path in kept} | {(top / 'f').read_bytes()} == {b'old', *versions}
+    assert in_private(top, 'tmp') == []
 
 
 def test_a_symlink_replaces_and_is_replaced_and_never_followed(top, workspace, tmp_path, trash):
