@@ -300,10 +300,10 @@ def test_i1_i2_i3_i6_i10_hold_when_a_receiver_is_killed_at_every_step(stage):
 
 
 @pytest.mark.slow
-def test_i1_i2_i3_i6_i10_hold_when_a_receiver_without_exchange_is_killed_at_every_third_step(stage):
+def test_i1_i2_i3_i6_i10_hold_when_a_receiver_without_exchange_is_killed_at_every_fifth_step(stage):
     k = 1
     while kill_receiver_and_go_on(stage, k, exchange=False):
-        k += 3
+        k += 5
     assert k > 100
 
 
