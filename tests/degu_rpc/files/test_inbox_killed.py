@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +27,7 @@ KIB = 1024
 BLOCK = 128 * KIB
 OLD_NS = 1_500_000_000_987_654_321
 CONNECTIONS = 2
+MEMORY = Path('/dev/shm')
 
 
 def blocks(*kinds, tail=0):
@@ -199,12 +201,16 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path, monkeypatch, look, work, killing):
+def stage(monkeypatch, look, work, killing):
     hashed = []
     work.prepare(monkeypatch.setattr, CONNECTIONS, hashed)
-    with socket.create_server(('127.0.0.1', 0)) as control:
+    # In memory: thousands of fsyncs of a disk take longer than everything else.
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as place,
+        socket.create_server(('127.0.0.1', 0)) as control,
+    ):
         control.settimeout(20)
-        yield Stage(tmp_path, killing, control, look, work, hashed)
+        yield Stage(Path(place), killing, control, look, work, hashed)
 
 
 # --- who receives is killed ---------------------------------------------------------------------
