@@ -78,7 +78,7 @@ from degu_rpc.files.temporaries import NOTE_SUFFIX, Temporaries, Temporary, iden
 from degu_rpc.files.xattrs import read_xattrs, write_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from degu_rpc.files.content import Signature
 
@@ -196,6 +196,31 @@ class Workspace:
                     os.fchmod(fd, mode | stat.S_IRWXU)
         return made
 
+    def make_new_directory(self, path: Path, note: Callable[[os.stat_result], None]) -> bool:
+        """Make a directory, mode 0700, unless its name is taken; return whether it was made.
+
+        `note` is called before it has its name, with what it is: so a kill leaves none that nobody
+        knows of. Where names cannot be exchanged it is called right after that. What it raises is
+        passed on. Raises OSError.
+        """
+        last, tmp = path[-1], self.temporaries.directory
+        with self._locked(), self._root.directory(path[:-1]) as parent:
+            is_staged = self._can_exchange
+            where, name = (tmp, _new_staged_name()) if is_staged else (parent, last)
+            try:
+                os.mkdir(name, 0o700, dir_fd=where)
+            except FileExistsError:
+                return False
+            is_made = False
+            try:
+                note(os.stat(name, dir_fd=where, follow_symlinks=False))
+                is_made = not is_staged or rename_to_free(tmp, name, parent, last)
+            finally:
+                if not is_made:
+                    os.rmdir(name, dir_fd=where)
+            self._unsynced.add(path[:-1])
+            return is_made
+
     def set_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
         """Set mode and modification time of the file or directory at `path`.
 
@@ -311,6 +336,8 @@ class Workspace:
                 with contextlib.suppress(FileNotFoundError):
                     if NOTE_SUFFIX in name:
                         notes.add(name)
+                    elif name.startswith(_STAGED_PREFIX) and is_directory(tmp, name):
+                        os.rmdir(name, dir_fd=tmp)
                     elif name.startswith(_STAGED_PREFIX) or not self._is_unplaced(name):
                         os.unlink(name, dir_fd=tmp)
                     else:

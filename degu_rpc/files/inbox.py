@@ -168,7 +168,8 @@ class Inbox:
         except (ListingError, PathError) as error:
             refusal = RefusalError(400, str(error))
         except IntegrityError as error:
-            refusal = RefusalError(422, str(error))
+            where = '' if error.block is None else f'block {error.block}: '
+            refusal = RefusalError(422, where + error.reason)
         except (NoSpaceError, OSError) as error:
             why = _explain_full(error)
             if why is None:

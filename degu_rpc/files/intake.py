@@ -389,6 +389,7 @@ class Intake:
             done = _changed(record, state=State.DONE, bytes_received=received)
             record = self._registry.save(done)
             del self._active[user, transfer]
+            self._discard_rested(user)  # copies that a killed run had made
             self._changed.notify_all()
             return record
 

@@ -5,7 +5,7 @@
 2. A content is read again when it is wanted. A small one is hashed from the bytes that were read.
    For a large one the signature of its file (content.py) is compared before and after each part; a
    file that was touched is hashed again, and where the content is another one now, it is not sent.
-3. A content that several files have is read from the first one.
+3. A content that several files have is read from the last one: its hash is remembered.
 
 Whatever hashes may take long; what `check` raises ends it within a read, and is raised as it is.
 
@@ -159,7 +159,7 @@ class Outgoing:
         self.entries.append(msgspec.structs.replace(entry, path=path))
         if entry.kind is Kind.FILE:
             source = _Source(tree, (name, *parse_path(entry.path)))
-            self._sources.setdefault(entry.root, source)
+            self._sources[entry.root] = source
             self._paths.setdefault(entry.root, []).append(decode_native(path))
 
     # --- contents -------------------------------------------------------------------------------

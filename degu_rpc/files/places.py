@@ -292,16 +292,17 @@ class Places:
 
     def _try_directory(self, path: Path) -> bool:
         place = find_place(path, self._placed)
+        if len(path) == 1 and not self._is_ours(path):
+            return self._workspace.make_new_directory(place, functools.partial(self._note, path))
         try:
-            is_made = self._workspace.make_directory(place)
+            self._workspace.make_directory(place)
         except NotADirectoryError:
             return False
-        if len(path) > 1:
-            return True
-        if is_made:
-            self._made[path] = directory = _identify(self._root.lstat(place))
-            self._note_made(path, directory)
-        return self._is_ours(path)
+        return True
+
+    def _note(self, path: Path, found: os.stat_result) -> None:
+        self._made[path] = directory = _identify(found)
+        self._note_made(path, directory)
 
     def _is_ours(self, path: Path) -> bool:
         """Tell whether a directory at the top is the one that we made."""

@@ -294,6 +294,8 @@ class _Sending:
         except LostContentError as error:
             dispatch.drop(job)
             self._lose(remote, root, error.problem)
+        except IntegrityError as error:  # the inbox cannot say which file it is
+            raise IntegrityError(self._name(root), error.block, error.reason) from error
 
     def _send_pack(self, remote: RemoteInbox, pack: Pack) -> None:
         items = []

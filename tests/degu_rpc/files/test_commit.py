@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -368,6 +369,7 @@ def test_what_is_not_to_be_replaced_stays(top, workspace, kind):
 def test_recover_removes_only_what_no_later_run_can_use(top, workspace):
     tmp = top / '.degu' / 'tmp'
     (tmp / 'staged.1234').symlink_to('nowhere')
+    (tmp / 'staged.abcd').mkdir()
     (tmp / 'staged.5678.1').write_bytes(b'')
     (tmp / 'a').write_bytes(b'half')
     (tmp / 'b').write_bytes(b'whole')
@@ -586,6 +588,52 @@ def test_recover_removes_what_rested_too_long(top, workspace, monkeypatch):
     assert in_private(top, 'tmp') == ['a' * 52]
     monkeypatch.setattr(commit, 'TEMPORARY_AGE_S', -60)
     workspace.recover()
+    assert in_private(top, 'tmp') == []
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+def test_a_new_directory_has_its_name_after_it_was_noted(top, workspace, monkeypatch, can_exchange):
+    monkeypatch.setattr(Workspace, '_can_exchange', can_exchange)
+    noted = []
+
+    def note(found):
+        assert (top / 'd').exists() != can_exchange
+        noted.append(found.st_ino)
+
+    assert workspace.make_new_directory((b'd',), note)
+    found = (top / 'd').stat()
+    assert ([found.st_ino], found.st_mode & 0o777) == (noted, 0o700)
+    assert in_private(top, 'tmp') == []
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+@pytest.mark.parametrize('kind', ['directory', 'file', 'symlink'])
+def test_a_new_directory_never_replaces_anything(top, workspace, monkeypatch, can_exchange, kind):
+    monkeypatch.setattr(Workspace, '_can_exchange', can_exchange)
+    if kind == 'directory':
+        (top / 'd').mkdir(mode=0o500)
+    elif kind == 'file':
+        (top / 'd').touch()
+    else:
+        (top / 'd').symlink_to('nowhere')
+    before = os.lstat(top / 'd')
+    assert not workspace.make_new_directory((b'd',), lambda _: None)
+    assert os.lstat(top / 'd') == before
+    assert in_private(top, 'tmp') == []
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+def test_a_new_directory_that_cannot_be_noted_is_not_made(
+    top, workspace, monkeypatch, can_exchange
+):
+    monkeypatch.setattr(Workspace, '_can_exchange', can_exchange)
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, 'full')
+
+    with pytest.raises(OSError, match='full'):
+        workspace.make_new_directory((b'd',), fail)
+    assert not (top / 'd').exists()
     assert in_private(top, 'tmp') == []
 
 

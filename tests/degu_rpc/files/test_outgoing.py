@@ -92,3 +92,14 @@ def test_a_file_that_is_only_touched_still_has_its_content(outgoing, path):
     os.utime(path, ns=(1, 1))
     with outgoing.reading(ROOT) as fd:
         assert os.pread(fd, 1, 0) == b'\0'
+
+
+def test_a_content_that_two_files_have_is_not_hashed_again(outgoing, path, cancel):
+    path.with_name('g').write_bytes(CONTENT)
+    outgoing.gather(path)
+    outgoing.gather(path.with_name('g'))
+    cancel.is_armed = True
+    assert outgoing.find_manifest(ROOT).root == ROOT
+    with outgoing.reading(ROOT):
+        pass
+    assert cancel.count == 0

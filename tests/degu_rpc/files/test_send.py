@@ -608,6 +608,20 @@ def test_i10_a_file_that_changes_while_it_is_sent_does_not_arrive(inbox, serve, 
     assert visible(here / 'source') == ['rests']
 
 
+def test_a_file_whose_bytes_are_refused_is_named(inbox, serve, source):
+    (source / 'f').write_bytes(b'f' * 2 * BLOCK)
+
+    def app(connection, request):
+        if (request['method'], len(request['path'])) == ('PUT', 2):
+            request['body'].read()
+            return (422, 'Unprocessable Content', {}, b'block 1: it is another')
+        return inbox(connection, request)
+
+    with pytest.raises(IntegrityError, match="'source/f': block 1: it is another") as caught:
+        send(serve(app), '', [source])
+    assert caught.value.path == 'source/f'
+
+
 @pytest.mark.parametrize('size', [100, 2 * BLOCK])
 def test_a_file_that_is_only_touched_arrives_as_it_was_offered(inbox, serve, source, here, size):
     (source / 'f').write_bytes(b'f' * size)
