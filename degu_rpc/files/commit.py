@@ -143,7 +143,7 @@ class Workspace:
         self.is_durable = durable
         self._machine = clean_machine(socket.gethostname() if machine is None else machine)
         with contextlib.ExitStack() as stack:
-            self._private = _closing(stack, root.open_private())
+            self._private = _closing(stack, root.open_private(durable=durable))
             _require_private(self._private, PRIVATE_NAME)
             self.temporaries = Temporaries(_closing(stack, self.open_own(b'tmp')))
             self._trash = _closing(stack, self.open_own(b'trash'))
@@ -173,7 +173,7 @@ class Workspace:
 
         Raises BlockedError where others could write, OSError.
         """
-        fd = open_or_make(os.dup(self._private), (name,))
+        fd = open_or_make(os.dup(self._private), (name,), durable=self.is_durable)
         try:
             _require_private(fd, PRIVATE_NAME, name)
         except BlockedError:
@@ -325,7 +325,7 @@ class Workspace:
         *above, last = find_inode(self._trash, found.st_ino) or (b'',)
         if not last or identify(tmp, name) != identify_content(name):
             return False
-        slot = open_or_make(os.dup(self._trash), tuple(above))
+        slot = open_or_make(os.dup(self._trash), tuple(above), durable=False)
         try:
             os.unlink(last, dir_fd=slot)
         finally:

@@ -31,6 +31,7 @@ import stat
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from degu.durable import make_directory
 from degu_rpc.errors import ListingError, NoSpaceError, PathError
 from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.board import Asking, Board, LargeJob, Pack, Run, Settled, Source
@@ -115,7 +116,10 @@ def fetch(
     sources = [Mirror(client, prefix), *mirrors]
     limit = RateLimit(rate_limit)
     directory = pathlib.Path(destination).expanduser()
-    directory.mkdir(parents=True, exist_ok=True)
+    if durable:
+        make_directory(directory, parents=True)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
     with (
         Root(directory) as root,
         Workspace(root, durable=durable) as workspace,

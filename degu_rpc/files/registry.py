@@ -97,7 +97,7 @@ class Registry:
 
     def __init__(self, root: Root) -> None:
         """Read the records below `root`. Raises OSError."""
-        os.close(open_or_make(root.open_private(), (_DIRECTORY,), durable=True))
+        os.close(open_or_make(root.open_private(durable=True), (_DIRECTORY,), durable=True))
         private = pathlib.Path(os.path.abspath(root.name)) / os.fsdecode(PRIVATE_NAME)
         self._directory = private / os.fsdecode(_DIRECTORY)
         self._records: dict[tuple[str, str], Record] = {}

@@ -98,6 +98,25 @@ def private(directory, name):
 # --- what arrives -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize('durable', [True, False])
+def test_i1_each_directory_that_is_made_is_durable_in_the_one_above(
+    client, source, tmp_path, monkeypatch, durable
+):
+    (source / 'sub' / 'deeper').mkdir(parents=True)
+    synced = []
+    fsync = os.fsync
+
+    def note(fd):
+        synced.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    here = tmp_path / 'made' / 'too' / 'here'
+    fetch(client, '', '', here, durable=durable)
+    made = [tmp_path, tmp_path / 'made', here.parent, here, here / 'sub', here / '.degu']
+    assert [path.stat().st_ino in synced for path in made] == [durable] * len(made)
+
+
 def test_a_tree_arrives_with_bytes_modes_times_and_symlinks(client, source, here, tree):
     count = fill(source)
     result = fetch(client, '', '', here)
