@@ -43,6 +43,7 @@ from degu_rpc.files.paths import Path, Root, format_path, parse_target
 from degu_rpc.files.plan import Here, agree
 from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
+from degu_rpc.files.system import DirectoryId, identify_directory
 from degu_rpc.files.temporaries import Temporary
 from degu_rpc.files.xattrs import parse_xattrs
 
@@ -87,14 +88,14 @@ class Arrival:
         tree: Tree,
         placed: Mapping[Path, bytes],
         move: Move,
-        made: Mapping[Path, tuple[int, int]],
-        note_made: Callable[[Path, tuple[int, int]], None],
+        made: Mapping[Path, DirectoryId],
+        note_made: Callable[[Path, DirectoryId], None],
         tag: str,
     ) -> None:
         """Remember what is to come and where it goes; nothing is done yet.
 
-        `made` has the device and inode of each directory at the top that we made before, and
-        `note_made` writes such a one down. `tag` stands for the user who sends: what came from
+        `made` has each directory at the top that we made before, and `note_made` writes such a
+        one down. `tag` stands for the user who sends: what came from
         others does not count as sent.
         """
         self.tree = tree
@@ -276,18 +277,19 @@ class Arrival:
             return False
         if len(path) > 1:
             return True
-        if is_made:
-            self._made[path] = directory = _identify(self._root.lstat(place))
+        if is_made and (directory := self._identify(place)) is not None:
+            self._made[path] = directory
             self._note_made(path, directory)
         return self._is_ours(path)
 
     def _is_ours(self, path: Path) -> bool:
         """Tell whether a directory at the top is the one that we made."""
-        try:
-            found = self._root.lstat(find_place(path, self._placed))
-        except FileNotFoundError:
-            return False
-        return stat.S_ISDIR(found.st_mode) and self._made.get(path) == _identify(found)
+        found = self._identify(find_place(path, self._placed))
+        return found is not None and self._made.get(path) == found
+
+    def _identify(self, place: Path) -> DirectoryId | None:
+        with self._root.directory(place[:-1]) as parent:
+            return identify_directory(parent, place[-1])
 
     def _make_symlinks(self) -> Iterator[None]:
         batch: list[Placing] = []
@@ -660,10 +662,6 @@ def check_item(item: Item, size: int) -> None:
     """Check a small content against its root and the size that was offered. IntegrityError."""
     if len(item.content) != size or build_manifest(item.content).root != item.root:
         raise IntegrityError(item.root, 0, 'the bytes do not match the root')
-
-
-def _identify(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
 
 
 def _bytes_here(partial: Partial) -> int:

@@ -543,6 +543,22 @@ def test_a_directory_that_a_person_made_is_not_taken_over(here, connect):
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
 
+def test_a_directory_that_a_person_made_with_the_inode_of_ours_is_theirs(here, connect):
+    entries = [directory('d'), file('d/f'), file('d/g', OTHER[:9])]
+    with Inbox(here, accept) as inbox:
+        connect(inbox).offer(*entries)
+        ours = (here / 'd').stat()
+        (here / 'd').rmdir()
+        (here / 'd').mkdir(mode=0o700)  # ext4 gives it the inode that is free now
+        (here / 'd' / 'f').write_bytes(SMALL)
+    with Inbox(here, accept) as inbox:
+        talk = connect(inbox)
+        talk.offer(*entries)
+        assert talk.pack(SMALL, OTHER[:9])[1][-1].state is State.DONE
+    assert os.listdir(here / 'd') == ['f'], ours
+    assert visible(here / 'd (2)') == ['f', 'g']
+
+
 def test_a_directory_that_we_made_is_ours_after_a_restart(here, connect):
     entries = [directory('d'), file('d/f'), file('d/g', OTHER[:9])]
     with Inbox(here, accept) as inbox:
