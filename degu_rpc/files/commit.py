@@ -4,8 +4,8 @@ A Workspace is our private directory in a root, `.degu`:
 
     tmp/     content that is on its way, named by its root (so that a later run finds it); 0600;
              and a note beside it on what of it is durable (partial.py)
-    trash/   what was displaced, as {when}-{random}/{path}: only age or quota empties it
-    lock     held while final names change
+    trash/   what was displaced, as {when}-{random}/{path}: only age empties it (trash.py)
+    lock     held while final names change; its time is that of the last `recover()`
 
 and others can have directories there: reserved/ is of space.py.
 
@@ -58,7 +58,7 @@ from degu_rpc.files.conflicts import (
     identify_symlink,
     keep_beside,
 )
-from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S, TRASH_AGE_S
 from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
 from degu_rpc.files.system import (
     can_exchange,
@@ -73,6 +73,7 @@ from degu_rpc.files.system import (
     start_writing,
 )
 from degu_rpc.files.temporaries import NOTE_SUFFIX, Temporaries, Temporary, identify_content
+from degu_rpc.files.trash import discard_old, new_trash_name
 from degu_rpc.files.xattrs import read_xattrs, write_xattrs
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Workspace:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=self._private))
             self._stack = stack.pop_all()
-        self._trash_name = _new_trash_name()
+        self._trash_name = new_trash_name()
         self._unsynced: set[Path] = set()
 
     def close(self) -> None:
@@ -292,7 +293,8 @@ class Workspace:
         """Undo what killed commits left half-done, and remove from tmp/ what no later run can use.
 
         That is what was staged, content that has reached its final name, notes on no file, and what
-        rested too long. What was displaced needs nothing: it is in the trash. Raises OSError.
+        rested too long. What was displaced needs nothing: it is in the trash, and is removed from
+        there once it is older than TRASH_AGE_S. Raises OSError.
         """
         tmp = self.temporaries.directory
         with self._locked():
@@ -311,6 +313,12 @@ class Workspace:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(name, dir_fd=tmp)
             self.temporaries.discard_rested(TEMPORARY_AGE_S)
+            # By the time of the last run if that is earlier: a clock that is wrong once must not
+            # empty the trash.
+            now = time.time()
+            before = min(now, os.fstat(self._lock).st_mtime) - TRASH_AGE_S
+            os.utime(self._lock, (now, now))
+            discard_old(self._trash, before)
 
     def _is_unplaced(self, name: bytes) -> bool:
         """Tell whether a content in tmp/ has not reached its final name, and see that it has one.
@@ -443,7 +451,7 @@ class Workspace:
         slot = self._open_trash(path[:-1])
         if exists(slot, path[-1]):
             os.close(slot)
-            self._trash_name = _new_trash_name()
+            self._trash_name = new_trash_name()
             slot = self._open_trash(path[:-1])
         try:
             yield slot
@@ -484,11 +492,6 @@ def _new_staged_name() -> bytes:
 
 def _comes_and_goes(path: Path) -> BlockedError:
     return BlockedError(format_path(path), 'it appears and vanishes all the time')
-
-
-def _new_trash_name() -> bytes:
-    when = time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())
-    return f'{when}-{secrets.token_hex(4)}'.encode()
 
 
 def set_metadata(fd: int, mode: int, mtime_ns: int, xattrs: Mapping[bytes, bytes] | None) -> None:

@@ -68,6 +68,8 @@ NOTE_INTERVAL_S = 5.0
 """After how many bytes or seconds the blocks that arrived are made durable, and noted."""
 TEMPORARY_AGE_S = 30 * 24 * 3600.0
 """How long what was begun is kept that nobody goes on with."""
+TRASH_AGE_S = 30 * 24 * 3600.0
+"""How long what was displaced stays in the trash."""
 EXCHANGE_ATTEMPTS = 16
 """How often a name may appear and vanish under our hands before we give up."""
 MAX_MACHINE = 64
