@@ -125,7 +125,10 @@ MAX_READ_OFFERS = 8
 MAX_READ_OFFERS_OF_USER = 2
 """Offers that are read at once, in all and of one user; a further one has to come again."""
 MAX_READ_OFFER_S = 120.0
-"""How long an offer may take to be read; then its connection is closed."""
+"""How long an offer may take to be read; then its connection is closed ..."""
+OFFER_GRACE_S = 10.0
+MIN_OFFER_RATE = 16 * 1024
+"""... and so it is where after OFFER_GRACE_S fewer bytes a second came."""
 MAX_QUESTION_HEARTBEATS = 16
 """Records that say nothing in what is sent to an inbox: they are for its answers."""
 MAX_OPEN_CONTENTS = 4
