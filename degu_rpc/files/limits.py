@@ -50,6 +50,8 @@ HEARTBEAT_S = 2.0
 """... and how long it says nothing."""
 HASH_ATTEMPTS = 3
 """How often a file that changes while it is hashed is hashed, the first time included."""
+MAX_HASHING = 4
+"""Large files that a share hashes at once, whoever asks; further ones wait for their turn."""
 MAX_CUTTING = 2
 """Files that are cut at once for /cuts; who comes then fetches the whole file, or waits ..."""
 CUT_RETRY_S = 5

@@ -15,8 +15,9 @@ range outside the file, 503 too many at /cuts.
 1. The caller's roles are looked up in `request['_peer'].roles`; default deny.
 2. Every path goes through paths.py, so nothing outside the directory can be reached, nor `.degu`.
 3. A listing hashes only what it is asked to (`roots=1`), and says something every few seconds
-   while it does. What was hashed is remembered, within a bound (HashCache); a root that was
-   forgotten is a 404 until its file is listed with `roots=1` again.
+   while it does. A large file is hashed once for all who wait for it, and a few at once in all
+   (HashPool). What was hashed is remembered, within a bound (HashCache); a root that was forgotten
+   is a 404 until its file is listed with `roots=1` again.
 4. A small file is read and hashed at once, so its `etag` and its bytes always belong together.
    Larger ones are sent by the kernel: what changes under it cannot be seen from here, so the share
    only checks the file's signature before it begins, and the receiver's check of every block is
@@ -114,7 +115,8 @@ class FileShare:
         self._walker = Walker(self._root, self._hashes)
 
     def close(self) -> None:
-        """Close the directory."""
+        """Close the directory, and give up what is hashed."""
+        self._walker.close()
         self._root.close()
 
     def __enter__(self) -> FileShare:

@@ -1,7 +1,8 @@
 """Look at a tree, entry by entry, and hash what is asked for.
 
 What cannot travel is yielded as skipped, with the problem; what vanishes meanwhile is left out. A
-Walker has no state but what it has hashed (HashCache), and may be used by many threads.
+Walker has no state but what it has hashed (HashCache) and what it hashes now (HashPool), and may be
+used by many threads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import stat
 from typing import TYPE_CHECKING
 
 from degu_rpc.errors import ContentChangedError, PathError
+from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.content import HashCache, Hashed, hash_steps, signature_of
+from degu_rpc.files.hashing import HashPool
 from degu_rpc.files.limits import HASH_ATTEMPTS, MAX_PATH_TEXT
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.paths import NOT_THERE, Path, Root, check_path, format_path, format_target
@@ -28,6 +31,11 @@ class Walker:
         """Remember where to look, and where to keep what was hashed."""
         self._root = root
         self._hashes = hashes
+        self._pool = HashPool(self.hash)
+
+    def close(self) -> None:
+        """End what hashes large files; who never walked with `roots` need not."""
+        self._pool.close()
 
     def walk(
         self, path: Path, top: os.stat_result, *, recursive: bool, roots: bool
@@ -78,7 +86,8 @@ class Walker:
             hashed = self._hashes.find(path + below, signature)
             if hashed is None and roots:
                 try:
-                    hashed = yield from self.hash(path + below)
+                    is_large = signature.size > SMALL_SIZE
+                    hashed = yield from (self._pool.hash if is_large else self.hash)(path + below)
                 except PermissionError:
                     yield _skipped(below, Problem.UNREADABLE)
                     return
