@@ -19,7 +19,7 @@ from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST, MAX_PACKED
 from degu_rpc.files.listing import Entry, Kind, parse_listing
 from degu_rpc.files.packs import NOT_IN_PACK, Packed, Wanted
 from degu_rpc.files.paths import Path, format_path
-from degu_rpc.files.records import Media, format_record, parse_records
+from degu_rpc.files.records import Media, format_record, hash_question, parse_records
 from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class Remote:
         response = self._get(path, f'{uri}?{query}' if query else uri, {'accept': Media.JSON.value})
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(path, response, 'a listing comes in chunks')
+        self._check_question(response, f'{format_path(path)}?{query}'.encode())
         pieces = self._checked(response.body)
         for entry in parse_listing(pieces, response.headers.get('content-type')):
             self._check()
@@ -141,6 +142,7 @@ class Remote:
             raise stale.refusal from stale
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(paths[0], response, 'a pack comes in chunks')
+        self._check_question(response, question)
         pieces = _slowed(self._checked(response.body), wait)
         content_type = response.headers.get('content-type')
         answers = parse_records(pieces, content_type, Packed, MAX_PACKED)
@@ -247,6 +249,12 @@ class Remote:
         if response.status in {404, 409}:
             raise StaleError(refusal)
         raise refusal
+
+    def _check_question(self, response: Response, question: bytes) -> None:
+        """Raise ListingError for the answer to another question than this."""
+        if response.headers.get('x-question') not in {None, hash_question(question)}:
+            self.close()
+            raise ListingError('it answers another question: a bit flipped on the way')
 
     def _request(self, method: str, uri: str, headers: _Headers, body: bytes | None) -> Response:
         if self._connection is not None and not self._connection.closed:

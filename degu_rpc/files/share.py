@@ -22,7 +22,9 @@ range outside the file, 503 too many at /cuts.
    Larger ones are sent by the kernel: what changes under it cannot be seen from here, so the share
    only checks the file's signature before it begins, and the receiver's check of every block is
    what keeps wrong bytes out.
-5. A file is cut while its list is sent, a few files at once in all. The last records are held back
+5. What is answered to a path or a pack says which question it answers, so that a bit that flips on
+   the way, where there is no TLS, does not bring another file under the name that was asked for.
+6. A file is cut while its list is sent, a few files at once in all. The last records are held back
    until it is sure that the file has not changed; if it has, the list ends without them.
 
 May be called by many threads. Writes nothing.
@@ -176,7 +178,8 @@ class FileShare:
             recursive=switches.get('recursive') == '1',
             roots=switches.get('roots') == '1',
         )
-        return respond(request.connection, request.headers.get('accept', ''), entries)
+        question = f'{format_path(path)}?{request.query}'.encode()
+        return respond(request.connection, request.headers.get('accept', ''), entries, question)
 
     # --- /file, /manifest, /data, /cuts ---------------------------------------------------------
 
@@ -204,12 +207,12 @@ class FileShare:
     def _send_pack(self, request: _Request) -> Response:
         if request.segments or request.body is None:
             raise RefusalError(400, 'a pack is asked for with the paths of files')
+        question = b''.join(_limited(request.body))
+        content_type = request.headers.get('content-type')
         try:
             wanted = [
                 parse_path(record.path)
-                for record in parse_records(
-                    _limited(request.body), request.headers.get('content-type'), Wanted
-                )
+                for record in parse_records([question], content_type, Wanted)
             ]
         except PathError as error:
             raise RefusalError(400, f'not a path: {error.reason}') from error
@@ -218,7 +221,7 @@ class FileShare:
         if len(wanted) > PACK_ITEMS:
             raise RefusalError(413, f'a pack has up to {PACK_ITEMS} files')
         accept = request.headers.get('accept', '')
-        return respond(request.connection, accept, read_pack(self._root, wanted))
+        return respond(request.connection, accept, read_pack(self._root, wanted), question)
 
     def _send_manifest(self, request: _Request) -> Response:
         hashed = self._find_root(request.segments)

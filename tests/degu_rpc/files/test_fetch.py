@@ -95,6 +95,44 @@ def private(directory, name):
     return sorted(os.listdir(directory / '.degu' / name))
 
 
+# --- the answer to another question ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [5, 2 * BLOCK])
+@pytest.mark.parametrize('flipped', ['tree', 'file', 'switch'])
+def test_i10_a_bit_that_flips_in_a_question_brings_no_other_file(
+    source, here, serve, size, flipped
+):
+    """Without TLS: who asks for `a` would get what is in `c`, all of it verified."""
+    for name in ('a', 'c'):
+        (source / name).mkdir()
+        (source / name / 'a').write_bytes(name.encode() * size)
+        (source / name / 'c').write_bytes(bytes(size))
+
+    def flip(connection, request):
+        endpoint, *path = request['path']
+        if endpoint == 'ls' and flipped == 'tree' and 'recursive' in request['query']:
+            request['path'] = [endpoint, 'c']
+        elif endpoint == 'ls' and flipped == 'switch' and 'recursive' in request['query']:
+            request['query'] = 'recursive=0'
+        elif endpoint == 'ls' and flipped == 'file' and path == ['a', 'a']:
+            request['path'] = [endpoint, 'a', 'c']
+        elif endpoint == 'pack' and flipped == 'file':
+            question = b''.join(request['body'])
+            assert b'a/a' in question
+            request['body'] = [question.replace(b'a/a', b'a/c')]
+        return share(connection, request)
+
+    with FileShare(source, 'peer') as share:
+        client = serve(flip)
+        with pytest.raises(ListingError, match='answers another question'):
+            fetch(client, '', 'a', here)
+        assert not (here / 'a' / 'a').exists()
+        flipped = 'nothing'
+        fetch(client, '', 'a', here)
+    assert (here / 'a' / 'a').read_bytes() == b'a' * size
+
+
 # --- what arrives -------------------------------------------------------------------------------
 
 
