@@ -75,9 +75,10 @@ class Mirror(NamedTuple):
 class Fetched(NamedTuple):
     """What a fetch did. Symlinks count as files.
 
-    The old content of `files_replaced` names is in the trash, `.degu/trash` in the destination;
-    where it was written while the fetch ran, in one of the `conflicts`: percent-encoded paths of
-    copies beside the files.
+    `bytes_fetched` went over the network, also those that came twice: from a slow source, and from
+    one that was asked for the same in the end. The old content of `files_replaced` names is in the
+    trash, `.degu/trash` in the destination; where it was written while the fetch ran, in one of the
+    `conflicts`: percent-encoded paths of copies beside the files.
     """
 
     files_fetched: int
@@ -142,9 +143,9 @@ def fetch(
 class _Transfer:
     """One fetch.
 
-    Guarded by self._lock: `_skipped`. Used by the thread that commits only: `_batch`, the
-    other counters. Set once: the rest. The queue brings it what the workers have: a Replacement,
-    an exception, or None from each worker at its end.
+    Guarded by self._lock: `_skipped`, and `_at_run`, who is at which run. Used by the thread that
+    commits only: `_batch`, the other counters. Set once: the rest. The queue brings it what the
+    workers have: a Replacement, an exception, or None from each worker at its end.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class _Transfer:
         self._queue: queue.Queue[Replacement | BaseException | None] = queue.Queue(QUEUE_FILES)
         self._lock = threading.Lock()
         self._skipped: list[Skipped] = []
+        self._at_run: dict[Receiver, Run] = {}
         self._batch: list[Replacement] = []
         self._batch_size = 0
         self._files_fetched = 0
@@ -344,7 +346,7 @@ class _Transfer:
                 has_it = receiver.has(job.download)
                 return self._board.finish_asking(job, source, has_it=has_it)
             if isinstance(job, Run):
-                receiver.receive_run(job)
+                self._receive_run(job, receiver)
                 return self._board.finish(job)
             opened = receiver.open(job.download)
         except StaleError:
@@ -357,6 +359,20 @@ class _Transfer:
             self._meter.count(files=1)
             return self._board.give_up(job, None)
         return self._board.give_up(job, opened)
+
+    def _receive_run(self, run: Run, receiver: Receiver) -> None:
+        """Bring a run; whoever else is at it needs not go on then."""
+        with self._lock:
+            self._at_run[receiver] = run
+        try:
+            receiver.receive_run(run)
+        finally:
+            with self._lock:
+                del self._at_run[receiver]
+        with self._lock:
+            for other, its_run in self._at_run.items():
+                if its_run == run:
+                    other.interrupt()
 
     def _receive_pack(self, job: Pack, source: Source, receiver: Receiver) -> list[Settled]:
         again: list[File] = []

@@ -63,6 +63,8 @@ CONNECTIONS = 2
 """Connections to each source."""
 RUN_SIZE = 16 * 1024 * 1024
 """Bytes of a large file that go over one connection at once, both ways."""
+END_GAME_S = 2.0
+"""How long a source is at a run at least before one that has nothing else to do brings it, too."""
 FETCH_ATTEMPTS = 3
 """How often a file that changes at the source is begun, the first time included."""
 NOTE_SIZE = 256 * 1024 * 1024

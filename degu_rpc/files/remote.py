@@ -3,7 +3,7 @@
 Every answer is checked for its shape here (status, length); whether the bytes are right is for the
 caller to check. All questions are safe to ask twice, so one that finds a kept connection closed is
 asked once more on a new one. A listing may take forever, so its pieces and its entries are where a
-cancel comes in. A Remote belongs to one thread.
+cancel comes in. A Remote belongs to one thread, but for `interrupt()`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,12 @@ class Remote:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def interrupt(self) -> None:
+        """End what is asked for now, as if the share had hung up. Any thread may call this."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
 
     def __enter__(self) -> Remote:
         return self
