@@ -114,7 +114,7 @@ class FileShare:
         self._hashes = HashCache()
         self._cutting = threading.BoundedSemaphore(MAX_CUTTING)
         self._root = Root(directory)
-        self._walker = Walker(self._root, self._hashes)
+        self._walker = Walker(self._root, self._hashes, is_shared=True)
 
     def close(self) -> None:
         """Close the directory, and give up what is hashed."""

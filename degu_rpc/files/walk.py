@@ -23,19 +23,25 @@ from degu_rpc.files.xattrs import format_xattrs, read_xattrs
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from degu_rpc.files.hashing import HashSteps
+
 
 class Walker:
     """Looks at what is below one root; see the module."""
 
-    def __init__(self, root: Root, hashes: HashCache) -> None:
-        """Remember where to look, and where to keep what was hashed."""
+    def __init__(self, root: Root, hashes: HashCache, *, is_shared: bool = False) -> None:
+        """Remember where to look, and where to keep what was hashed.
+
+        One that `is_shared` hashes large files for all callers together: close it then.
+        """
         self._root = root
         self._hashes = hashes
-        self._pool = HashPool(self.hash)
+        self._pool = HashPool(self.hash) if is_shared else None
 
     def close(self) -> None:
-        """End what hashes large files; who never walked with `roots` need not."""
-        self._pool.close()
+        """End what hashes for all callers."""
+        if self._pool is not None:
+            self._pool.close()
 
     def walk(
         self, path: Path, top: os.stat_result, *, recursive: bool, roots: bool
@@ -86,8 +92,7 @@ class Walker:
             hashed = self._hashes.find(path + below, signature)
             if hashed is None and roots:
                 try:
-                    is_large = signature.size > SMALL_SIZE
-                    hashed = yield from (self._pool.hash if is_large else self.hash)(path + below)
+                    hashed = yield from self._choose_hash(signature.size)(path + below)
                 except PermissionError:
                     yield _skipped(below, Problem.UNREADABLE)
                     return
@@ -110,6 +115,9 @@ class Walker:
                 root='' if hashed is None else hashed.root,
                 xattrs=format_xattrs(hashed.xattrs) if hashed is not None and roots else None,
             )
+
+    def _choose_hash(self, size: int) -> HashSteps:
+        return self.hash if self._pool is None or size <= SMALL_SIZE else self._pool.hash
 
     def hash(self, path: Path) -> Generator[None, None, Hashed]:
         """Hash a file and remember it. Raises ContentChangedError, OSError, PathError."""

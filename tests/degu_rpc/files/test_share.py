@@ -341,7 +341,7 @@ def test_what_nobody_waits_for_any_more_is_not_hashed_to_its_end(top, monkeypatc
     held = hold_hashing(monkeypatch)
     (top / 'large').write_bytes(BIG)
     with Root(top) as root:
-        walker = Walker(root, HashCache())
+        walker = Walker(root, HashCache(), is_shared=True)
         walking = walker.walk((b'large',), (top / 'large').lstat(), recursive=False, roots=True)
         assert next(walking) is None
         walking.close()
@@ -357,7 +357,7 @@ def test_a_share_that_is_closed_hashes_no_more(top, monkeypatch):
     monkeypatch.setattr(hashing, 'HEARTBEAT_S', 0.01)
     (top / 'large').write_bytes(BIG)
     with Root(top) as root:
-        walker = Walker(root, HashCache())
+        walker = Walker(root, HashCache(), is_shared=True)
         walking = walker.walk((b'large',), (top / 'large').lstat(), recursive=False, roots=True)
         assert next(walking) is None
         threading.Timer(0.05, held.go.set).start()
