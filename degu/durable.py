@@ -1,4 +1,6 @@
-"""Small private files that appear whole or not at all, whatever happens meanwhile.
+"""Small private files, and directories, that survive whatever happens.
+
+Files appear whole or not at all:
 
 1. The content goes to a temporary file beside the final name, of mode 0600 under any umask.
 2. It is made durable (fsync) before it gets its name.
@@ -63,6 +65,20 @@ def _temporary(path: PurePath, data: bytes, dir_fd: int | None = None) -> Iterat
 def is_temporary(name: str) -> bool:
     """Say whether `name` is one that a killed write left behind, or that is being written."""
     return name.startswith('.') and name.endswith(_SUFFIX)
+
+
+def make_directory(directory: Path, mode: int = 0o777, *, parents: bool = False) -> None:
+    """Make a directory that survives a power loss, unless it is there.
+
+    With *parents* those above it that are missing are made, too. Raises FileExistsError for
+    something else that is there, FileNotFoundError for a missing parent, OSError.
+    """
+    if directory.is_dir():
+        return
+    if parents:
+        make_directory(directory.parent, parents=True)
+    directory.mkdir(mode, exist_ok=True)
+    sync_directory(directory.parent)
 
 
 def sync_directory(directory: PurePath, *, dir_fd: int | None = None) -> None:

@@ -524,7 +524,7 @@ MUTATIONS = [
         ('files_run_again', _RECEIVE, 'first = content.skip(run.first, run.last)', 'first = run.first', MIRRORS),
         ('files_lost', _BOARD, '            self._good.remove(source)\n', '            pass\n', BOARD),
         ('files_attempts', _BOARD, 'download.attempts = 0', 'pass', BOARD),
-        ('files_leader', _BOARD, 'if source != self._good[0]:', 'if False:', BOARD),
+        ('files_leader', _BOARD, 'if source == self._good[0]:', 'if True:', BOARD),
         ('files_put_back', _BOARD, 'job.download.runs.appendleft((job.first, job.last))', 'pass', BOARD),
         ('files_note_before_data', _PARTIAL, '        os.fdatasync(self._temporary.fd)\n', '', KILLED),
         ('files_note_unread', _PARTIAL, 'if not self._noted[index]:', 'if True:', KILLED),

@@ -4,8 +4,8 @@ A Workspace is our private directory in a root, `.degu`:
 
     tmp/     content that is on its way, named by its root (so that a later run finds it); 0600;
              and a note beside it on what of it is durable (partial.py)
-    trash/   what was displaced, as {when}-{random}/{path}: only age or quota empties it
-    lock     held while final names change
+    trash/   what was displaced, as {when}-{random}/{path}: only age empties it (trash.py)
+    lock     held while final names change; its time is that of the last `recover()`
 
 and others can have directories there: reserved/ is of space.py.
 
@@ -60,13 +60,15 @@ from degu_rpc.files.conflicts import (
     identify_symlink,
     keep_beside,
 )
-from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S, TRASH_AGE_S
 from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_native, open_or_make
 from degu_rpc.files.system import (
+    DirectoryId,
     can_exchange,
     exchange,
     exists,
     find_inode,
+    identify_directory,
     is_directory,
     link_or_rename,
     list_names,
@@ -75,6 +77,7 @@ from degu_rpc.files.system import (
     start_writing,
 )
 from degu_rpc.files.temporaries import NOTE_SUFFIX, Temporaries, Temporary, identify_content
+from degu_rpc.files.trash import discard_old, new_trash_name
 from degu_rpc.files.xattrs import read_xattrs, write_xattrs
 
 if TYPE_CHECKING:
@@ -144,14 +147,14 @@ class Workspace:
         self.is_durable = durable
         self._machine = clean_machine(socket.gethostname() if machine is None else machine)
         with contextlib.ExitStack() as stack:
-            self._private = _closing(stack, root.open_private())
+            self._private = _closing(stack, root.open_private(durable=durable))
             _require_private(self._private, PRIVATE_NAME)
             self.temporaries = Temporaries(_closing(stack, self.open_own(b'tmp')))
             self._trash = _closing(stack, self.open_own(b'trash'))
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=self._private))
             self._stack = stack.pop_all()
-        self._trash_name = _new_trash_name()
+        self._trash_name = new_trash_name()
         self._unsynced: set[Path] = set()
         self._committing = threading.Lock()
 
@@ -196,7 +199,7 @@ class Workspace:
                     os.fchmod(fd, mode | stat.S_IRWXU)
         return made
 
-    def make_new_directory(self, path: Path, note: Callable[[os.stat_result], None]) -> bool:
+    def make_new_directory(self, path: Path, note: Callable[[DirectoryId], None]) -> bool:
         """Make a directory, mode 0700, unless its name is taken; return whether it was made.
 
         `note` is called before it has its name, with what it is: so a kill leaves none that nobody
@@ -213,7 +216,10 @@ class Workspace:
                 return False
             is_made = False
             try:
-                note(os.stat(name, dir_fd=where, follow_symlinks=False))
+                directory = identify_directory(where, name)
+                if directory is None:
+                    raise _comes_and_goes(path)
+                note(directory)
                 is_made = not is_staged or rename_to_free(tmp, name, parent, last)
             finally:
                 if not is_made:
@@ -326,7 +332,8 @@ class Workspace:
         """Undo what killed commits left half-done, and remove from tmp/ what no later run can use.
 
         That is what was staged, content that has reached its final name, notes on no file, and what
-        rested too long. What was displaced needs nothing: it is in the trash. Raises OSError.
+        rested too long. What was displaced needs nothing: it is in the trash, and is removed from
+        there once it is older than TRASH_AGE_S. Raises OSError.
         """
         tmp = self.temporaries.directory
         with self._locked():
@@ -347,6 +354,12 @@ class Workspace:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(name, dir_fd=tmp)
             self.temporaries.discard_rested(TEMPORARY_AGE_S)
+            # By the time of the last run if that is earlier: a clock that is wrong once must not
+            # empty the trash.
+            now = time.time()
+            before = min(now, os.fstat(self._lock).st_mtime) - TRASH_AGE_S
+            os.utime(self._lock, (now, now))
+            discard_old(self._trash, before)
 
     def _is_unplaced(self, name: bytes) -> bool:
         """Tell whether a content in tmp/ has not reached its final name, and see that it has one.
@@ -361,7 +374,7 @@ class Workspace:
         *above, last = find_inode(self._trash, found.st_ino) or (b'',)
         if not last or identify(tmp, name) != identify_content(name):
             return False
-        slot = open_or_make(os.dup(self._trash), tuple(above))
+        slot = open_or_make(os.dup(self._trash), tuple(above), durable=False)
         try:
             os.unlink(last, dir_fd=slot)
         finally:
@@ -480,7 +493,7 @@ class Workspace:
         slot = self._open_trash(path[:-1])
         if exists(slot, path[-1]):
             os.close(slot)
-            self._trash_name = _new_trash_name()
+            self._trash_name = new_trash_name()
             slot = self._open_trash(path[:-1])
         try:
             yield slot
@@ -521,11 +534,6 @@ def _new_staged_name() -> bytes:
 
 def _comes_and_goes(path: Path) -> BlockedError:
     return BlockedError(format_native(path), 'it appears and vanishes all the time')
-
-
-def _new_trash_name() -> bytes:
-    when = time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())
-    return f'{when}-{secrets.token_hex(4)}'.encode()
 
 
 def set_metadata(fd: int, mode: int, mtime_ns: int, xattrs: Mapping[bytes, bytes] | None) -> None:

@@ -28,11 +28,11 @@ May be called by many threads; what they share is in intake.py.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import pathlib
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -60,6 +60,8 @@ from degu_rpc.files.limits import (
     MAX_READ_OFFER_S,
     MAX_RECORD,
     MAX_WAIT_S,
+    MIN_OFFER_RATE,
+    OFFER_GRACE_S,
     PACK_ITEMS,
     PACK_SIZE,
 )
@@ -220,8 +222,9 @@ class Inbox:
     # --- the offer ------------------------------------------------------------------------------
 
     def _take_offer(self, request: _Request) -> Response:
-        with self._intake.reading_offer(request.user), _reading_for(request, MAX_READ_OFFER_S):
-            tree = check_offer(_parse_body(request, Entry, MAX_RECORD))
+        with self._intake.reading_offer(request.user):
+            paced = request._replace(body=_paced(request))
+            tree = check_offer(_parse_body(paced, Entry, MAX_RECORD))
         record = self._intake.find_record(request.peer, request.user, request.transfer, tree)
         return self._respond(request, self._answer_offer(request, record, tree))
 
@@ -388,15 +391,18 @@ def _parse_body(request: _Request, kind: type[_Kind], max_record: int) -> Iterat
     return parse_records(request.body, content_type, kind, max_record, MAX_QUESTION_HEARTBEATS)
 
 
-@contextlib.contextmanager
-def _reading_for(request: _Request, limit_s: float) -> Iterator[None]:
-    """Let the waits for a body end after a time, under a server that can do that."""
-    set_deadline = request.connection.get('rgi.set_deadline')
-    if set_deadline is None:
-        yield
-        return
-    set_deadline(Deadline(limit_s))
-    yield
+def _paced(request: _Request) -> Iterator[bytes]:
+    """Yield a body that comes fast enough, under a server that can end the wait for one."""
+    set_deadline = request.connection.get('rgi.set_deadline', lambda _deadline: None)
+    whole = Deadline(MAX_READ_OFFER_S)
+    started = monotonic()
+    size = 0
+    set_deadline(whole.within(OFFER_GRACE_S))
+    for piece in request.body:
+        yield piece
+        size += len(piece)
+        left_s = OFFER_GRACE_S + size / MIN_OFFER_RATE - (monotonic() - started)
+        set_deadline(whole.within(max(left_s, 0.0)))
     set_deadline(None)
 
 

@@ -43,13 +43,14 @@ from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Decision, Offer, State, Tree
 from degu_rpc.files.paths import Path, Root, format_path, parse_path
 from degu_rpc.files.places import Places
-from degu_rpc.files.registry import DirectoryId, Record, Registry
+from degu_rpc.files.registry import Record, Registry
 from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Set
 
+    from degu_rpc.files.system import DirectoryId
     from degu_rpc.peers import Peer
 
     Decide = Callable[[Offer], Decision]

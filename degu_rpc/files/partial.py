@@ -106,10 +106,17 @@ class Partial:
         ranges = map(self.manifest.block_range, self.missing())
         return sum(stop - start for start, stop in ranges)
 
-    def write(self, index: int, block: Buffer) -> None:
-        """Write block `index`. Raises IntegrityError for bytes that are not that block, OSError."""
-        if not self.offer(index, block):
+    def write(self, index: int, block: Buffer) -> bool:
+        """Write block `index`; return whether it was missing: another source may bring it, too.
+
+        Raises IntegrityError for bytes that are not that block, OSError.
+        """
+        if not self.manifest.matches(index, block):
             raise IntegrityError(self.root, index, 'the bytes do not match the manifest')
+        if self.skip(index, index) > index:
+            return False
+        write_at(self._temporary.fd, block, self.manifest.block_range(index)[0])
+        return self._count(index)
 
     def offer(self, index: int, block: Buffer) -> bool:
         """Write block `index` if these bytes are it; say whether they are. Raises OSError."""
@@ -162,22 +169,28 @@ class Partial:
                     self.adopt(index, buffer)
             yield stop - start if self._here[index] else 0
 
-    def _count(self, index: int) -> None:
-        """Count a block that was written, and make a note if it is time to."""
+    def _count(self, index: int) -> bool:
+        """Count a block that was written, and make a note if it is time to.
+
+        Returns whether it was missing.
+        """
         start, stop = self.manifest.block_range(index)
         with self._lock:
+            if self._here[index]:
+                return False
             self._here[index] = 1
             self._written += stop - start
             self._unnoted += stop - start
             is_due = self._unnoted >= NOTE_SIZE or monotonic() - self._noted_at >= NOTE_INTERVAL_S
             if not is_due or self._is_noting:
-                return
+                return True
             self._is_noting = True
         try:
             self._note()
         finally:
             with self._lock:
                 self._is_noting = False
+        return True
 
     # --- the note -------------------------------------------------------------------------------
 

@@ -245,13 +245,13 @@ class Root:
         with self.directory(path[:-1]) as parent:
             return _make_below(parent, check_name(path[-1]))
 
-    def open_private(self) -> int:
-        """Open our own `.degu`, making it if it is missing (mode 0700)."""
+    def open_private(self, *, durable: bool) -> int:
+        """Open our own `.degu`, making it if it is missing (mode 0700, see `open_or_make()`)."""
         start = os.open('.', DIRECTORY_FLAGS, dir_fd=self._fd)
-        return open_or_make(start, (PRIVATE_NAME,))
+        return open_or_make(start, (PRIVATE_NAME,), durable=durable)
 
 
-def open_or_make(start: int, names: Path, *, durable: bool = False) -> int:
+def open_or_make(start: int, names: Path, *, durable: bool) -> int:
     """Open the directory at `names` below the open directory `start`, which is closed.
 
     What is missing is made, mode 0700, and with `durable` fsynced into its parent. The names are

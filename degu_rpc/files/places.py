@@ -35,6 +35,7 @@ from degu_rpc.files.offers import Placing, Tree, find_place
 from degu_rpc.files.paths import Path, Root, format_native, parse_target
 from degu_rpc.files.plan import Here, agree
 from degu_rpc.files.responses import RefusalError
+from degu_rpc.files.system import DirectoryId, identify_directory
 from degu_rpc.files.temporaries import Temporary
 from degu_rpc.files.xattrs import parse_xattrs
 
@@ -66,12 +67,12 @@ class Places:
         tree: Tree,
         placed: Mapping[Path, bytes],
         move: Move,
-        made: Mapping[Path, tuple[int, int]],
-        note_made: Callable[[Path, tuple[int, int]], None],
+        made: Mapping[Path, DirectoryId],
+        note_made: Callable[[Path, DirectoryId], None],
     ) -> None:
         """Remember what goes where; nothing is done yet. `lock` is for the workspace.
 
-        `placed` has the last names that are not as offered. `made` has the device and inode of each
+        `placed` has the last names that are not as offered. `made` has each
         directory at the top that we made before, and `note_made` writes such a one down.
         """
         self.tree = tree
@@ -300,17 +301,16 @@ class Places:
             return False
         return True
 
-    def _note(self, path: Path, found: os.stat_result) -> None:
-        self._made[path] = directory = _identify(found)
+    def _note(self, path: Path, directory: DirectoryId) -> None:
+        self._made[path] = directory
         self._note_made(path, directory)
 
     def _is_ours(self, path: Path) -> bool:
         """Tell whether a directory at the top is the one that we made."""
-        try:
-            found = self._root.lstat(find_place(path, self._placed))
-        except FileNotFoundError:
-            return False
-        return stat.S_ISDIR(found.st_mode) and self._made.get(path) == _identify(found)
+        *above, last = find_place(path, self._placed)
+        with self._root.directory(tuple(above)) as parent:
+            found = identify_directory(parent, last)
+        return found is not None and self._made.get(path) == found
 
     def _give_way(self, path: Path, kind: Kind) -> Path:
         """Give something whose name is taken another one, and return its place."""
@@ -357,7 +357,3 @@ def _build_replacement(placing: Placing, temporary: Temporary) -> Replacement:
     return Replacement(
         temporary, path, entry.size, entry.mode, entry.mtime_ns, None, xattrs, replaces=False
     )
-
-
-def _identify(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino

@@ -2,7 +2,7 @@
 
 Every question may be asked twice, so one that finds a kept connection closed is asked once more on
 a new one; its body is therefore something that can be built again. An answer may take forever: its
-pieces are where a cancel comes in. Belongs to one thread.
+pieces are where a cancel comes in. Belongs to one thread, but for `interrupt()`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ class Questions:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def interrupt(self) -> None:
+        """End what is asked for now, as if the app had hung up. Any thread may call this."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
 
     def ask(self, method: str, uri: str, headers: Headers, build: BuildBody) -> Response:
         """Ask, and return the answer, whatever its status. Raises the core's DeguError, OSError."""

@@ -9,7 +9,7 @@
    although its file has not changed lies: that, and whatever else goes wrong with a source, is a
    SourceError, and that source is lost. What goes wrong here (the disk) is raised as it is.
 
-A Receiver belongs to one thread.
+A Receiver belongs to one thread, but for `interrupt()`.
 """
 
 from __future__ import annotations
@@ -179,8 +179,25 @@ class Receiver:
                 return False
         return entry.kind is Kind.FILE and entry.root == download.file.entry.root
 
+    def interrupt(self) -> None:
+        """End what is asked for now. Any thread may call this."""
+        self._remote.interrupt()
+
     def receive_run(self, run: Run) -> None:
-        """Bring the blocks of a run. Raises StaleError, SourceError, OSError."""
+        """Bring the blocks of a run, or what is missing of them; another source may be at it, too.
+
+        Raises StaleError, SourceError, OSError.
+        """
+        content = run.download.content
+        assert content is not None  # a download with runs is open
+        try:
+            self._receive_blocks(run)
+        except SourceError:
+            if content.skip(run.first, run.last) <= run.last:
+                raise
+            self._remote.close()  # the other one was faster
+
+    def _receive_blocks(self, run: Run) -> None:
         file, content = run.download.file, run.download.content
         assert content is not None  # a download with runs is open
         manifest = content.manifest
@@ -192,11 +209,15 @@ class Receiver:
         with asking():
             body = self._remote.open_data(file.source, content.root, begin, end)
         for index in range(first, run.last + 1):
+            if content.skip(index, run.last) > run.last:
+                self._remote.close()  # the other one was faster
+                return
             start, stop = manifest.block_range(index)
             block = self._read(body, stop - start)
             try:
-                content.write(index, block)
-                self._reservation.shrink(len(block))
+                if content.write(index, block):
+                    self._meter.count(size=len(block))
+                    self._reservation.shrink(len(block))
             except IntegrityError as error:
                 self._remote.close()
                 self._explain(file, content.root, error)
@@ -219,7 +240,7 @@ class Receiver:
             self._limit.wait(len(piece), self._meter)
             with asking():
                 body.readinto(piece)
-            self._meter.count(size=len(piece), moved=len(piece))
+            self._meter.count(moved=len(piece))
             self._meter.check()
             position += len(piece)
         return self._buffer[:size]

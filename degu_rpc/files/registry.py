@@ -29,7 +29,7 @@ from degu_rpc.files.limits import MAX_OFFERS_OF_USER, OFFER_AGE_S
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Offer, State, find_place, free_names
 from degu_rpc.files.paths import DIRECTORY_FLAGS, Path, format_path, open_or_make, parse_path
-from degu_rpc.files.system import list_names
+from degu_rpc.files.system import DirectoryId, list_names
 from degu_rpc.peers import Peer
 
 if TYPE_CHECKING:
@@ -39,16 +39,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger('degu_rpc.files')
 
-DirectoryId = tuple[int, int]
-"""The device and the inode of a directory."""
-
 
 class Record(msgspec.Struct, frozen=True):
     """What is known of one offer. Paths and names are percent-encoded.
 
     `digest` tells what was offered; `names` has the kinds of what is at the top; `placed` has the
     last name here of each path that has another one than offered, and `made` which directories at
-    the top are ours: device and inode of each. Times are seconds since 1970,
+    the top are ours. Times are seconds since 1970,
     `size` and `bytes_received` bytes.
     """
 
@@ -65,7 +62,7 @@ class Record(msgspec.Struct, frozen=True):
     changed_at: float = 0.0
     bytes_received: int = 0
     placed: dict[str, str] = {}
-    made: dict[str, tuple[int, int]] = {}
+    made: dict[str, DirectoryId] = {}
 
     @property
     def offer(self) -> Offer:

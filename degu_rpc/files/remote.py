@@ -1,7 +1,7 @@
 """A share as a client sees it: one connection (questions.py), and the questions it answers.
 
 Every answer is checked for its shape here (status, length); whether the bytes are right is for the
-caller to check. A Remote belongs to one thread.
+caller to check. A Remote belongs to one thread, but for `interrupt()`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from degu_rpc.files.listing import Entry, Kind, parse_listing
 from degu_rpc.files.packs import NOT_IN_PACK, Packed, Wanted
 from degu_rpc.files.paths import Path, format_native, format_path
 from degu_rpc.files.questions import Questions, without_body
-from degu_rpc.files.records import Media, format_record, parse_records
+from degu_rpc.files.records import Media, format_record, hash_question, parse_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +57,10 @@ class Remote:
     def close(self) -> None:
         """Close the connection; the next question makes a new one."""
         self._questions.close()
+
+    def interrupt(self) -> None:
+        """End what is asked for now, as if the share had hung up. Any thread may call this."""
+        self._questions.interrupt()
 
     def __enter__(self) -> Remote:
         return self
@@ -100,6 +104,7 @@ class Remote:
         response = self._get(path, f'{uri}?{query}' if query else uri, {'accept': Media.JSON.value})
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(path, response, 'a listing comes in chunks')
+        self._check_question(response, f'{format_path(path)}?{query}'.encode())
         pieces = self._questions.checked(response.body)
         for entry in parse_listing(pieces, response.headers.get('content-type')):
             self._check()
@@ -123,6 +128,7 @@ class Remote:
             raise stale.refusal from stale
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(paths[0], response, 'a pack comes in chunks')
+        self._check_question(response, question)
         pieces = _slowed(self._questions.checked(response.body), wait)
         content_type = response.headers.get('content-type')
         answers = parse_records(pieces, content_type, Packed, MAX_PACKED)
@@ -224,6 +230,12 @@ class Remote:
         if response.status in {404, 409}:
             raise StaleError(refusal)
         raise refusal
+
+    def _check_question(self, response: Response, question: bytes) -> None:
+        """Raise ListingError for the answer to another question than this."""
+        if response.headers.get('x-question') not in {None, hash_question(question)}:
+            self._questions.close()
+            raise ListingError('it answers another question: a bit flipped on the way')
 
     def _odd(self, path: Path, response: Response, rule: str) -> ShareRefusedError:
         """Return the error for an answer of the wrong shape; the connection is closed with it."""

@@ -19,6 +19,7 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from degu.durable import make_directory
 from degu_rpc.errors import BlockedError, UnknownOfferError
 from degu_rpc.files.inbox import Inbox
 from degu_rpc.files.offers import Decision, Offer, State
@@ -124,7 +125,7 @@ class NodeInbox:
         with self._lock:
             if self._inbox is None:
                 try:
-                    self._directory.mkdir(mode=0o700, exist_ok=True)
+                    make_directory(self._directory, 0o700)
                     self._inbox = Inbox(self._directory, self._decide, received=_log_received)
                     self._reason = None
                 except (OSError, BlockedError) as error:

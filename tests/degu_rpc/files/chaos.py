@@ -39,17 +39,16 @@ OLD_NS = 1_500_000_000_987_654_321
 def fill(source: Path, here: Path, chance: random.Random) -> dict[str, bytes]:
     """Make a random tree, and here an older state of it; return the old contents by their names.
 
-    No name becomes another one of the tree by one flipped bit: without TLS nothing but TCP's
-    checksum binds an answer to its question.
+    By one flipped bit a name becomes another one of the tree.
     """
     source.mkdir()
     here.mkdir()
     old = {}
     names = []
     for number in range(chance.randrange(1, 16)):
-        directory = chance.choice(['', '', f'd{number}-{number}/', 'dir-dir/deep-deep/'])
+        directory = chance.choice(['', '', f'd{number}/', 'dir/deep/'])
         (source / directory).mkdir(parents=True, exist_ok=True)
-        names.append(f'{directory}{number}-{number}')
+        names.append(f'{directory}{number}')
     for name in names:
         path = source / name
         if chance.random() < 0.1:

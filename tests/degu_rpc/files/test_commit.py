@@ -598,7 +598,7 @@ def test_a_new_directory_has_its_name_after_it_was_noted(top, workspace, monkeyp
 
     def note(found):
         assert (top / 'd').exists() != can_exchange
-        noted.append(found.st_ino)
+        noted.append(found.inode)
 
     assert workspace.make_new_directory((b'd',), note)
     found = (top / 'd').stat()

@@ -94,7 +94,64 @@ def private(directory, name):
     return sorted(os.listdir(directory / '.degu' / name))
 
 
+# --- the answer to another question ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [5, 2 * BLOCK])
+@pytest.mark.parametrize('flipped', ['tree', 'file', 'switch'])
+def test_i10_a_bit_that_flips_in_a_question_brings_no_other_file(
+    source, here, serve, size, flipped
+):
+    """Without TLS: who asks for `a` would get what is in `c`, all of it verified."""
+    for name in ('a', 'c'):
+        (source / name).mkdir()
+        (source / name / 'a').write_bytes(name.encode() * size)
+        (source / name / 'c').write_bytes(bytes(size))
+
+    def flip(connection, request):
+        endpoint, *path = request['path']
+        if endpoint == 'ls' and flipped == 'tree' and 'recursive' in request['query']:
+            request['path'] = [endpoint, 'c']
+        elif endpoint == 'ls' and flipped == 'switch' and 'recursive' in request['query']:
+            request['query'] = 'recursive=0'
+        elif endpoint == 'ls' and flipped == 'file' and path == ['a', 'a']:
+            request['path'] = [endpoint, 'a', 'c']
+        elif endpoint == 'pack' and flipped == 'file':
+            question = b''.join(request['body'])
+            assert b'a/a' in question
+            request['body'] = [question.replace(b'a/a', b'a/c')]
+        return share(connection, request)
+
+    with FileShare(source, 'peer') as share:
+        client = serve(flip)
+        with pytest.raises(ListingError, match='answers another question'):
+            fetch(client, '', 'a', here)
+        assert not (here / 'a' / 'a').exists()
+        flipped = 'nothing'
+        fetch(client, '', 'a', here)
+    assert (here / 'a' / 'a').read_bytes() == b'a' * size
+
+
 # --- what arrives -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('durable', [True, False])
+def test_i1_each_directory_that_is_made_is_durable_in_the_one_above(
+    client, source, tmp_path, monkeypatch, durable
+):
+    (source / 'sub' / 'deeper').mkdir(parents=True)
+    synced = []
+    fsync = os.fsync
+
+    def note(fd):
+        synced.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    here = tmp_path / 'made' / 'too' / 'here'
+    fetch(client, '', '', here, durable=durable)
+    made = [tmp_path, tmp_path / 'made', here.parent, here, here / 'sub', here / '.degu']
+    assert [path.stat().st_ino in synced for path in made] == [durable] * len(made)
 
 
 def test_a_tree_arrives_with_bytes_modes_times_and_symlinks(client, source, here, tree):

@@ -544,6 +544,22 @@ def test_a_directory_that_a_person_made_is_not_taken_over(here, connect):
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
 
+def test_a_directory_that_a_person_made_with_the_inode_of_ours_is_theirs(here, connect):
+    entries = [directory('d'), file('d/f'), file('d/g', OTHER[:9])]
+    with Inbox(here, accept) as inbox:
+        connect(inbox).offer(*entries)
+        ours = (here / 'd').stat()
+        (here / 'd').rmdir()
+        (here / 'd').mkdir(mode=0o700)  # ext4 gives it the inode that is free now
+        (here / 'd' / 'f').write_bytes(SMALL)
+    with Inbox(here, accept) as inbox:
+        talk = connect(inbox)
+        talk.offer(*entries)
+        assert talk.pack(SMALL, OTHER[:9])[1][-1].state is State.DONE
+    assert os.listdir(here / 'd') == ['f'], ours
+    assert visible(here / 'd (2)') == ['f', 'g']
+
+
 def test_a_directory_that_we_made_is_ours_after_a_restart(here, connect):
     entries = [directory('d'), file('d/f'), file('d/g', OTHER[:9])]
     with Inbox(here, accept) as inbox:
@@ -708,9 +724,10 @@ def test_an_arrival_that_was_let_go_does_not_end_the_offer_of_another(
     assert len(private(here, 'reserved')) == 1  # its lock
 
 
-def test_an_offer_may_not_take_for_ever_to_be_read(inbox, connect, monkeypatch):
+@pytest.mark.parametrize('limit', ['MAX_READ_OFFER_S', 'OFFER_GRACE_S'])
+def test_an_offer_may_not_take_for_ever_to_be_read(inbox, connect, monkeypatch, limit):
     """Though its sender is never silent for long."""
-    monkeypatch.setattr(inbox_module, 'MAX_READ_OFFER_S', 0.3)
+    monkeypatch.setattr(inbox_module, limit, 0.3)
     talk = connect(inbox)
 
     def dripping():
@@ -725,6 +742,20 @@ def test_an_offer_may_not_take_for_ever_to_be_read(inbox, connect, monkeypatch):
     talk.connection.close()
     talk.connection = talk.client.connect()
     assert talk.offer(file())[0] == 200
+
+
+def test_an_offer_that_comes_fast_enough_is_read_to_its_end(inbox, talk, monkeypatch):
+    monkeypatch.setattr(inbox_module, 'OFFER_GRACE_S', 0.5)
+    monkeypatch.setattr(inbox_module, 'MIN_OFFER_RATE', 10)
+
+    def entries():
+        for number in range(40):
+            time.sleep(0.02)
+            yield format_record(file(f'f{number}'), Media.JSON)
+        yield b''
+
+    headers = {'content-type': Media.JSON.value}
+    assert talk.ask('PUT', TRANSFER, headers, ChunkedOutput(entries()))[0] == 200
 
 
 @pytest.mark.parametrize('path', [TRANSFER, f'{TRANSFER}/pack'])

@@ -87,6 +87,13 @@ def test_what_is_here_is_skipped(workspace):
         assert [part.skip(0, last) for last in range(4)] == [1, 2, 2, 2]
 
 
+def test_a_block_that_comes_twice_counts_once(workspace):
+    content, manifest = make(1, 2)
+    with Partial(workspace, manifest.root, manifest) as part:
+        assert [part.write(0, block(content, 0)) for _ in range(2)] == [True, False]
+        assert part.written == BLOCK
+
+
 def test_i10_a_block_that_is_not_right_is_not_written(workspace):
     content, manifest = make(1, 2)
     with begin(workspace, manifest) as part:
