@@ -187,6 +187,28 @@ def open_cable(directory: Path) -> Iterator[tuple[Namespace, Namespace]]:
 
 
 @pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a tmpfs with the given options; skip without the right to, fail where all is needed."""
+    mounted = []
+
+    def start(options: str) -> Path:
+        directory = tmp_path / f'mounted-{len(mounted)}'
+        directory.mkdir()
+        command = ['mount', '-t', 'tmpfs', '-o', options, 'none', str(directory)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
+                pytest.fail('cannot mount a tmpfs')
+            pytest.skip('mounting a tmpfs needs privileges')
+        mounted.append(directory)
+        return directory
+
+    yield start
+    for directory in mounted:
+        # Lazily: a server may be about to close the last file that it sent.
+        subprocess.run(['umount', '--lazy', str(directory)], check=True)
+
+
+@pytest.fixture
 def cable(
     require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Namespace, Namespace]]:

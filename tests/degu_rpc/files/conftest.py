@@ -187,28 +187,6 @@ def trash() -> Callable[[pathlib.Path], list[bytes]]:
 
 
 @pytest.fixture
-def mount(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]]:
-    """Mount a tmpfs with the given options; skip without the right to, fail where all is needed."""
-    mounted = []
-
-    def start(options: str) -> pathlib.Path:
-        directory = tmp_path / f'mounted-{len(mounted)}'
-        directory.mkdir()
-        command = ['mount', '-t', 'tmpfs', '-o', options, 'none', str(directory)]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            if os.environ.get('DEGU_TEST_REQUIRE_ALL') == '1':
-                pytest.fail('cannot mount a tmpfs')
-            pytest.skip('mounting a tmpfs needs privileges')
-        mounted.append(directory)
-        return directory
-
-    yield start
-    for directory in mounted:
-        # Lazily: a server may be about to close the last file that it sent.
-        subprocess.run(['umount', '--lazy', str(directory)], check=True)
-
-
-@pytest.fixture
 def tiny(mount: Callable[[str], pathlib.Path]) -> pathlib.Path:
     """A file system of 2 MiB."""
     return mount('size=2m')
