@@ -35,7 +35,7 @@ class Version(NamedTuple):
 
     `kind` is None for a deletion. `root` is that of a file's content or a symlink's text, '' for
     others; `base_root` the one of the content that a person changed into this, '' where there was
-    none. `size` is bytes; `xattrs` are sorted.
+    none. `size` is bytes; `xattrs` are sorted; `writer` is where a person made this of it.
     """
 
     vector: Vector
@@ -46,6 +46,12 @@ class Version(NamedTuple):
     mode: int = 0
     xattrs: Xattrs = ()
     base_root: str = ''
+    writer: str = ''
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything is there."""
+        return self.kind is not None
 
     @property
     def content(self) -> tuple[Kind | None, str]:
@@ -55,9 +61,8 @@ class Version(NamedTuple):
     @property
     def rank(self) -> tuple[object, ...]:
         """The order of rule 3: the greater one stays. Equal only where all is, but the vectors."""
-        # A symlink's kind is in its rank too, though either may stand before the other.
         kind = self.kind.value if self.kind else ''
-        return _BEFORE[self.kind], self.mtime_ns, self.root, kind, self.mode, self.xattrs
+        return _BEFORE[self.kind], self.mtime_ns, self.root, kind, *self[3:]
 
 
 class Decision(NamedTuple):

@@ -263,7 +263,9 @@ class World:
                 machine.local = None
             else:
                 fresh = advance((), machine.writer, now_s)
-                machine.local = machine.local._replace(vector=fresh, base_root='')
+                machine.local = machine.local._replace(
+                    vector=fresh, base_root='', writer=machine.writer
+                )
 
     def come_to_rest(self):
         """Let all hear of all, until nothing changes; say how many rounds that took."""
@@ -292,7 +294,7 @@ def test_i4_i5_machines_agree_and_every_value_is_there_aside_or_was_seen(done):
             assert machine.local is None
         else:
             assert machine.local is not None
-            assert (machine.local.vector, machine.local.rank) == (first.vector, first.rank)
+            assert machine.local == first
     aside = set().union(*(machine.aside for machine in world.machines))
     here = {first.root} if first is not None else set()
     assert set(world.written) <= here | aside | world.seen
