@@ -59,6 +59,11 @@ class Version(NamedTuple):
         return self.kind, self.root
 
     @property
+    def metadata(self) -> tuple[int, int, Xattrs]:
+        """What the disk says of it besides the content."""
+        return self.mtime_ns, self.mode, self.xattrs
+
+    @property
     def rank(self) -> tuple[object, ...]:
         """The order of rule 3: the greater one stays. Equal only where all is, but the vectors."""
         kind = self.kind.value if self.kind else ''
@@ -93,10 +98,13 @@ def resolve(local: Version | None, others: Iterable[Version]) -> Decision:
             if one.rank == local.rank:
                 best = best._replace(vector=merge(best.vector, one.vector))
         return Decision(best)
-    keeps_aside = _is_missed(local, best) and not any(
-        compare(one.vector, local.vector) is Order.AFTER for one in left
+    # Whoever made something else of it had seen it. The same with more changes in it tells nothing.
+    was_replaced = any(
+        one.content != local.content and compare(one.vector, local.vector) is Order.AFTER
+        for one in left
     )
-    return Decision(best._replace(vector=merge(best.vector, local.vector)), keeps_aside)
+    merged = best._replace(vector=merge(best.vector, local.vector))
+    return Decision(merged, _is_missed(local, best) and not was_replaced)
 
 
 def _is_past(one: Version, other: Version) -> bool:
