@@ -98,6 +98,26 @@ def test_who_changed_what_another_machine_settled_makes_no_second_conflict():
     assert resolve(changed, [settled]) == Decision(changed)
 
 
+def test_the_same_with_more_changes_in_it_does_not_make_it_less_missed():
+    mine, later = file('mine', 1, a=3, b=3), file('later', 2, b=7)
+    elsewhere = mine._replace(vector=vector(a=3, b=5))  # another has settled it with a deletion
+    merged = later._replace(vector=vector(a=3, b=7))
+    assert resolve(mine, [later, elsewhere]) == Decision(merged, keeps_aside=True)
+
+
+def test_what_somebody_made_something_else_of_is_not_missed():
+    mine, changed = file('mine', 1, a=1), file('changed', 1, base='mine', a=2)
+    later = file('later', 2, b=1)
+    merged = later._replace(vector=vector(a=1, b=1))
+    assert resolve(mine, [changed, later]) == Decision(merged)
+
+
+def test_who_is_out_already_does_not_come_back_over_a_third():
+    out, gone, third = file('out', 9, a=1), deletion('out', a=2), file('third', 1, b=1)
+    merged = third._replace(vector=vector(b=1))
+    assert resolve(None, [out, gone, third]) == Decision(merged)
+
+
 def test_two_contents_with_one_vector_are_told_apart():
     low, high = file('low', 1, a=1, b=1), file('high', 2, a=1, b=1)
     assert resolve(low, [high]) == Decision(high, keeps_aside=True)
