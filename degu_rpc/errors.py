@@ -39,6 +39,7 @@ What the core raises (`degu.errors`, a rejected connection for one) is not among
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -433,14 +434,18 @@ class RenewalError(DeguRpcError):
 
 
 class FilesError(DeguRpcError):
-    """Base of what the files wing raises. A transfer that failed goes on where it stopped."""
+    """Base of what the files wing raises. A transfer that failed goes on where it stopped.
+
+    A `.path` is as a local program has it, what is no UTF-8 in surrogates (see os.fsdecode).
+    """
 
 
 class PathError(FilesError):
     """A name or path that must not be used: `.path` as given, `.reason` says which rule."""
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f'{path!r} cannot be used as a path: {reason}')
+        shown = os.fsdecode(path) if isinstance(path, bytes) else path
+        super().__init__(f'{shown!r} cannot be used as a path: {reason}')
         self.path = path
         self.reason = reason
 
@@ -461,7 +466,7 @@ class IntegrityError(FilesError):
     """
 
     def __init__(self, path: str, block: int | None, reason: str) -> None:
-        where = path if block is None else f'{path}, block {block}'
+        where = f'{path!r}' if block is None else f'{path!r}, block {block}'
         super().__init__(f'{where}: {reason}; nothing of it was kept')
         self.path = path
         self.block = block
@@ -472,7 +477,7 @@ class ContentChangedError(FilesError):
     """The file at `.path` changes faster than it can be transferred; try again once it rests."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f'{path} keeps changing while it is read; try again once it rests')
+        super().__init__(f'{path!r} keeps changing while it is read; try again once it rests')
         self.path = path
 
 
@@ -480,7 +485,7 @@ class BlockedError(FilesError):
     """Something of another kind is at `.path`; it was left alone. `.reason` says what it is."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f'{path} is blocked: {reason}; move it away and start again')
+        super().__init__(f'{path!r} is blocked: {reason}; move it away and start again')
         self.path = path
         self.reason = reason
 
@@ -505,7 +510,8 @@ class ShareRefusedError(FilesError):
     """The share answered a request for `.path` with an error: `.status` and `.reason`."""
 
     def __init__(self, path: str, status: int, reason: str) -> None:
-        super().__init__(f'the share answered {status} {reason} for {path!r}')
+        where = f' for {path!r}' if path else ''
+        super().__init__(f'the share answered {status}{where}: {reason}')
         self.path = path
         self.status = status
         self.reason = reason

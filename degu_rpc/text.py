@@ -1,8 +1,9 @@
-"""What a peer said, made safe to print. PURE."""
+"""What a peer said, or the file system, made safe to print. PURE."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -20,6 +21,14 @@ def escape_controls(text: str) -> str:
     Controls are escaped, and what would make a text look like another one.
     """
     return _CONTROLS.sub(lambda found: found[0].encode('unicode_escape').decode(), text)
+
+
+def escape_bytes(name: str) -> str:
+    r"""Return a name of the file system as text: what is not UTF-8 in it is escaped, as `\xff`.
+
+    Without that, what has such a name could not stand in JSON.
+    """
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
 def format_json(value: Any) -> str:

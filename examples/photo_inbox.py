@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from degu.server import Server
 from degu_rpc import Authenticated, Router, connect
-from degu_rpc.files import Decision, Inbox, Offer
+from degu_rpc.files import Decision, Inbox, Kind, Offer
 from degu_rpc.node.api import INBOX, NODE, NodeApi
 from degu_rpc.peers import OWNER, PEER, find_home
 
@@ -29,15 +29,14 @@ def decide(offer: Offer) -> Decision:
     """Say whether it is for us: called in a thread of the server, for each new offer."""
     may_send = not offer.sender.roles.isdisjoint({OWNER, PEER})
     has_images = all(Path(name).suffix.lower() in IMAGES for name in offer.names)
-    is_fine = may_send and has_images and offer.size <= MAX_SIZE
+    has_files = all(kind is Kind.FILE for kind in offer.kinds)  # a directory may be called d.jpg
+    is_fine = may_send and has_images and has_files and offer.size <= MAX_SIZE
     return Decision.ACCEPT if is_fine else Decision.REFUSE
 
 
 def file_images(offer: Offer, paths: tuple[Path, ...]) -> None:
     """Move each image into the directory of its month; called once all of an offer is here."""
     for path in paths:
-        if path.is_symlink() or not path.is_file():
-            continue  # a name says nothing of what it is
         month = path.parent / time.strftime('%Y-%m', time.localtime(path.stat().st_mtime))
         month.mkdir(exist_ok=True)
         for number in itertools.count(1):
@@ -50,7 +49,8 @@ def file_images(offer: Offer, paths: tuple[Path, ...]) -> None:
 
 
 def main(directory: str) -> None:
-    """Serve the inbox behind the node of this user."""
+    """Serve the inbox behind the node of this user; the directory is made if it is missing."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
     router = Router()
     with TemporaryDirectory() as private, Inbox(directory, decide, received=file_images) as inbox:
         router.mount(INBOX, inbox)
@@ -64,4 +64,6 @@ def main(directory: str) -> None:
                 print(f'others send to {served.name}', flush=True)
 
 
+if len(sys.argv) != 2:
+    sys.exit(f'usage: {sys.argv[0]} DIRECTORY')
 main(sys.argv[1])

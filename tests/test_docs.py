@@ -387,6 +387,12 @@ def test_the_limits_of_a_wing_are_those_in_the_code(table: types.ModuleType) -> 
     assert found == {name: format_limit(name, value) for name, value in values.items()}
 
 
+def test_each_limit_of_the_files_wing_is_named_by_a_test() -> None:
+    paths = (PROJECT / 'tests' / 'degu_rpc' / 'files').glob('test_*.py')
+    named = {name for path in paths for name in re.findall(r'\b[A-Z_]+\b', path.read_text('utf-8'))}
+    assert {name for name in vars(files_limits) if name.isupper()} <= named
+
+
 @pytest.mark.parametrize(
     ('row', 'value'),
     [

@@ -49,7 +49,7 @@ USES = {
     'rpc': {'errors', 'text', 'peers'},
     'files': {'errors', 'text', 'router', 'peers'},
     'sync': {'errors', 'peers', 'rpc', 'files'},
-    'node': {'errors', 'router', 'unix', 'peers', 'rpc', 'files', 'sync'},
+    'node': {'errors', 'text', 'router', 'unix', 'peers', 'rpc', 'files', 'sync'},
     'cli': {'', 'errors', 'text', 'unix', 'router', 'peers', 'rpc', 'files', 'node'},
     '': {'errors', 'router', 'unix', 'peers', 'rpc', 'files', 'sync', 'node'},
 }

@@ -53,10 +53,16 @@ class Entry(msgspec.Struct, frozen=True):
     """A file or a directory that is shared."""
 
     name: str
+    """As it can be shown: bytes that are no UTF-8 are escaped, as `\\xff`."""
+    path: str
+    """In the share, percent-encoded as in a URL: exact, whatever bytes are in it."""
     kind: str
     size: int
     """In bytes."""
-    modified: str
+    modified: str | None
+    """Null where it could not be brought over."""
+    target: str | None
+    """Where a symlink leads, as it can be shown; null for anything else."""
     problem: str | None
     """Why it could not be brought over."""
 

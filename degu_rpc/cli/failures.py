@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import msgspec
@@ -108,8 +109,15 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, DeguRpcError | DeguError | OSError):
         exit_status, remedy = _find_meaning(error)
         remedy = getattr(error, 'remedy', remedy)
-        return Failure(exit_status, _leave_out(str(error), remedy), remedy, kind)
+        return Failure(exit_status, _leave_out(_spell(error), remedy), remedy, kind)
     return None
+
+
+def _spell(error: Exception) -> str:
+    """Return what an error says; of one of the system its words, and not its number."""
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.strerror:
+        return f'{os.fsdecode(error.filename)}: {error.strerror}'
+    return str(error)
 
 
 def _find_meaning(error: Exception) -> _Meaning:

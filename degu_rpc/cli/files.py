@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from degu.errors import DeguError
+from degu_rpc.cli.completers import complete_machines
 from degu_rpc.cli.documents import Arrived, Entry, SkippedPath
 from degu_rpc.cli.exits import Exit, format_exits
-from degu_rpc.cli.failures import Failure
-from degu_rpc.cli.progress import (
-    cancel_on_interrupt,
-    format_done,
-    limit_option,
-    showing,
-    spell_path,
-)
+from degu_rpc.cli.failures import Failure, explain
+from degu_rpc.cli.progress import format_done, limit_option, transferring, was
 from degu_rpc.cli.session import Command, Session, Styled
-from degu_rpc.cli.targets import build_client, locate, respell
+from degu_rpc.cli.sources import Place, Source, is_source, parse_source
+from degu_rpc.errors import DeguRpcError
+from degu_rpc.text import escape_bytes
 
 if TYPE_CHECKING:
-    import threading
+    from collections.abc import Iterator
 
     from degu_rpc.files import Fetched, Mirror
-    from degu_rpc.peers import DialedClient
 
 _EXITS = (
     Exit.DONE,
@@ -41,82 +39,65 @@ _EXITS = (
 )
 
 
-class _Source(NamedTuple):
-    """What `studio:photos/2024` says: whose, which share, and what in it."""
-
-    peer: str
-    share: str
-    path: str
-
-
-def _is_source(text: str) -> bool:
-    """Say whether it names what a peer has; what has a `/` before the colon is a path of ours."""
-    return text.startswith('degu://') or ':' in text.partition('/')[0]
-
-
-def _parse_source(text: str) -> _Source:
-    peer, colon, rest = text.partition(':')
-    if text.startswith('degu://'):
-        host, _, rest = text.removeprefix('degu://').partition('/')
-        peer, colon = f'degu://{host}', ':'
-    if not peer or not colon:
-        raise Failure(
-            Exit.USAGE, f'what another machine shares is like studio:photos, not {text!r}'
-        )
-    share, _, path = rest.strip('/').partition('/')
-    return _Source(respell(peer), share, path)
-
-
 @click.command(cls=Command, epilog=format_exits(*_EXITS[:-2], Exit.NOT_RUNNING))
-@click.argument('source', metavar='PEER:[PATH]')
-@click.option('-l', '--long', 'is_long', is_flag=True, help='Sizes in bytes and times, too.')
+@click.argument('source', metavar='PEER[:PATH]', shell_complete=complete_machines)
+@click.option(
+    '-l', '--long', 'is_long', is_flag=True, help='Sizes in bytes, times, and targets of symlinks.'
+)
 def ls(session: Session, source: str, is_long: bool) -> None:
     """List what PEER shares; with a PATH (a share, and a path in it) what is there."""
-    asked = _parse_source(source)
-    client = build_client(session, locate(session, asked.peer))
+    asked = parse_source(source if is_source(source) else f'{source}:')
+    place = Place(session, asked.peer)
     if not asked.share:
-        _list_shares(session, client)
-    else:
-        _list_directory(session, client, asked, is_long)
+        _list_shares(session, place)
+        return
+    with place.explaining(asked):
+        _list_directory(session, place, asked, is_long)
 
 
-def _list_shares(session: Session, client: DialedClient) -> None:
-    from degu_rpc.node.shares import SHARES, Share
-    from degu_rpc.rpc.client import RpcClient
-
-    with RpcClient(client) as calls:
-        calls = calls.using(timeout_s=session.timeout_s)
-        shares: list[Share] = calls.call(SHARES, 'list_shares', {}, list[Share])
+def _list_shares(session: Session, place: Place) -> None:
+    shares = place.list_shares()
     for share in shares:
         session.emit('share', share)
         session.say(f'{share.name}/')
     if not shares:
-        session.note('nothing is shared with you', err=True)
+        session.note(f'{place.name} shares nothing with you', err=True)
 
 
-def _list_directory(session: Session, client: DialedClient, asked: _Source, is_long: bool) -> None:
+def _list_directory(session: Session, place: Place, asked: Source, is_long: bool) -> None:
     from degu_rpc.files import list_share
     from degu_rpc.files.listing import Kind
-    from degu_rpc.node.api import FILES
+    from degu_rpc.files.paths import format_path, path_from_native
 
-    for one in list_share(client, f'{FILES}/{asked.share}', asked.path):
-        when = datetime.fromtimestamp(one.mtime_ns // 10**9, UTC)
+    top = path_from_native(asked.path)
+    for one in list_share(place.client, place.prefix(asked.share), asked.path):
+        when = None
+        if one.kind is not Kind.SKIPPED:  # of those nothing more is known
+            when = datetime.fromtimestamp(one.mtime_ns // 10**9, UTC)
+        name, target = escape_bytes(one.name), escape_bytes(one.target)
+        path = top if one.is_top else (*top, os.fsencode(one.name))
         session.emit(
             'entry',
             Entry(
-                one.name,
+                name,
+                format_path(path),
                 one.kind.value,
                 one.size,
-                when.isoformat(),
+                None if when is None else when.isoformat(),
+                target or None,
                 one.problem and one.problem.value,
             ),
         )
-        name = f'{one.name}/' if one.kind is Kind.DIRECTORY else one.name
-        problem = '' if one.problem is None else f'  ({one.problem.value})'
+        name += '/' if one.kind is Kind.DIRECTORY else ''
+        name += '' if one.problem is None else f'  ({one.problem.value})'
         if is_long:
-            session.say(f'{one.size:>15,}  {when:%Y-%m-%d %H:%M}  {name}{problem}')
+            name += f' -> {target}' if target else ''
+            size = f'{one.size:,}' if one.kind is Kind.FILE else '-'
+            session.say(
+                f'{size:>15}  {"-" if when is None else f"{when:%Y-%m-%d %H:%M}":16}  {name}'
+            )
         else:
-            session.say(f'{name}{problem}')
+            session.say(name)
 
 
 class _Getting(NamedTuple):
@@ -124,10 +105,9 @@ class _Getting(NamedTuple):
 
     session: Session
     destination: Path
-    mirrors: list[Mirror]
+    mirrors: list[tuple[Source, Place]]
     durable: bool
     rate_limit: float | None
-    cancel: threading.Event
 
 
 @click.command(cls=Command, epilog=format_exits(*_EXITS))
@@ -161,81 +141,130 @@ def get(
     what is interrupted goes on where it stopped when the same command is run again.
     """
     destination = Path()
-    if len(sources) > 1 and not _is_source(sources[-1]):
-        destination, sources = Path(sources[-1]), sources[:-1]
-    asked = [_parse_source(source) for source in sources]
-    asked_of_mirrors = [_parse_mirror(mirror) for mirror in mirrors]
+    if len(sources) > 1 and not is_source(sources[-1]):
+        destination, sources = Path(sources[-1]).expanduser(), sources[:-1]
+    asked = [parse_source(source) for source in dict.fromkeys(sources)]
+    asked_of_mirrors = [_parse_mirror(mirror) for mirror in dict.fromkeys(mirrors)]
     for one in asked:
         if not one.share:
             raise Failure(
-                Exit.USAGE, f'{one.peer}: says no path', f'see what there is: degu ls {one.peer}:'
+                Exit.USAGE, f'{one.peer}: says no path', f'see what there is: degu ls {one.peer}'
             )
-    clients = {
-        peer: build_client(session, locate(session, peer)) for peer in {one.peer for one in asked}
-    }
-    opened = list(filter(None, (_open_mirror(session, mirror) for mirror in asked_of_mirrors)))
+    _check_destination(destination)
+    places = {peer: Place(session, peer) for peer in dict.fromkeys(one.peer for one in asked)}
+    found = [(mirror, _find_mirror(session, mirror)) for mirror in asked_of_mirrors]
+    mirrors_found = [(mirror, place) for mirror, place in found if place is not None]
+    getting = _Getting(session, destination, mirrors_found, durable, rate_limit)
     skipped = conflicts = 0
-    with cancel_on_interrupt() as cancel:
-        getting = _Getting(session, destination, opened, durable, rate_limit, cancel)
-        for one in asked:
-            fetched = _get(getting, clients[one.peer], one)
-            skipped += len(fetched.skipped)
-            conflicts += len(fetched.conflicts)
+    for one in asked:
+        fetched = _get(getting, places[one.peer], one)
+        skipped += len(fetched.skipped)
+        conflicts += len(fetched.conflicts)
     if skipped:
-        raise Failure(Exit.PARTLY, f'{skipped} could not be brought; they are listed above')
+        raise Failure(Exit.PARTLY, f'{skipped} could not be brought, as said above')
     if conflicts:
         raise Failure(
             Exit.PARTLY,
-            f'{conflicts} were written here meanwhile',
-            'compare them with their copies, which are listed above',
+            f'{conflicts} {was(conflicts)} written here meanwhile',
+            'compare what is here with the copies, which are listed above',
         )
 
 
-def _parse_mirror(text: str) -> _Source:
-    asked = _parse_source(text)
+def _check_destination(destination: Path) -> None:
+    """Raise Failure for a place that nothing can be put into.
+
+    Its parent must be there: a disk that is not mounted is not to be filled up under its name.
+    """
+    from degu_rpc.node.inbox import find_fault
+
+    fault = find_fault(destination)
+    if fault is not None:
+        raise Failure(
+            Exit.FAILED,
+            f'nothing can be put into {destination}: {fault}',
+            'DEST is a directory, or the name of a new one in a directory that is there',
+        )
+
+
+def _parse_mirror(text: str) -> Source:
+    asked = parse_source(text)
     if not asked.share or asked.path:
         raise Failure(Exit.USAGE, f'a mirror is a share, like laptop:photos, not {text!r}')
     return asked
 
 
-def _open_mirror(session: Session, asked: _Source) -> Mirror | None:
-    """Return a mirror; None for one that is not seen, without which all can be brought, too."""
-    from degu_rpc.files import Mirror
-    from degu_rpc.node.api import FILES
-
-    located = locate(session, asked.peer)
-    if not located.urls:
-        session.note(
-            f'mirror {asked.peer}:{asked.share} is not seen on the network; going on without it',
-            err=True,
-        )
+def _find_mirror(session: Session, asked: Source) -> Place | None:
+    """Return where a mirror is; None for one without which all can be brought, too."""
+    try:
+        return Place(session, asked.peer)
+    except Failure as failure:
+        if failure.exit_status not in {Exit.NOT_FOUND, Exit.UNREACHABLE}:
+            raise
+        _say_without(session, asked, failure)
         return None
-    return Mirror(build_client(session, located), f'{FILES}/{asked.share}')
 
 
-def _get(getting: _Getting, client: DialedClient, asked: _Source) -> Fetched:
+def _say_without(session: Session, mirror: Source, failure: Failure) -> None:
+    session.say(
+        Styled('warning: ', 'yellow'),
+        f'going on without the mirror {mirror}: {failure.message}',
+        err=True,
+    )
+
+
+def _choose_mirrors(getting: _Getting, asked: Source) -> Iterator[Mirror]:
+    """Yield the mirrors that have what is asked for; say of the others that they have not."""
+    from degu_rpc.files import Mirror, list_share
+
+    for mirror, place in getting.mirrors:
+        prefix = place.prefix(mirror.share)
+        try:
+            with place.explaining(mirror._replace(path=asked.path)):
+                for _ in list_share(place.client, prefix, asked.path):
+                    break
+        except (Failure, DeguRpcError, DeguError, OSError) as error:
+            failure = explain(error)
+            assert failure is not None  # each of these has a meaning
+            _say_without(getting.session, mirror, failure)
+        else:
+            yield Mirror(place.client, prefix)
+
+
+def _get(getting: _Getting, place: Place, asked: Source) -> Fetched:
     """Bring one path over, and say what came."""
     from degu_rpc.files import fetch
-    from degu_rpc.node.api import FILES
 
-    destination = getting.destination
-    with showing(getting.session) as show:
+    session, destination = getting.session, getting.destination
+    if not asked.path:
+        if destination.exists():
+            _check_destination(destination / asked.share)
+        destination /= asked.share
+    mirrors = list(_choose_mirrors(getting, asked))
+    with place.explaining(asked), transferring(session, _describe_late) as transfer:
         fetched = fetch(
-            client,
-            f'{FILES}/{asked.share}',
+            place.client,
+            place.prefix(asked.share),
             asked.path,
-            destination if asked.path else destination / asked.share,
-            mirrors=getting.mirrors,
+            destination,
+            mirrors=mirrors,
             durable=getting.durable,
             rate_limit=getting.rate_limit,
-            progress=show,
-            cancel=getting.cancel,
+            progress=transfer.show,
+            cancel=transfer.cancel,
         )
-    _say_done(getting.session, asked, fetched)
+    _say_done(session, asked, fetched)
     return fetched
 
 
-def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
+def _describe_late(timeout_s: float) -> Failure:
+    return Failure(
+        Exit.UNREACHABLE,
+        f'nothing has come for {timeout_s:g} s',
+        'type the same again to go on, or give it more time: --timeout SECONDS',
+    )
+
+
+def _say_done(session: Session, asked: Source, fetched: Fetched) -> None:
     session.emit(
         'fetched',
         Arrived(
@@ -249,15 +278,18 @@ def _say_done(session: Session, asked: _Source, fetched: Fetched) -> None:
         ),
     )
     for skipped in fetched.skipped:
-        session.say(f'not brought: {spell_path(skipped.path)}: {skipped.problem.value}', err=True)
+        session.say(f'not brought: {skipped.path}: {skipped.problem.value}', err=True)
     for conflict in fetched.conflicts:
-        session.say(f'written here meanwhile, kept as a copy: {spell_path(conflict)}', err=True)
+        session.say(f'written here meanwhile, kept as a copy: {conflict}', err=True)
     in_trash = fetched.files_replaced - len(fetched.conflicts)
     if in_trash:
-        session.note(f'{in_trash} were replaced; the former ones are in .degu/trash')
+        what = 'the former one is' if in_trash == 1 else 'the former ones are'
+        session.note(f'{in_trash:,} {was(in_trash)} replaced; {what} in .degu/trash')
+    number = fetched.files_present
+    present = f', {number:,} {was(number)} here' if number else ''
     session.note(
         format_done(fetched.files_fetched, fetched.bytes_fetched, fetched.elapsed_s),
-        f', {fetched.files_present:,} were here; ',
+        f'{present}, ',
         Styled('verified', 'green'),
         f' from {asked.peer} in {fetched.elapsed_s:.1f} s',
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -12,19 +14,22 @@ from degu_rpc.cli.documents import Asked, Delivered, SkippedPath
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.progress import (
-    cancel_on_interrupt,
+    format_age,
     format_done,
     format_files,
     format_size,
     limit_option,
-    showing,
-    spell_path,
+    transferring,
+    was,
 )
 from degu_rpc.cli.session import Command, Group, Session, Styled, build_session, collect_shared
 from degu_rpc.cli.targets import build_client, locate, respell
+from degu_rpc.errors import OfferRefusedError
 
 if TYPE_CHECKING:
-    from degu_rpc.files import Sent
+    from collections.abc import Iterator
+
+    from degu_rpc.files import Progress, Sent
     from degu_rpc.node.api import Located, OfferStatus
 
 _SHOWN_NAMES = 3
@@ -76,19 +81,55 @@ def send(
             raise Failure(Exit.NOT_FOUND, f'{path} is not there')
     located = locate(session, _find_only_machine(session) if peer is None else respell(peer))
     client = build_client(session, located)
-    with cancel_on_interrupt() as cancel, showing(session) as show:
+    waits_for = ''
+
+    def say_waiting(offer_id: str) -> None:
+        nonlocal waits_for
+        waits_for = offer_id
+        transfer.go_on()
+        _say_waiting(session, located, offer_id)
+
+    def show(now: Progress) -> None:
+        nonlocal waits_for
+        waits_for = '' if now.bytes_moved else waits_for
+        transfer.show(now)
+
+    def describe_late(timeout_s: float) -> Failure:
+        return _describe_late(located, waits_for, timeout_s)
+
+    with _explaining(located), transferring(session, describe_late) as transfer:
         sent = send_files(
             client,
             located.path + INBOX,
             paths,
             progress=show,
-            cancel=cancel,
+            cancel=transfer.cancel,
             rate_limit=rate_limit,
-            waiting=lambda offer_id: _say_waiting(session, located, offer_id),
+            waiting=say_waiting,
         )
     _say_sent(session, located, sent)
     if sent.skipped:
-        raise Failure(Exit.PARTLY, f'{len(sent.skipped)} could not be sent; they are listed above')
+        raise Failure(Exit.PARTLY, f'{len(sent.skipped)} could not be sent, as said above')
+
+
+@contextlib.contextmanager
+def _explaining(located: Located) -> Iterator[None]:
+    """Turn what an inbox that is none of ours says into a Failure with what to do about it."""
+    try:
+        yield
+    except OfferRefusedError as error:
+        where, kind = f'{located.name}{located.path}', type(error).__name__
+        if error.status == 404:
+            whose = f'that of the machine: degu send --to {located.name}' if located.path else ''
+            raise Failure(Exit.NOT_FOUND, f'{where} has no inbox', whose, kind) from error
+        if error.status == 403:
+            raise Failure(
+                Exit.REFUSED,
+                f'{where} takes nothing from you',
+                f'whoever has {located.name} says whose files are taken, in [inbox] of config.toml',
+                kind,
+            ) from error
+        raise
 
 
 def _find_only_machine(session: Session) -> str:
@@ -118,6 +159,21 @@ def _say_waiting(session: Session, located: Located, offer_id: str) -> None:
     )
 
 
+def _describe_late(located: Located, offer_id: str, timeout_s: float) -> Failure:
+    """Say that time ran out: for a person, where the offer has an id, else for a machine."""
+    if offer_id:
+        return Failure(
+            Exit.UNREACHABLE,
+            f'nobody at {located.name} said yes within {timeout_s:g} s; the offer still stands',
+            f'there: degu inbox accept {offer_id}; then send the same again',
+        )
+    return Failure(
+        Exit.UNREACHABLE,
+        f'nothing went on for {timeout_s:g} s; what {located.name} has of it is kept there',
+        'send the same again to go on, or give it more time: --timeout SECONDS',
+    )
+
+
 def _say_sent(session: Session, located: Located, sent: Sent) -> None:
     session.emit(
         'sent',
@@ -131,8 +187,9 @@ def _say_sent(session: Session, located: Located, sent: Sent) -> None:
         ),
     )
     for skipped in sent.skipped:
-        session.say(f'not sent: {spell_path(skipped.path)}: {skipped.problem.value}', err=True)
-    present = f', {sent.files_present:,} were there' if sent.files_present else ''
+        session.say(f'not sent: {skipped.path}: {skipped.problem.value}', err=True)
+    number = sent.files_present
+    present = f', {number:,} {was(number)} there' if number else ''
     session.note(
         format_done(sent.files_sent, sent.bytes_sent, sent.elapsed_s),
         f'{present}, ',
@@ -149,6 +206,8 @@ def _say_sent(session: Session, located: Located, sent: Sent) -> None:
 def inbox(ctx: click.Context, /, **_shared: object) -> None:
     """List what others send to this machine, and how far it is; say yes or no to it.
 
+    What waits for an answer is listed first, and at last what has ended, for a while.
+
     Whose files are taken, and where they go, is said in the settings, in [inbox].
     """
     if ctx.invoked_subcommand is not None:
@@ -158,7 +217,24 @@ def inbox(ctx: click.Context, /, **_shared: object) -> None:
         offers = list(node.inbox())
     for offer in offers:
         session.emit('offer', offer)
-        _say_offer(session, offer)
+    _say_offers(session, offers)
+
+
+def _say_offers(session: Session, offers: list[OfferStatus]) -> None:
+    """Print what waits for an answer first, then what comes in, then what has ended."""
+    from degu_rpc.files.limits import OFFER_AGE_S
+
+    for state in ('waiting', 'accepted'):
+        for offer in offers:
+            if offer.state == state:
+                _say_offer(session, offer)
+    ended = [offer for offer in offers if offer.state not in {'waiting', 'accepted'}]
+    if ended:
+        session.say(f'ended; remembered for up to {OFFER_AGE_S / 86400:.0f} days:')
+    now = datetime.now(UTC)
+    for offer in sorted(ended, key=lambda offer: offer.changed_at, reverse=True):
+        age = format_age((now - offer.changed_at).total_seconds())
+        _say_offer(session, offer, f', {age} ago')
     if not offers:
         session.note('nothing has come', err=True)
 
@@ -176,14 +252,23 @@ def accept(session: Session, offer_id: str) -> None:
 @inbox.command(cls=Command, epilog=_EXITS)
 @click.argument('offer_id', metavar='ID', shell_complete=complete_offers)
 def reject(session: Session, offer_id: str) -> None:
-    """Refuse what is offered as ID; what of it is here already stays."""
+    """Refuse what is offered as ID; what of it is here already stays.
+
+    What is finished can not be refused any more.
+    """
     with session.node() as node:
         offer = node.reject_offer(offer_id)
+    if offer.state == 'done':
+        raise Failure(
+            Exit.FAILED,
+            f'offer {offer_id} is finished: all of it is here already, and stays',
+            'see where, and delete it if you like: degu config get inbox',
+        )
     session.emit('offer', offer)
     _say_offer(session, offer)
 
 
-def _say_offer(session: Session, offer: OfferStatus) -> None:
+def _say_offer(session: Session, offer: OfferStatus, age: str = '') -> None:
     names = ', '.join(offer.names[:_SHOWN_NAMES])
     more = len(offer.names) + offer.more_names - _SHOWN_NAMES
     if more > 0:
@@ -195,5 +280,5 @@ def _say_offer(session: Session, offer: OfferStatus) -> None:
     session.say(
         Styled(offer.offer_id, is_bold=True),
         f'  {state:9}  from {offer.sender}: {names}',
-        f'  ({format_files(offer.files)}, {format_size(offer.size)})',
+        f'  ({format_files(offer.files)}, {format_size(offer.size)}){age}',
     )

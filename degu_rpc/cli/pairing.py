@@ -52,7 +52,8 @@ def pair(
     """Make this machine and another one trust each other, by a short code.
 
     Run it on both. One shows a code, the other asks for it. CODE is what the other one shows; in
-    scripts give it as DEGU_PAIR_CODE, which other users of this machine cannot see.
+    scripts give it as DEGU_PAIR_CODE, or with --at on standard input: other users of this machine
+    cannot see it there.
 
     Each user then trusts the other one. With --mine on both sides, the machine where the code is
     typed becomes one more machine of the user of the other, and gives up the identity it has.
@@ -73,9 +74,26 @@ def pair(
 
 
 def _ask_for_code(session: Session, node: NodeApi, address: str | None) -> str | None:
-    """Ask a person for the code of the window that is open nearby, if one is."""
-    if not sys.stdin.isatty() or session.is_json:
-        return None
+    """Ask for the code of the window that is at an address, or nearby; None where none is.
+
+    Raises Failure where somebody says where the window is and does not say the code.
+    """
+    if not sys.stdin.isatty():
+        code = sys.stdin.readline().strip() if address is not None else ''
+    elif session.is_json:
+        code = ''
+    else:
+        return _prompt_for_code(session, node, address)
+    if address is not None and not code:
+        raise Failure(
+            Exit.USAGE,
+            'with --at the code of that window is needed',
+            f'give it as CODE, in {CODE_VARIABLE}, or on standard input',
+        )
+    return code or None
+
+
+def _prompt_for_code(session: Session, node: NodeApi, address: str | None) -> str | None:
     if address is None:
         windows = node.windows(GLANCE_S)
         if not windows:

@@ -1,26 +1,31 @@
-"""How a transfer is shown at a terminal, how fast it may be, and how Ctrl-C ends it.
+"""How a transfer is shown at a terminal, how fast it may be, and what ends it.
 
-On a terminal there is a bar, on stderr; else a line now and then. With `--json` or `--quiet` there
-is neither.
+1. On a terminal there is a bar, on stderr; else a line now and then. With `--json` or `--quiet`
+   there is neither.
+2. Ctrl-C ends a transfer where nothing is left half-done, and so does `--timeout` once it has not
+   gone on for so long, whatever it waits for.
+
+Threads: the transfer calls `Transfer.show` in any, one at a time; a thread looks at the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 import threading
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
 
 import click
+
+from degu_rpc.errors import TransferCanceledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from degu_rpc.cli.failures import Failure
     from degu_rpc.cli.session import Session
     from degu_rpc.files import Progress
 
@@ -54,8 +59,71 @@ limit_option = click.option(
 """For a command that transfers files."""
 
 
+class Transfer:
+    """A transfer that a command runs: where it shows how far it is, and what is to end it."""
+
+    # Set once: cancel, _show. Written by one thread at a time, read by the clock's: _went_on_at,
+    # _seen. Written by the clock's: is_late.
+
+    def __init__(self, show: Callable[[Progress], None], cancel: threading.Event) -> None:
+        self.cancel = cancel
+        self.is_late = False
+        self._show = show
+        self._seen = (0, 0, 0, 0)
+        self._went_on_at = time.monotonic()
+
+    def show(self, now: Progress) -> None:
+        """Show how far it is: for `progress`."""
+        seen = (now.files_done, now.bytes_done, now.bytes_moved, now.bytes_read)
+        if seen != self._seen:
+            self._seen = seen
+            self.go_on()
+        self._show(now)
+
+    def go_on(self) -> None:
+        """Let its time begin anew."""
+        self._went_on_at = time.monotonic()
+
+    def end_when_late(self, timeout_s: float, is_over: threading.Event) -> None:
+        """End it once it has not gone on for so long, unless it is over before."""
+        while (left_s := self._went_on_at + timeout_s - time.monotonic()) > 0:
+            if is_over.wait(left_s):
+                return
+        self.is_late = True
+        self.cancel.set()
+
+
 @contextlib.contextmanager
-def cancel_on_interrupt() -> Iterator[threading.Event]:
+def transferring(session: Session, describe_late: Callable[[float], Failure]) -> Iterator[Transfer]:
+    """Yield what shows a transfer and ends it; see the module.
+
+    Raises what `describe_late` makes of the time when that ran out.
+    """
+    is_over = threading.Event()
+    with _cancel_on_interrupt() as cancel, _showing(session) as show:
+        transfer = Transfer(show, cancel)
+        clock = None
+        if session.timeout_s is not None:
+            clock = threading.Thread(
+                target=transfer.end_when_late, args=(session.timeout_s, is_over), name='clock'
+            )
+            clock.start()
+        try:
+            yield transfer
+        except (TransferCanceledError, TimeoutError) as error:
+            # What waits for a sign of life from the other side has the same time.
+            is_late = transfer.is_late or isinstance(error, TimeoutError)
+            if session.timeout_s is None or not is_late:
+                raise
+            raise describe_late(session.timeout_s) from error
+        finally:
+            is_over.set()
+            if clock is not None:
+                clock.join()
+
+
+@contextlib.contextmanager
+def _cancel_on_interrupt() -> Iterator[threading.Event]:
     """Have Ctrl-C end a transfer where nothing is left half-done; a second one ends at once."""
     import signal
 
@@ -74,7 +142,7 @@ def cancel_on_interrupt() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def showing(session: Session) -> Iterator[Callable[[Progress], None]]:
+def _showing(session: Session) -> Iterator[Callable[[Progress], None]]:
     """Yield what shows how far a transfer is."""
     if session.is_json or session.is_quiet:
         yield lambda _progress: None
@@ -100,11 +168,14 @@ def _drawing_bar() -> Iterator[Callable[[Progress], None]]:
         task = bars.add_task('', files='', rate='', total=None)
 
         def show(now: Progress) -> None:
+            if _is_reading(now):
+                bars.update(task, total=None, completed=now.bytes_read, files='reading')
+                return
             bars.update(
                 task,
                 total=now.bytes_total,
                 completed=now.bytes_done,
-                files=f'{now.files_done:,} of {now.files_total:,} files',
+                files=_format_count(now),
                 rate=_format_rate(now),
             )
 
@@ -118,13 +189,27 @@ def _print_lines(session: Session) -> Callable[[Progress], None]:
         nonlocal next_s
         if time.monotonic() >= next_s:
             next_s = time.monotonic() + LINE_PERIOD_S
-            session.say(
-                f'{now.files_done:,} of {now.files_total:,} files, {format_size(now.bytes_done)} '
-                f'of {format_size(now.bytes_total)}, {_format_rate(now)}',
-                err=True,
-            )
+            session.say(_format_line(now), err=True)
 
     return show
+
+
+def _is_reading(now: Progress) -> bool:
+    """Say whether it is only found out what there is to transfer."""
+    return now.bytes_read > 0 and not now.files_total
+
+
+def _format_line(now: Progress) -> str:
+    if _is_reading(now):
+        return f'reading, {format_size(now.bytes_read)} so far'
+    return (
+        f'{_format_count(now)}, {format_size(now.bytes_done)} '
+        f'of {format_size(now.bytes_total)}, {_format_rate(now)}'
+    )
+
+
+def _format_count(now: Progress) -> str:
+    return f'{now.files_done:,} of {format_files(now.files_total)}'
 
 
 def _format_rate(now: Progress) -> str:
@@ -133,22 +218,24 @@ def _format_rate(now: Progress) -> str:
 
 
 def format_done(files: int, size: int, elapsed_s: float) -> str:
-    """Write what a transfer moved, and how fast.
+    """Write what a transfer moved, and how fast, if it moved anything.
 
     >>> format_done(1, 1536, 0.5)
     '1 file, 1.5 KiB, 3.0 KiB/s'
+    >>> format_done(0, 0, 0.5)
+    '0 files, 0 B'
     """
-    rate = size / elapsed_s if elapsed_s else 0.0
-    return f'{format_files(files)}, {format_size(size)}, {format_size(rate)}/s'
+    rate = f', {format_size(size / elapsed_s)}/s' if size and elapsed_s else ''
+    return f'{format_files(files)}, {format_size(size)}{rate}'
 
 
-def spell_path(path: str) -> str:
-    """Write a path of a transfer, which is percent-encoded, for people.
+def was(number: int) -> str:
+    """Write the verb behind a number.
 
-    >>> spell_path('deep/a%20b')
-    'deep/a b'
+    >>> was(1), was(2)
+    ('was', 'were')
     """
-    return os.fsdecode(unquote_to_bytes(path))
+    return 'was' if number == 1 else 'were'
 
 
 def format_files(files: int) -> str:
@@ -171,3 +258,15 @@ def format_size(size: float) -> str:
             return f'{size:.0f} {unit}' if unit == 'B' else f'{size:.1f} {unit}'
         size /= 1024
     return f'{size:.1f} TiB'
+
+
+def format_age(seconds: float) -> str:
+    """Write a time for people.
+
+    >>> format_age(7200)
+    '2 h'
+    """
+    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
+        if seconds >= size:
+            return f'{seconds / size:.0f} {unit}'
+    return f'{seconds:.0f} s'

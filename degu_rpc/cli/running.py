@@ -20,6 +20,7 @@ from degu_rpc.cli.documents import Stopped
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.pairing import CODE_VARIABLE
+from degu_rpc.cli.progress import format_age
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.errors import NodeRunningError
 from degu_rpc.node.limits import STOP_S
@@ -43,7 +44,11 @@ _POLL_S = 0.02
     epilog=format_exits(Exit.DONE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE),
 )
 @click.option('--bg', 'in_background', is_flag=True, help='Return once it is ready.')
-@click.option('--name', help='What other machines see.  [env var: DEGU_NAME]')
+@click.option(
+    '--name',
+    help='What other machines see, for this run; degu config set name keeps one.  '
+    '[env var: DEGU_NAME]',
+)
 @click.option(
     '--port',
     type=click.IntRange(0, 65535),
@@ -79,7 +84,7 @@ def _run(session: Session, flags: dict[str, Any]) -> None:
         while not run.is_over():
             with node:
                 if not run.is_over():
-                    _say_ready(session, node)
+                    _say_ready(session, node, flags)
                     machine_id = node.trust.identity.machine_id
                     notify('READY=1', f'STATUS={config.name}, machine {machine_id}')
                     if not node.wait():
@@ -108,16 +113,26 @@ class _Run:
             self.node.stop()
 
 
-def _say_ready(session: Session, node: Node) -> None:
+def _say_ready(session: Session, node: Node, flags: dict[str, Any]) -> None:
     from degu_rpc.node.status import build_status
 
     status = build_status(node)
     session.emit('ready', status)
     session.note(Styled('ready', 'green'), f': {status.name}, machine {status.machine_id[:12]}...')
+    _say_how_to_keep(session, flags)
     for url in status.urls:
         session.say(f'  {url}')
     for problem in status.problems:
         session.say(Styled('  problem: ', 'yellow'), f'{problem.what}; {problem.remedy}')
+
+
+def _say_how_to_keep(session: Session, flags: dict[str, Any]) -> None:
+    """Say that a name which is only in a flag is that of this run."""
+    from degu_rpc.node.config import read_settings
+
+    name = flags['name']
+    if name is not None and name != read_settings(session.home, {})['name'].value:
+        session.note(f'it is {name} for this run; to keep the name: degu config set name {name}')
 
 
 def _find_inherited() -> Inherited | None:
@@ -173,6 +188,7 @@ def _start_in_background(session: Session, flags: dict[str, Any]) -> None:
         status = node.status()
     session.emit('ready', status)
     session.note(Styled('ready', 'green'), f': {status.name}, process {status.pid}; log: {log}')
+    _say_how_to_keep(session, flags)
 
 
 @contextlib.contextmanager
@@ -294,7 +310,7 @@ def _show(session: Session, now: Status) -> None:
     session.emit('status', now)
     session.say(Styled(now.name, is_bold=True), f'  machine {now.machine_id[:12]}...')
     age = datetime.now(UTC) - now.started_at
-    session.say(f'  running for {_format_age(age.total_seconds())}, process {now.pid}, {now.home}')
+    session.say(f'  running for {format_age(age.total_seconds())}, process {now.pid}, {now.home}')
     for url in now.urls:
         session.say(f'  reached at {url.partition("@")[2]}')
     peers = [peer for peer in now.peers if peer.machines or not peer.is_me]
@@ -332,10 +348,3 @@ def _show_peer(session: Session, peer: PeerStatus) -> None:
         else:
             state = Styled('not seen')
         session.say(f'  {machine.name}  ', state, f'  machine {machine.machine_id[:12]}...')
-
-
-def _format_age(seconds: float) -> str:
-    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
-        if seconds >= size:
-            return f'{seconds / size:.0f} {unit}'
-    return f'{seconds:.0f} s'

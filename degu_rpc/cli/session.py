@@ -207,7 +207,7 @@ def build_shared_options() -> list[click.Option]:
             ['--timeout'],
             type=click.FloatRange(min=0, min_open=True),
             metavar='SECONDS',
-            help='How long to wait.',
+            help='How long to wait; in a transfer, while nothing goes on.',
         ),
     ]
 

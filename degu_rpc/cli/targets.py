@@ -94,6 +94,8 @@ def locate(session: Session, target: str) -> Located:
 def build_client(session: Session, located: Located) -> DialedClient:
     """Return a client of a machine that was located.
 
+    `--timeout` is how long it may take to connect, and to wait for each sign of life after that.
+
     Raises Failure where it was not seen, IdentityError where this machine has no identity.
     """
     from degu_rpc.peers import Dialer, StaticAddresses, TrustStore, open_home
@@ -106,7 +108,8 @@ def build_client(session: Session, located: Located) -> DialedClient:
             'see that it is on and runs: degu peers --nearby',
         )
     trust = TrustStore(open_home(session.home.directory))
-    dialer = Dialer(trust, [StaticAddresses(located.urls)])
+    options = {} if session.timeout_s is None else {'timeout_s': session.timeout_s}
+    dialer = Dialer(trust, [StaticAddresses(located.urls)], **options)
     return dialer.client(located.machine_id, session.timeout_s or DIAL_S)
 
 

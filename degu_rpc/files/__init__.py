@@ -3,7 +3,7 @@
 from degu_rpc.files.browse import Listed, list_share
 from degu_rpc.files.fetch import Fetched, Mirror, fetch
 from degu_rpc.files.inbox import Inbox
-from degu_rpc.files.listing import Problem
+from degu_rpc.files.listing import Kind, Problem
 from degu_rpc.files.offers import Decision, Offer, State
 from degu_rpc.files.plan import Skipped
 from degu_rpc.files.progress import Progress
@@ -15,6 +15,7 @@ __all__ = [
     'Fetched',
     'FileShare',
     'Inbox',
+    'Kind',
     'Listed',
     'Mirror',
     'Offer',

@@ -1,20 +1,17 @@
-"""An offer that was accepted, while its contents come in.
+"""The contents of an offer that was accepted, while they come in.
 
-1. `prepare()` makes the directories and the symlinks, and finds out what is here already: a file
-   at its place with the offered size and modification time, or else with the offered content.
+1. `prepare()` makes what needs no content (places.py), finds out which contents are missing, and
+   reserves room for them.
 2. A content that is missing comes in, small ones whole, large ones block by block (partial.py).
-   Once it is complete and verified, every file that has it gets its final name: the first one the
+3. Once it is complete and verified, every file that has it gets its final name: the first one the
    content that came, the others copies of it. Copies are made while it is still in tmp/, where
    nobody edits it.
-3. Nothing is ever replaced. A name that is taken by something else gives way to a free one, and
-   that is written down before anything has it. So does a directory at the top, unless the one
-   that is there is ours: which ones we made is written down, too.
-4. Once nothing is missing the directories get their modes and times.
+4. Once nothing is missing one caller ends it.
 
-Threads: any number may bring contents. `_lock` guards what is missing and what is open, and is
-never held during I/O. The lock that the Inbox gives is for its Workspace, and held while names
-change; `_lock` is not held then. Everybody else who brings something waits while a file whose time
-differs is hashed at its place, or a batch is made durable.
+Whatever may take long pauses now and then, so that its caller can say that it is still at work.
+
+Threads and locks: any number may bring contents. `_lock` guards what is missing and what is open,
+and is never held during I/O, nor while names change: that is under the lock of the Places.
 """
 
 from __future__ import annotations
@@ -22,44 +19,29 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
-import functools
 import os
-import stat
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from degu_rpc.errors import ContentChangedError, IntegrityError, PathError
+from degu_rpc.errors import IntegrityError
 from degu_rpc.files.blocks import Buffer, Manifest, build_manifest
-from degu_rpc.files.commit import Replacement, Symlink, Workspace, close
-from degu_rpc.files.content import hash_file
-from degu_rpc.files.limits import BATCH_FILES, BATCH_SIZE, MAX_OPEN_CONTENTS, MAX_PIECE
-from degu_rpc.files.listing import Entry, Kind
-from degu_rpc.files.offers import Item, Placing, Tree, find_place
-from degu_rpc.files.partial import Partial, store_small, write_at
-from degu_rpc.files.paths import Path, Root, format_path, parse_target
-from degu_rpc.files.plan import Here, agree
-from degu_rpc.files.responses import RefusalError
+from degu_rpc.files.descriptors import copy_at
+from degu_rpc.files.limits import BATCH_FILES, BATCH_SIZE, COPY_SIZE, MAX_OPEN_CONTENTS
+from degu_rpc.files.offers import Item, Placing
+from degu_rpc.files.partial import Partial, store_small
+from degu_rpc.files.places import Places, Ready
 from degu_rpc.files.space import Reservation
-from degu_rpc.files.temporaries import Temporary
-from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
-    Move = Callable[[Path, Kind, Set[bytes]], bytes]
-    """Writes down a free last name, none of a set, for a path whose own is taken; returns it."""
+    from degu_rpc.files.commit import Workspace
+    from degu_rpc.files.paths import Path, Root
+    from degu_rpc.files.temporaries import Temporary
 
-_NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
-
-
-class _Ready(NamedTuple):
-    """A file whose content is complete in a temporary file."""
-
-    placing: Placing
-    temporary: Temporary
+    Placed = tuple[str, bool]
+    """The root of a content, and whether its files have their names."""
 
 
 class _Open:
@@ -73,39 +55,21 @@ class _Open:
 class Arrival:
     """See the module. Close it once no thread uses it any more, or begins to."""
 
-    # Set once: tree, _root, _workspace, _committing, _move, _note_made, _tag.
+    # Set once: _root, _workspace, _places, _tree, _tag.
     # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
-    # _is_closed, _received. Guarded by self._committing: _placed, _made, _names. By
-    # self._preparing, which is held while prepare() runs: _is_prepared. By self._reserving:
-    # _reservation. The Intake's: used_at.
+    # _is_closed, _received. By self._preparing, which is held while prepare() runs: _is_prepared.
+    # By self._reserving: _reservation. The Intake's: used_at.
 
-    def __init__(
-        self,
-        root: Root,
-        workspace: Workspace,
-        committing: threading.Lock,
-        tree: Tree,
-        placed: Mapping[Path, bytes],
-        move: Move,
-        made: Mapping[Path, tuple[int, int]],
-        note_made: Callable[[Path, tuple[int, int]], None],
-        tag: str,
-    ) -> None:
+    def __init__(self, root: Root, workspace: Workspace, places: Places, tag: str) -> None:
         """Remember what is to come and where it goes; nothing is done yet.
 
-        `made` has the device and inode of each directory at the top that we made before, and
-        `note_made` writes such a one down. `tag` stands for the user who sends: what came from
-        others does not count as sent.
+        `tag` stands for the user who sends: what came from others does not count as sent.
         """
-        self.tree = tree
-        self._tag = tag
         self._root = root
         self._workspace = workspace
-        self._committing = committing
-        self._move = move
-        self._placed = dict(placed)
-        self._made = dict(made)
-        self._note_made = note_made
+        self._places = places
+        self._tree = places.tree
+        self._tag = tag
         self._lock = threading.Lock()
         self._missing: dict[str, list[Placing]] = {}
         self._open: collections.OrderedDict[str, _Open] = collections.OrderedDict()
@@ -124,7 +88,8 @@ class Arrival:
 
         Once this returns nothing more gets a name, whatever requests are still under way.
         """
-        with self._committing, self._lock:
+        self._places.close()
+        with self._lock:
             self._is_closed = True
             rested = [root for root, entry in self._open.items() if not entry.users]
             partials = [self._open.pop(root).partial for root in rested]
@@ -134,12 +99,6 @@ class Arrival:
             if self._reservation is not None:
                 self._reservation.close()
                 self._reservation = None
-
-    def _require_open(self) -> None:
-        """Refuse to change a name once this is closed. Under the lock of the workspace."""
-        with self._lock:
-            if self._is_closed:
-                raise RefusalError(409, 'this transfer has to be offered again')
 
     @property
     def is_prepared(self) -> bool:
@@ -152,7 +111,8 @@ class Arrival:
         with self._lock:
             partials = [entry.partial for entry in self._open.values()]
             received = self._received
-        return received + sum(_bytes_here(partial) for partial in partials)
+        here = (partial.manifest.size - partial.missing_size() for partial in partials)
+        return received + sum(here)
 
     def wanted(self) -> list[str]:
         """Return the roots of the contents that are not here, in the order of the offer."""
@@ -161,7 +121,7 @@ class Arrival:
 
     def size_of(self, root: str) -> int | None:
         """Return the size of a content that is offered; None for another."""
-        placings = self.tree.contents.get(root)
+        placings = self._tree.contents.get(root)
         return None if placings is None else placings[0].entry.size
 
     def is_missing(self, root: str) -> bool:
@@ -169,34 +129,7 @@ class Arrival:
         with self._lock:
             return root in self._missing
 
-    # --- what is here ---------------------------------------------------------------------------
-
-    def is_unchanged(self) -> bool:
-        """Tell whether everything that was offered is in its place, as it came."""
-        here = Here(self._root, ())
-        try:
-            for path in self.tree.directories:
-                found = here.look(find_place(path, self._placed))
-                if found is None or not stat.S_ISDIR(found.st_mode):
-                    return False
-            for placings in self.tree.contents.values():
-                for path, entry in placings:
-                    found = here.look(find_place(path, self._placed))
-                    if found is None or not self._is_as_it_came(found, entry):
-                        return False
-            return all(
-                self._root.readlink(find_place(path, self._placed)) == parse_target(entry.target)
-                for path, entry in self.tree.symlinks
-            )
-        except OSError:
-            return False
-
-    def _is_as_it_came(self, found: os.stat_result, entry: Entry) -> bool:
-        """Tell whether a file is as offered, but for a time that the file system cannot hold."""
-        if agree(found, entry) or found.st_size != entry.size:
-            return agree(found, entry)
-        kept_ns = self._workspace.find_kept_time(entry.mtime_ns)
-        return agree(found, msgspec.structs.replace(entry, mtime_ns=kept_ns))
+    # --- what is missing ------------------------------------------------------------------------
 
     def prepare(self) -> Iterator[None]:
         """Make what needs no content and find out what is missing, pausing now and then.
@@ -211,32 +144,18 @@ class Arrival:
                 self._is_prepared = True
 
     def _prepare(self) -> Iterator[None]:
-        for path in self.tree.directories:
-            with self._committing:
-                self._require_open()
-                self._make_directory(path)
-            yield
-        yield from self._make_symlinks()
-        with self._committing:
-            self._workspace.sync_directories()
+        yield from self._places.make()
         missing: dict[str, list[Placing]] = {}
-        received = 0
-        here = Here(self._root, ())
-        for root, placings in self.tree.contents.items():
-            absent = []
-            for placing in placings:
-                place = find_place(placing.path, self._placed)
-                if self._is_file_here(here.look(place), place, placing):
-                    received += placing.entry.size
-                else:
-                    absent.append(placing)
-                yield
-            if absent:
-                missing[root] = absent
-        self._reserve(sum(placing.entry.size for absent in missing.values() for placing in absent))
+        size = 0
+        for absent in self._places.find_absent():
+            if absent is not None:
+                missing.setdefault(absent.entry.root, []).append(absent)
+                size += absent.entry.size
+            yield
+        self._reserve(size)
         with self._lock:
             self._missing = missing
-            self._received = received
+            self._received = self._tree.size - size
 
     def _reserve(self, size: int) -> None:
         """Reserve room on the disk for what is missing. Raises NoSpaceError, OSError.
@@ -257,157 +176,21 @@ class Arrival:
             if self._reservation is not None:
                 self._reservation.shrink(size)
 
-    def _make_directory(self, path: Path) -> None:
-        """Make a directory; its parent is there. Under the lock of the workspace.
-
-        At the top one that we did not make is a person's, and ours gives way. Raises OSError.
-        """
-        if not self._try_directory(path):
-            self._give_way(path, Kind.DIRECTORY)
-            if not self._try_directory(path):
-                place = format_path(find_place(path, self._placed))
-                raise OSError(errno.EBUSY, 'somebody else makes the names that are free', place)
-
-    def _try_directory(self, path: Path) -> bool:
-        place = find_place(path, self._placed)
-        try:
-            is_made = self._workspace.make_directory(place)
-        except NotADirectoryError:
-            return False
-        if len(path) > 1:
-            return True
-        if is_made:
-            self._made[path] = directory = _identify(self._root.lstat(place))
-            self._note_made(path, directory)
-        return self._is_ours(path)
-
-    def _is_ours(self, path: Path) -> bool:
-        """Tell whether a directory at the top is the one that we made."""
-        try:
-            found = self._root.lstat(find_place(path, self._placed))
-        except FileNotFoundError:
-            return False
-        return stat.S_ISDIR(found.st_mode) and self._made.get(path) == _identify(found)
-
-    def _make_symlinks(self) -> Iterator[None]:
-        batch: list[Placing] = []
-        for placing in self.tree.symlinks:
-            batch.append(placing)
-            if len(batch) >= BATCH_FILES:
-                self._commit_symlinks(batch)
-                batch = []
-            yield
-        self._commit_symlinks(batch)
-
-    def _commit_symlinks(self, batch: list[Placing]) -> None:
-        """Make symlinks; one whose name is taken at the last moment is looked at again."""
-        with self._committing:
-            self._require_open()
-            while batch:
-                absent = []
-                replacements = []
-                for placing in batch:
-                    place = self._find_free_for_symlink(placing)
-                    if place is not None:
-                        absent.append(placing)
-                        content = Symlink(parse_target(placing.entry.target))
-                        mtime_ns = placing.entry.mtime_ns
-                        replacements.append(
-                            Replacement(content, place, 0, 0, mtime_ns, None, replaces=False)
-                        )
-                committed = self._workspace.commit(replacements)
-                found = zip(absent, committed, strict=True)
-                batch = [placing for placing, each in found if each.is_taken]
-
-    def _find_free_for_symlink(self, placing: Placing) -> Path | None:
-        """Return a free place for a symlink; None if it is in its place already."""
-        path, entry = placing
-        found = self._look(path)
-        place = find_place(path, self._placed)
-        if found is None:
-            return place
-        if self._is_symlink_here(place, parse_target(entry.target)):
-            return None
-        return self._give_way(path, entry.kind)
-
-    def _is_symlink_here(self, place: Path, target: bytes) -> bool:
-        try:
-            return self._root.readlink(place) == target
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # it is no symlink
-                return False
-            raise
-
-    def _is_file_here(self, found: os.stat_result | None, place: Path, placing: Placing) -> bool:
-        """Tell whether a file is in its place. Where only the time differs, the content decides."""
-        entry = placing.entry
-        if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
-            return False
-        if agree(found, entry):
-            return True
-        try:
-            fd = self._root.open_file(place)
-        except (PathError, FileNotFoundError, PermissionError):
-            return False
-        try:
-            return hash_file(fd, place)[1].root == entry.root
-        except ContentChangedError:
-            return False
-        finally:
-            os.close(fd)
-
-    def _look(self, path: Path) -> os.stat_result | None:
-        """Look at the place of `path`, None for nothing; directories that are gone are made."""
-        if len(path) > 1:
-            self._make_directory(path[:1])
-        try:
-            return self._root.lstat(find_place(path, self._placed))
-        except FileNotFoundError:
-            pass
-        except NotADirectoryError:
-            pass
-        for depth in range(1, len(path)):
-            self._make_directory(path[:depth])
-        try:
-            return self._root.lstat(find_place(path, self._placed))
-        except FileNotFoundError:
-            return None
-
-    def _give_way(self, path: Path, kind: Kind) -> Path:
-        """Give something whose name is taken another one, and return its place."""
-        taken = self._names.setdefault(path[:-1], set())
-        name = self._move(path, kind, taken)
-        taken.add(name)
-        self._placed[path] = name
-        return find_place(path, self._placed)
-
-    @functools.cached_property
-    def _names(self) -> dict[Path, set[bytes]]:
-        """The names that this offer has in each directory, offered or here."""
-        names: dict[Path, set[bytes]] = {}
-        for path in self.tree.paths():
-            names.setdefault(path[:-1], set()).add(path[-1])
-        for path, name in self._placed.items():
-            names.setdefault(path[:-1], set()).add(name)
-        return names
-
     # --- small contents -------------------------------------------------------------------------
 
-    def place_small(self, items: Sequence[Item]) -> Iterator[tuple[str, bool]]:
-        """Place small contents whose roots were checked; yield (root, is it placed) for each.
+    def place_small(self, items: Sequence[Item]) -> Iterator[Placed | None]:
+        """Place small contents whose roots were checked; yield what became of each.
 
-        Raises OSError.
+        Yields None now and then. Raises RefusalError once this is closed, OSError.
         """
         with self._claiming({item.root for item in items}) as claimed:
             mine = {item.root: item for item in items if item.root in claimed}
             ready = (
-                _Ready(placing, self._store(item))
+                Ready(placing, self._store(item))
                 for root, item in mine.items()
                 for placing in claimed[root]
             )
-            taken: set[str] = set()
-            for failed in self._place(ready):
-                taken |= failed
+            taken = yield from self._place(ready)
             for root in mine.keys() - taken:
                 self._note_placed(root)
         for item in items:
@@ -441,21 +224,23 @@ class Arrival:
 
     # --- large contents -------------------------------------------------------------------------
 
-    def open_content(self, root: str, manifest: Manifest) -> None:
-        """Begin, or go on, with a large content. Raises OSError."""
-        with self._claiming({root}) as claimed:
+    def open_content(self, root: str, manifest: Manifest) -> Iterator[None]:
+        """Begin, or go on, with a large content, pausing now and then. Raises OSError."""
+        with self._claiming({root}) as claimed, contextlib.ExitStack() as surplus:
             if not claimed or self._is_open(root):
                 return
-            name = self._name(root)
-            surplus = [Partial(self._workspace, name, manifest, self._count_written)]
+            partial = surplus.enter_context(Partial(self._workspace, self._name(root), manifest))
+            for size in partial.find_blocks():
+                self._count_written(size)
+                yield
             with self._lock:
-                if not self._is_closed:
-                    self._open[root] = _Open(surplus.pop())
-                    rested = [key for key, entry in self._open.items() if not entry.users]
-                    for key in rested[: max(len(self._open) - MAX_OPEN_CONTENTS, 0)]:
-                        surplus.append(self._open.pop(key).partial)
-        for old in surplus:
-            old.close()
+                if self._is_closed:
+                    return
+                surplus.pop_all()
+                self._open[root] = _Open(partial)
+                rested = [key for key, entry in self._open.items() if not entry.users]
+                for key in rested[: max(len(self._open) - MAX_OPEN_CONTENTS, 0)]:
+                    surplus.enter_context(self._open.pop(key).partial)
 
     def _is_open(self, root: str) -> bool:
         with self._lock:
@@ -488,10 +273,10 @@ class Arrival:
         content.write(index, block)
         self._count_written(len(block))
 
-    def place_content(self, root: str) -> Iterator[tuple[str, bool]]:
-        """Place a large content if it is complete; yield (root, is it placed), if it is.
+    def place_content(self, root: str) -> Iterator[Placed | None]:
+        """Place a large content if it is complete; yield what became of it, if it is.
 
-        Pauses now and then with ('', False). Raises OSError.
+        Yields None now and then. Raises RefusalError once this is closed, OSError.
         """
         with self._claiming({root}) as claimed:
             with self._lock:
@@ -499,19 +284,15 @@ class Arrival:
                 if not claimed or entry is None or entry.users or entry.partial.missing():
                     return
                 del self._open[root]
-            is_taken = False
-            copies = self._copies(entry.partial.finish(), claimed[root])
-            with contextlib.closing(copies):
-                for failed in self._place(copies):
-                    is_taken = is_taken or bool(failed)
-                    yield '', False
-            if not is_taken:
+            with contextlib.closing(self._copies(entry.partial.finish(), claimed[root])) as copies:
+                taken = yield from self._place(copies)
+            if not taken:
                 self._note_placed(root)
-        yield root, not is_taken
+        yield root, not taken
 
     def _copies(
         self, verified: Temporary, placings: Sequence[Placing]
-    ) -> Generator[_Ready | None, None, None]:
+    ) -> Generator[Ready | None, None, None]:
         """Yield a content, once for each file that has it; None now and then.
 
         The verified one comes last: once it has its final name a person may edit it.
@@ -521,17 +302,17 @@ class Arrival:
             for placing in others:
                 copy = self._workspace.temporaries.open(self._name(placing.entry.root))
                 try:
-                    for count in _copy(verified.fd, copy.fd, placing.entry.size):
-                        self._count_written(count)
+                    for size in _copy(verified.fd, copy.fd, placing.entry.size):
+                        self._count_written(size)
                         yield None
                 except BaseException:
                     os.close(copy.fd)
                     raise
-                yield _Ready(placing, copy)
+                yield Ready(placing, copy)
         except BaseException:
             os.close(verified.fd)
             raise
-        yield _Ready(first, verified)
+        yield Ready(first, verified)
 
     def give_up(self, root: str) -> None:
         """Expect a content no more: whoever sends it does not have it.
@@ -548,74 +329,31 @@ class Arrival:
         """Return the name of a temporary file; commit.py knows by it which content it is for."""
         return f'{root}.{self._tag}'
 
-    def _place(self, ready: Iterable[_Ready | None]) -> Iterator[set[str]]:
-        """Give files their final names; yield the roots of those in a batch that did not get one.
+    def _place(self, ready: Iterable[Ready | None]) -> Generator[None, None, set[str]]:
+        """Give files their final names, in batches; return the roots of those without.
 
-        A name that was taken at the last moment is the only reason: asked again, it gives way.
+        Pauses now and then; see `Places.commit()`.
         """
-        batch: list[_Ready] = []
+        taken: set[str] = set()
+        batch: list[Ready] = []
+        size = 0
         try:
             for item in ready:
                 if item is None:
-                    yield set()
+                    yield
                     continue
                 batch.append(item)
-                size = sum(waiting.placing.entry.size for waiting in batch)
+                size += item.placing.entry.size
                 if len(batch) >= BATCH_FILES or size >= BATCH_SIZE:
-                    full, batch = batch, []
-                    yield self._commit(full)
+                    full, batch, size = batch, [], 0
+                    taken |= yield from self._places.commit(full)
+                    yield
             last, batch = batch, []
-            yield self._commit(last)
+            taken |= yield from self._places.commit(last)
         finally:
             for item in batch:
                 os.close(item.temporary.fd)
-
-    def _commit(self, batch: list[_Ready]) -> set[str]:
-        waiting = collections.deque(batch)
-        replacements: list[Replacement] = []
-        roots: list[str] = []
-        with self._committing:
-            try:
-                self._require_open()
-                while waiting:
-                    placing, temporary = waiting[0]
-                    place = self._find_free(placing)
-                    waiting.popleft()
-                    if place is None:
-                        self._workspace.temporaries.discard(temporary)
-                        continue
-                    entry = placing.entry
-                    replacements.append(
-                        Replacement(
-                            temporary,
-                            place,
-                            entry.size,
-                            entry.mode,
-                            entry.mtime_ns,
-                            None,
-                            parse_xattrs(entry.xattrs),
-                            replaces=False,
-                        )
-                    )
-                    roots.append(entry.root)
-            except BaseException:
-                for item in waiting:
-                    os.close(item.temporary.fd)
-                for replacement in replacements:
-                    close(replacement)
-                raise
-            committed = self._workspace.commit(replacements)
-        return {root for root, found in zip(roots, committed, strict=True) if found.is_taken}
-
-    def _find_free(self, placing: Placing) -> Path | None:
-        """Return a free place for a file; None if it is in its place already."""
-        found = self._look(placing.path)
-        place = find_place(placing.path, self._placed)
-        if found is None:
-            return place
-        if self._is_file_here(found, place, placing):
-            return None
-        return self._give_way(placing.path, placing.entry.kind)
+        return taken
 
     def _note_placed(self, root: str) -> None:
         with self._lock:
@@ -638,22 +376,8 @@ class Arrival:
             self._is_ending = False
 
     def finish(self) -> list[Path]:
-        """Give the directories their modes and times; return the places at the top.
-
-        Raises RefusalError once this is closed, OSError.
-        """
-        with self._committing:
-            self._require_open()
-            for path, entry in reversed(self.tree.directories.items()):
-                place = find_place(path, self._placed)
-                # Without these two we could not find out later what is in it.
-                mode = entry.mode | stat.S_IRUSR | stat.S_IXUSR
-                # A person may have moved it away meanwhile, and put something else there.
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, PathError):
-                    if self._is_ours(path[:1]):
-                        self._workspace.set_directory_metadata(place, mode, entry.mtime_ns)
-            self._workspace.sync_directories()
-            return [find_place(path, self._placed) for path in self.tree.tops]
+        """Give the directories their modes and times; see `Places.finish()`."""
+        return self._places.finish()
 
 
 def check_item(item: Item, size: int) -> None:
@@ -662,40 +386,16 @@ def check_item(item: Item, size: int) -> None:
         raise IntegrityError(item.root, 0, 'the bytes do not match the root')
 
 
-def _identify(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
-def _bytes_here(partial: Partial) -> int:
-    missing = partial.missing()
-    ranges = map(partial.manifest.block_range, missing)
-    return partial.manifest.size - sum(stop - start for start, stop in ranges)
-
-
 def _copy(source: int, target: int, size: int) -> Iterator[int]:
     """Copy a file of `size` bytes within the file system; yield how many at a time.
 
     Raises OSError, also where it has fewer.
     """
     position = 0
-    can_copy = True
     while position < size:
-        count = 0
-        if can_copy:
-            try:
-                count = os.copy_file_range(
-                    source, target, min(size - position, 16 * MAX_PIECE), position, position
-                )
-            except OSError as error:
-                if error.errno not in _NO_COPY:
-                    raise
-            can_copy = count > 0
-        else:
-            piece = os.pread(source, min(size - position, MAX_PIECE), position)
-            if not piece:
-                raise OSError(errno.EIO, 'a file in tmp/ became shorter')
-            write_at(target, piece, position)
-            count = len(piece)
+        count = copy_at(source, position, target, position, min(size - position, COPY_SIZE))
+        if not count:
+            raise OSError(errno.EIO, 'a file in tmp/ became shorter')
         position += count
         yield count
     os.ftruncate(target, size)

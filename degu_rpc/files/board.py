@@ -7,6 +7,9 @@
 3. A source that fails or lies is lost: what it was at is given to others, and the next one leads.
    What then nobody can bring is an error in the end: what the first source had to say.
 4. A file that changed is opened again, up to FETCH_ATTEMPTS times by each source that leads.
+5. A source that has nothing else to do gets a run, too, that another one has been at for long:
+   END_GAME_S, and twice as long as its own last one took. The first that brings it wins. At most
+   two are at a run, so no more comes in vain than the runs that are under way in the end.
 
 A Board decides and does nothing: no network, no disk. It is used by all workers of a fetch; one
 lock guards all of it, the Downloads included.
@@ -16,9 +19,10 @@ from __future__ import annotations
 
 import collections
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from degu_rpc.files.limits import FETCH_ATTEMPTS
+from degu_rpc.files.limits import END_GAME_S, FETCH_ATTEMPTS
 from degu_rpc.files.listing import Problem
 
 if TYPE_CHECKING:
@@ -77,6 +81,14 @@ class Run(NamedTuple):
     last: int
 
 
+class _AtRun(NamedTuple):
+    """A run that a source is at, since a time of the monotonic clock."""
+
+    run: Run
+    source: Source
+    since: float
+
+
 LargeJob = Opening | Asking | Run
 Job = Pack | LargeJob
 
@@ -114,6 +126,8 @@ class Board:
         self._packs_at_work = 0
         self._new = collections.deque(Download(file) for file in large)
         self._open: list[Download] = []
+        self._at_run: list[_AtRun] = []
+        self._took_s: dict[Source, float] = {}  # for its last run
         self._good = list(range(sources))
         self._errors: dict[Source, Exception] = {}
         self._is_unserved = False
@@ -129,7 +143,7 @@ class Board:
                 job = self._find(source)
                 if job is not None or self._is_done() or not wait:
                     return job
-                self._condition.wait()
+                self._condition.wait(END_GAME_S / 4 if self._at_run else None)
             return None
 
     def stop(self) -> None:
@@ -209,15 +223,40 @@ class Board:
     def _find(self, source: Source) -> Job | None:
         for download in self._open:
             if download.runs and download.has.get(source):
-                download.at_work += 1
-                return Run(download, *download.runs.popleft())
+                return self._begin_run(Run(download, *download.runs.popleft()), source)
         for download in self._open:
             if download.runs and source not in download.has:
-                download.has[source] = False  # until it says otherwise: one worker asks
-                download.at_work += 1
-                return Asking(download)
-        if source != self._good[0]:
-            return None
+                return self._begin_asking(download, source)
+        if source == self._good[0]:
+            job = self._find_for_leader(source)
+            if job is not None:
+                return job
+        return self._find_slow(source)
+
+    def _begin_run(self, run: Run, source: Source) -> Run:
+        run.download.at_work += 1
+        self._at_run.append(_AtRun(run, source, monotonic()))
+        return run
+
+    def _begin_asking(self, download: Download, source: Source) -> Asking:
+        download.has[source] = False  # until it says otherwise: one worker asks
+        download.at_work += 1
+        return Asking(download)
+
+    def _find_slow(self, source: Source) -> Job | None:
+        """Find a run that another source has been at for long, and nobody else."""
+        before = monotonic() - max(END_GAME_S, 2 * self._took_s.get(source, 0.0))
+        runs = [each.run for each in self._at_run]
+        for run, other, since in self._at_run:
+            if other == source or since > before or runs.count(run) > 1:
+                continue
+            if run.download.has.get(source):
+                return self._begin_run(Run(*run), source)
+            if source not in run.download.has:
+                return self._begin_asking(run.download, source)
+        return None
+
+    def _find_for_leader(self, source: Source) -> Job | None:
         if self._new:
             download = self._new.popleft()
             download.attempts += 1
@@ -231,11 +270,15 @@ class Board:
         return None
 
     def _put_back(self, job: LargeJob) -> None:
-        if isinstance(job, Run):
+        if isinstance(job, Run) and [each.run for each in self._at_run].count(job) == 1:
             job.download.runs.appendleft((job.first, job.last))
 
     def _end(self, job: LargeJob) -> list[Settled]:
         job.download.at_work -= 1
+        ended = next((each for each in self._at_run if each.run is job), None)
+        if ended is not None:
+            self._at_run.remove(ended)
+            self._took_s[ended.source] = monotonic() - ended.since
         return self._settle()
 
     def _settle(self) -> list[Settled]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.paths import parse_path, path_from_native
@@ -18,13 +19,19 @@ if TYPE_CHECKING:
 
 
 class Listed(NamedTuple):
-    """Something in a share: its name as the file system here has it, size in bytes, time in ns."""
+    """Something in a share: its name as the file system here has it, size in bytes, time in ns.
+
+    `target` is where a symlink leads, else ''. `is_top` says that it is what was asked for itself,
+    which is then no directory.
+    """
 
     name: str
     kind: Kind
     size: int
     mtime_ns: int
     problem: Problem | None
+    target: str = ''
+    is_top: bool = False
 
 
 def list_share(
@@ -42,6 +49,14 @@ def list_share(
                 names = parse_path(entry.path) if entry.path else asked[-1:]
                 if entry.path or entry.kind is not Kind.DIRECTORY:
                     name = os.fsdecode(names[-1])
-                    yield Listed(name, entry.kind, entry.size, entry.mtime_ns, entry.problem)
+                    yield Listed(
+                        name,
+                        entry.kind,
+                        entry.size,
+                        entry.mtime_ns,
+                        entry.problem,
+                        os.fsdecode(unquote_to_bytes(entry.target)),
+                        not entry.path,
+                    )
         except StaleError as stale:
             raise stale.refusal from stale

@@ -4,8 +4,8 @@ A Workspace is our private directory in a root, `.degu`:
 
     tmp/     content that is on its way, named by its root (so that a later run finds it); 0600;
              and a note beside it on what of it is durable (partial.py)
-    trash/   what was displaced, as {when}-{random}/{path}: only age or quota empties it
-    lock     held while final names change
+    trash/   what was displaced, as {when}-{random}/{path}: only age empties it (trash.py)
+    lock     held while final names change; its time is that of the last `recover()`
 
 and others can have directories there: reserved/ is of space.py.
 
@@ -33,9 +33,9 @@ the trash, then `rename`. Content written to the name between these two calls is
 portable is better. Where there are no hard links, content is moved to the trash before the
 exchange, and one that is killed in between is fetched again.
 
-A Workspace belongs to one thread, except its `temporaries` (temporaries.py), `commit()`,
-`open_own()` and `find_kept_time()`. A lock lets one thread at a time change final names; the file
-`lock`, one process.
+A Workspace belongs to one thread, except its `temporaries` (temporaries.py), `commit()` and its two
+halves, `open_own()` and `find_kept_time()`. A lock lets one thread at a time change final names;
+the file `lock`, one process.
 """
 
 from __future__ import annotations
@@ -60,13 +60,15 @@ from degu_rpc.files.conflicts import (
     identify_symlink,
     keep_beside,
 )
-from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S
-from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_path, open_or_make
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S, TRASH_AGE_S
+from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_native, open_or_make
 from degu_rpc.files.system import (
+    DirectoryId,
     can_exchange,
     exchange,
     exists,
     find_inode,
+    identify_directory,
     is_directory,
     link_or_rename,
     list_names,
@@ -75,11 +77,11 @@ from degu_rpc.files.system import (
     start_writing,
 )
 from degu_rpc.files.temporaries import NOTE_SUFFIX, Temporaries, Temporary, identify_content
+from degu_rpc.files.trash import discard_old, new_trash_name
 from degu_rpc.files.xattrs import read_xattrs, write_xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from degu_rpc.files.content import Signature
 
@@ -145,14 +147,14 @@ class Workspace:
         self.is_durable = durable
         self._machine = clean_machine(socket.gethostname() if machine is None else machine)
         with contextlib.ExitStack() as stack:
-            self._private = _closing(stack, root.open_private())
+            self._private = _closing(stack, root.open_private(durable=durable))
             _require_private(self._private, PRIVATE_NAME)
             self.temporaries = Temporaries(_closing(stack, self.open_own(b'tmp')))
             self._trash = _closing(stack, self.open_own(b'trash'))
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=self._private))
             self._stack = stack.pop_all()
-        self._trash_name = _new_trash_name()
+        self._trash_name = new_trash_name()
         self._unsynced: set[Path] = set()
         self._committing = threading.Lock()
 
@@ -163,12 +165,7 @@ class Workspace:
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def open_own(self, name: bytes) -> int:
@@ -176,7 +173,7 @@ class Workspace:
 
         Raises BlockedError where others could write, OSError.
         """
-        fd = open_or_make(os.dup(self._private), (name,))
+        fd = open_or_make(os.dup(self._private), (name,), durable=self.is_durable)
         try:
             _require_private(fd, PRIVATE_NAME, name)
         except BlockedError:
@@ -201,6 +198,34 @@ class Workspace:
                 if mode & stat.S_IRWXU != stat.S_IRWXU:
                     os.fchmod(fd, mode | stat.S_IRWXU)
         return made
+
+    def make_new_directory(self, path: Path, note: Callable[[DirectoryId], None]) -> bool:
+        """Make a directory, mode 0700, unless its name is taken; return whether it was made.
+
+        `note` is called before it has its name, with what it is: so a kill leaves none that nobody
+        knows of. Where names cannot be exchanged it is called right after that. What it raises is
+        passed on. Raises OSError.
+        """
+        last, tmp = path[-1], self.temporaries.directory
+        with self._locked(), self._root.directory(path[:-1]) as parent:
+            is_staged = self._can_exchange
+            where, name = (tmp, _new_staged_name()) if is_staged else (parent, last)
+            try:
+                os.mkdir(name, 0o700, dir_fd=where)
+            except FileExistsError:
+                return False
+            is_made = False
+            try:
+                directory = identify_directory(where, name)
+                if directory is None:
+                    raise _comes_and_goes(path)
+                note(directory)
+                is_made = not is_staged or rename_to_free(tmp, name, parent, last)
+            finally:
+                if not is_made:
+                    os.rmdir(name, dir_fd=where)
+            self._unsynced.add(path[:-1])
+            return is_made
 
     def set_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
         """Set mode and modification time of the file or directory at `path`.
@@ -241,7 +266,34 @@ class Workspace:
         OSError; then the ones before it are committed and the others still in tmp/.
         """
         try:
-            self._prepare(batch)
+            self.prepare(batch)
+        except BaseException:
+            for replacement in batch:
+                close(replacement)
+            raise
+        return self.place(batch)
+
+    def prepare(self, batch: Sequence[Replacement]) -> None:
+        """Do the first half of `commit()`: set modes and times, and make all contents durable.
+
+        The temporary files stay open. Raises OSError.
+        """
+        descriptors = []
+        for replacement in batch:
+            if isinstance(replacement.content, Temporary):
+                fd = replacement.content.fd
+                set_metadata(fd, replacement.mode, replacement.mtime_ns, replacement.xattrs)
+                descriptors.append(fd)
+        if self.is_durable:
+            # The disk works on all of them at once, and fsync finds most of its work done.
+            for fd in descriptors:
+                start_writing(fd)
+            for fd in descriptors:
+                os.fsync(fd)
+
+    def place(self, batch: Sequence[Replacement]) -> list[Committed]:
+        """Do the second half of `commit()`, after `prepare()`."""
+        try:
             with self._locked():
                 committed: list[Committed] = []
                 for above, group in itertools.groupby(batch, lambda each: each.path[:-1]):
@@ -272,21 +324,6 @@ class Workspace:
                 ):
                     os.fsync(fd)
 
-    def _prepare(self, batch: Sequence[Replacement]) -> None:
-        """Set the mode and time of each temporary file, and make all of them durable."""
-        descriptors = []
-        for replacement in batch:
-            if isinstance(replacement.content, Temporary):
-                fd = replacement.content.fd
-                set_metadata(fd, replacement.mode, replacement.mtime_ns, replacement.xattrs)
-                descriptors.append(fd)
-        if self.is_durable:
-            # The disk works on all of them at once, and fsync finds most of its work done.
-            for fd in descriptors:
-                start_writing(fd)
-            for fd in descriptors:
-                os.fsync(fd)
-
     def _sync(self, fd: int) -> None:
         if self.is_durable:
             os.fsync(fd)
@@ -295,7 +332,8 @@ class Workspace:
         """Undo what killed commits left half-done, and remove from tmp/ what no later run can use.
 
         That is what was staged, content that has reached its final name, notes on no file, and what
-        rested too long. What was displaced needs nothing: it is in the trash. Raises OSError.
+        rested too long. What was displaced needs nothing: it is in the trash, and is removed from
+        there once it is older than TRASH_AGE_S. Raises OSError.
         """
         tmp = self.temporaries.directory
         with self._locked():
@@ -305,6 +343,8 @@ class Workspace:
                 with contextlib.suppress(FileNotFoundError):
                     if NOTE_SUFFIX in name:
                         notes.add(name)
+                    elif name.startswith(_STAGED_PREFIX) and is_directory(tmp, name):
+                        os.rmdir(name, dir_fd=tmp)
                     elif name.startswith(_STAGED_PREFIX) or not self._is_unplaced(name):
                         os.unlink(name, dir_fd=tmp)
                     else:
@@ -314,6 +354,12 @@ class Workspace:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(name, dir_fd=tmp)
             self.temporaries.discard_rested(TEMPORARY_AGE_S)
+            # By the time of the last run if that is earlier: a clock that is wrong once must not
+            # empty the trash.
+            now = time.time()
+            before = min(now, os.fstat(self._lock).st_mtime) - TRASH_AGE_S
+            os.utime(self._lock, (now, now))
+            discard_old(self._trash, before)
 
     def _is_unplaced(self, name: bytes) -> bool:
         """Tell whether a content in tmp/ has not reached its final name, and see that it has one.
@@ -328,7 +374,7 @@ class Workspace:
         *above, last = find_inode(self._trash, found.st_ino) or (b'',)
         if not last or identify(tmp, name) != identify_content(name):
             return False
-        slot = open_or_make(os.dup(self._trash), tuple(above))
+        slot = open_or_make(os.dup(self._trash), tuple(above), durable=False)
         try:
             os.unlink(last, dir_fd=slot)
         finally:
@@ -356,7 +402,7 @@ class Workspace:
                 os.unlink(name, dir_fd=self.temporaries.directory)
             return Committed(replaced=False, is_taken=True)
         if is_directory(parent, path[-1]):
-            raise BlockedError(format_path(path), 'a directory is there')
+            raise BlockedError(format_native(path), 'a directory is there')
         with self._trash_slot(path) as slot:
             replace = self._replace if self._can_exchange else self._replace_by_link
             if not replace(name, path, parent, slot):
@@ -447,7 +493,7 @@ class Workspace:
         slot = self._open_trash(path[:-1])
         if exists(slot, path[-1]):
             os.close(slot)
-            self._trash_name = _new_trash_name()
+            self._trash_name = new_trash_name()
             slot = self._open_trash(path[:-1])
         try:
             yield slot
@@ -476,7 +522,7 @@ def _require_private(directory: int, *names: bytes) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.geteuid() or mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BlockedError(
-            format_path(names),
+            format_native(names),
             f'it must belong to user {os.geteuid()} and nobody else may write to it, '
             f'but it belongs to user {found.st_uid} and its mode is {mode:o}',
         )
@@ -487,12 +533,7 @@ def _new_staged_name() -> bytes:
 
 
 def _comes_and_goes(path: Path) -> BlockedError:
-    return BlockedError(format_path(path), 'it appears and vanishes all the time')
-
-
-def _new_trash_name() -> bytes:
-    when = time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())
-    return f'{when}-{secrets.token_hex(4)}'.encode()
+    return BlockedError(format_native(path), 'it appears and vanishes all the time')
 
 
 def set_metadata(fd: int, mode: int, mtime_ns: int, xattrs: Mapping[bytes, bytes] | None) -> None:

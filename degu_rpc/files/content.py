@@ -12,15 +12,17 @@ import collections
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from degu_rpc.errors import ContentChangedError
 from degu_rpc.files.blocks import SMALL_SIZE, Manifest, ManifestHasher
 from degu_rpc.files.limits import MAX_REMEMBERED
-from degu_rpc.files.paths import Path, format_path
+from degu_rpc.files.paths import Path, format_native
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
+
+T = TypeVar('T')
 
 READ_SIZE = 1024 * 1024
 SETTLED_NS = 2_000_000_000
@@ -86,24 +88,42 @@ def hash_steps(fd: int, path: Path) -> Generator[None, None, tuple[Signature, Ma
     while offset < signature.size:
         count = os.preadv(fd, [buffer[: signature.size - offset]], offset)
         if count == 0:
-            raise ContentChangedError(format_path(path))
+            raise ContentChangedError(format_native(path))
         hasher.update(buffer[:count])
         offset += count
         yield
     if signature_of(os.fstat(fd)) != signature:
-        raise ContentChangedError(format_path(path))
+        raise ContentChangedError(format_native(path))
     return signature, hasher.finish()
 
 
 def hash_file(fd: int, path: Path) -> tuple[Signature, Manifest]:
     """Hash an open file in one go; see `hash_steps()`."""
-    steps = hash_steps(fd, path)
+    return finish_steps(hash_steps(fd, path))
+
+
+def finish_steps(steps: Generator[None, None, T], check: Callable[[], None] | None = None) -> T:
+    """Run a generator to its end and return its result; `check` is called before each step."""
     while True:
+        if check is not None:
+            check()
         try:
             next(steps)
         except StopIteration as end:
-            result: tuple[Signature, Manifest] = end.value
+            result: T = end.value
             return result
+
+
+def compare_steps(fd: int, root: str) -> Generator[None, None, Signature | None]:
+    """Hash an open file, pausing as `hash_steps()` does; return its signature if it has a content.
+
+    None for one that has not the content `root`, or changes meanwhile. Raises OSError.
+    """
+    try:
+        signature, manifest = yield from hash_steps(fd, ())
+    except ContentChangedError:
+        return None
+    return signature if manifest.root == root else None
 
 
 def read_small(fd: int, path: Path) -> tuple[Signature, bytes | None]:
@@ -117,7 +137,7 @@ def read_small(fd: int, path: Path) -> tuple[Signature, bytes | None]:
         return signature, None
     content = os.pread(fd, signature.size, 0)
     if len(content) != signature.size or signature_of(os.fstat(fd)) != signature:
-        raise ContentChangedError(format_path(path))
+        raise ContentChangedError(format_native(path))
     return signature, content
 
 

@@ -10,21 +10,17 @@ to one thread.
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import TYPE_CHECKING
 
-from degu_rpc.files.content import READ_SIZE, FileReader
+from degu_rpc.files.content import FileReader
 from degu_rpc.files.cuts import clip_copies, cut_content, plan_copies
+from degu_rpc.files.descriptors import copy_at
 from degu_rpc.files.limits import COPY_SIZE, MAX_OLD_RATIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from degu_rpc.files.cuts import Chunk, Copy, Span
-
-
-_NOT_BY_THE_KERNEL = {errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 def copy_matches(
@@ -64,17 +60,8 @@ def _copy(old_fd: int, fd: int, copy: Copy, check: Callable[[], None]) -> int:
     while done < copy.size:
         check()
         size = min(copy.size - done, COPY_SIZE)
-        count = _copy_piece(old_fd, copy.old_start + done, fd, copy.start + done, size)
+        count = copy_at(old_fd, copy.old_start + done, fd, copy.start + done, size)
         if count == 0:
             break
         done += count
     return done
-
-
-def _copy_piece(old_fd: int, old_start: int, fd: int, start: int, size: int) -> int:
-    try:
-        return os.copy_file_range(old_fd, fd, size, old_start, start)
-    except OSError as error:
-        if error.errno not in _NOT_BY_THE_KERNEL:
-            raise
-    return os.pwrite(fd, os.pread(old_fd, min(size, READ_SIZE), old_start), start)

@@ -31,6 +31,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, NamedTuple
 
+from degu.durable import make_directory
 from degu_rpc.errors import ListingError, NoSpaceError, PathError
 from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.board import Asking, Board, LargeJob, Pack, Run, Settled, Source
@@ -45,7 +46,14 @@ from degu_rpc.files.limits import (
 )
 from degu_rpc.files.listing import Entry, Problem
 from degu_rpc.files.packs import NOT_IN_PACK, RECORD_COST, split_packs
-from degu_rpc.files.paths import Path, Root, format_path, parse_target, path_from_native
+from degu_rpc.files.paths import (
+    Path,
+    Root,
+    format_native,
+    format_path,
+    parse_target,
+    path_from_native,
+)
 from degu_rpc.files.plan import File, Plan, Skipped, plan_fetch
 from degu_rpc.files.progress import Meter, Progress, RateLimit
 from degu_rpc.files.receive import Receiver, SourceError, asking
@@ -74,9 +82,10 @@ class Mirror(NamedTuple):
 class Fetched(NamedTuple):
     """What a fetch did. Symlinks count as files.
 
-    The old content of `files_replaced` names is in the trash, `.degu/trash` in the destination;
-    where it was written while the fetch ran, in one of the `conflicts`: percent-encoded paths of
-    copies beside the files.
+    `bytes_fetched` went over the network, also those that came twice: from a slow source, and from
+    one that was asked for the same in the end. The old content of `files_replaced` names is in the
+    trash, `.degu/trash` in the destination; where it was written while the fetch ran, in one of the
+    `conflicts`: paths, below the destination, of copies beside the files.
     """
 
     files_fetched: int
@@ -115,7 +124,10 @@ def fetch(
     sources = [Mirror(client, prefix), *mirrors]
     limit = RateLimit(rate_limit)
     directory = pathlib.Path(destination).expanduser()
-    directory.mkdir(parents=True, exist_ok=True)
+    if durable:
+        make_directory(directory, parents=True)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
     with (
         Root(directory) as root,
         Workspace(root, durable=durable) as workspace,
@@ -138,7 +150,8 @@ def fetch(
 class _Transfer:
     """One fetch.
 
-    Guarded by self._lock: what becomes the result, from `_skipped` on. Set once: the rest.
+    Guarded by self._lock: what becomes the result, from `_skipped` on, and `_at_run`, who is at
+    which run. Set once: the rest.
     """
 
     def __init__(
@@ -159,6 +172,7 @@ class _Transfer:
         self._board = Board((), (), 0)
         self._lock = threading.Lock()
         self._skipped: list[Skipped] = []
+        self._at_run: dict[Receiver, Run] = {}
         self._files_fetched = 0
         self._files_replaced = 0
         self._conflicts: list[str] = []
@@ -253,27 +267,19 @@ class _Transfer:
         with _Batch(self._commit) as batch:
             for file in files:
                 target = parse_target(file.entry.target)
-                if file.local is not None and self._readlink(file.target) == target:
+                if file.local is not None and self._root.find_target(file.target) == target:
                     self._meter.count(files=1)
                     continue
                 mtime_ns = file.entry.mtime_ns
                 batch.add(Replacement(Symlink(target), file.target, 0, 0, mtime_ns, file.local))
             batch.commit()
 
-    def _readlink(self, path: Path) -> bytes | None:
-        try:
-            return self._root.readlink(path)
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # it is no symlink
-                return None
-            raise
-
     def _commit(self, batch: list[Replacement]) -> None:
         committed = self._workspace.commit(batch)
         with self._lock:
             self._files_fetched += len(committed)
             self._files_replaced += sum(each.replaced for each in committed)
-            self._conflicts += [format_path(each.conflict) for each in committed if each.conflict]
+            self._conflicts += [format_native(each.conflict) for each in committed if each.conflict]
         self._meter.count(files=len(committed))
 
     # --- the workers ----------------------------------------------------------------------------
@@ -313,7 +319,7 @@ class _Transfer:
                 has_it = receiver.has(job.download)
                 return self._board.finish_asking(job, source, has_it=has_it)
             if isinstance(job, Run):
-                receiver.receive_run(job)
+                self._receive_run(job, receiver)
                 return self._board.finish(job)
             opened = receiver.open(job.download)
         except StaleError:
@@ -326,6 +332,20 @@ class _Transfer:
             self._meter.count(files=1)
             return self._board.give_up(job, None)
         return self._board.give_up(job, opened)
+
+    def _receive_run(self, run: Run, receiver: Receiver) -> None:
+        """Bring a run; whoever else is at it needs not go on then."""
+        with self._lock:
+            self._at_run[receiver] = run
+        try:
+            receiver.receive_run(run)
+        finally:
+            with self._lock:
+                del self._at_run[receiver]
+        with self._lock:
+            for other, its_run in self._at_run.items():
+                if its_run == run:
+                    other.interrupt()
 
     def _receive_pack(
         self, job: Pack, source: Source, receiver: Receiver, batch: _Batch
@@ -380,7 +400,7 @@ class _Transfer:
 
     def _skip(self, file: File, problem: Problem) -> None:
         with self._lock:
-            self._skipped.append(Skipped(format_path(file.source), problem))
+            self._skipped.append(Skipped(format_native(file.source), problem))
         self._meter.expect(-1, -file.entry.size)
 
 

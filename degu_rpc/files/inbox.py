@@ -19,7 +19,8 @@ the same in the `status` of a record.
    about those of another.
 2. An offer is checked (offers.py), and `decide` says what is to be done about it. One that is
    accepted gets names that are free, and they are written down (registry.py).
-3. Its contents come in and get their final names (arrival.py), durably before the answer says so.
+3. Its contents come in (arrival.py) and get their final names (places.py), durably before the
+   answer says so.
 4. Nothing here is ever replaced or removed but what is in our own `.degu`.
 
 May be called by many threads; what they share is in intake.py.
@@ -27,11 +28,11 @@ May be called by many threads; what they share is in intake.py.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import pathlib
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -59,6 +60,8 @@ from degu_rpc.files.limits import (
     MAX_READ_OFFER_S,
     MAX_RECORD,
     MAX_WAIT_S,
+    MIN_OFFER_RATE,
+    OFFER_GRACE_S,
     PACK_ITEMS,
     PACK_SIZE,
 )
@@ -82,8 +85,8 @@ from degu_rpc.peers import Peer, find_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
 
+    from degu_rpc.files.blocks import Manifest
     from degu_rpc.files.partial import Partial
 
 _log = logging.getLogger('degu_rpc.files')
@@ -134,12 +137,7 @@ class Inbox:
     def __enter__(self) -> Inbox:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def offers(self) -> list[Offer]:
@@ -172,7 +170,8 @@ class Inbox:
         except (ListingError, PathError) as error:
             refusal = RefusalError(400, str(error))
         except IntegrityError as error:
-            refusal = RefusalError(422, str(error))
+            where = '' if error.block is None else f'block {error.block}: '
+            refusal = RefusalError(422, where + error.reason)
         except (NoSpaceError, OSError) as error:
             why = _explain_full(error)
             if why is None:
@@ -223,8 +222,9 @@ class Inbox:
     # --- the offer ------------------------------------------------------------------------------
 
     def _take_offer(self, request: _Request) -> Response:
-        with self._intake.reading_offer(request.user), _reading_for(request, MAX_READ_OFFER_S):
-            tree = check_offer(_parse_body(request, Entry, MAX_RECORD))
+        with self._intake.reading_offer(request.user):
+            paced = request._replace(body=_paced(request))
+            tree = check_offer(_parse_body(paced, Entry, MAX_RECORD))
         record = self._intake.find_record(request.peer, request.user, request.transfer, tree)
         return self._respond(request, self._answer_offer(request, record, tree))
 
@@ -299,7 +299,7 @@ class Inbox:
         groups = split_packs(items, lambda item: len(item.content), BATCH_FILES, BATCH_SIZE)
         for group in groups:
             for placed in arrival.place_small(group):
-                yield _answer_placed(*placed)
+                yield None if placed is None else _answer_placed(*placed)
         yield from self._end(request, arrival)
 
     def _take_manifest(self, request: _Request) -> Response:
@@ -312,12 +312,12 @@ class Inbox:
         manifest = parse_manifest(body.read(), root)
         if manifest.size != size:
             raise RefusalError(422, 'this is the manifest of another size than was offered')
-        arrival.open_content(root, manifest)
-        return self._respond(request, self._answer_manifest(request, arrival, root))
+        return self._respond(request, self._answer_manifest(request, arrival, root, manifest))
 
     def _answer_manifest(
-        self, request: _Request, arrival: Arrival, root: str
+        self, request: _Request, arrival: Arrival, root: str, manifest: Manifest
     ) -> Iterator[Answer | None]:
+        yield from arrival.open_content(root, manifest)
         with arrival.use_content(root) as partial:
             missing = '' if partial is None else format_ranges(_missing_ranges(partial))
         if partial is None and arrival.is_missing(root):
@@ -330,7 +330,7 @@ class Inbox:
         self, request: _Request, arrival: Arrival, root: str
     ) -> Iterator[Answer | None]:
         for placed in arrival.place_content(root):
-            yield _answer_placed(*placed)
+            yield None if placed is None else _answer_placed(*placed)
         yield from self._end(request, arrival)
 
     def _tell_missing(self, request: _Request) -> Response:
@@ -391,15 +391,18 @@ def _parse_body(request: _Request, kind: type[_Kind], max_record: int) -> Iterat
     return parse_records(request.body, content_type, kind, max_record, MAX_QUESTION_HEARTBEATS)
 
 
-@contextlib.contextmanager
-def _reading_for(request: _Request, limit_s: float) -> Iterator[None]:
-    """Let the waits for a body end after a time, under a server that can do that."""
-    set_deadline = request.connection.get('rgi.set_deadline')
-    if set_deadline is None:
-        yield
-        return
-    set_deadline(Deadline(limit_s))
-    yield
+def _paced(request: _Request) -> Iterator[bytes]:
+    """Yield a body that comes fast enough, under a server that can end the wait for one."""
+    set_deadline = request.connection.get('rgi.set_deadline', lambda _deadline: None)
+    whole = Deadline(MAX_READ_OFFER_S)
+    started = monotonic()
+    size = 0
+    set_deadline(whole.within(OFFER_GRACE_S))
+    for piece in request.body:
+        yield piece
+        size += len(piece)
+        left_s = OFFER_GRACE_S + size / MIN_OFFER_RATE - (monotonic() - started)
+        set_deadline(whole.within(max(left_s, 0.0)))
     set_deadline(None)
 
 
@@ -439,9 +442,7 @@ def _write_blocks(arrival: Arrival, partial: Partial, body: Input, start: int, s
         start += len(block)
 
 
-def _answer_placed(root: str, is_placed: bool) -> Answer | None:
-    if not root:
-        return None
+def _answer_placed(root: str, is_placed: bool) -> Answer:
     if is_placed:
         return Answer(root=root)
     return Answer(

@@ -2,8 +2,8 @@
 
 1. An offer that is not known is shown to `decide`. What it refuses is not remembered.
 2. An accepted one gets names that are free, and they are written down (registry.py).
-3. While contents come in it is active: an Arrival (arrival.py). Which ones are active is not on the
-   disk; whoever sends offers again.
+3. While contents come in it is active: an Arrival (arrival.py), with its Places (places.py). Which
+   ones are active is not on the disk; whoever sends offers again.
 4. Once everything is here the offer is done, and `received` is told.
 
 Threads: any number. `_lock` guards the registry and what is active, and is held while a small
@@ -42,13 +42,15 @@ from degu_rpc.files.limits import (
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Decision, Offer, State, Tree
 from degu_rpc.files.paths import Path, Root, format_path, parse_path
-from degu_rpc.files.registry import DirectoryId, Record, Registry
+from degu_rpc.files.places import Places
+from degu_rpc.files.registry import Record, Registry
 from degu_rpc.files.responses import RefusalError
 from degu_rpc.files.space import Reservation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Set
 
+    from degu_rpc.files.system import DirectoryId
     from degu_rpc.peers import Peer
 
     Decide = Callable[[Offer], Decision]
@@ -79,7 +81,8 @@ class Intake:
             self._root = stack.enter_context(Root(directory))
             self._workspace = stack.enter_context(Workspace(self._root))
             self._workspace.recover()
-            self._registry = Registry(self._root)
+            self._registry = Registry(self._workspace)
+            stack.callback(self._close_registry)
             self._forget_expired()
             self._stack = stack.pop_all()
 
@@ -93,6 +96,10 @@ class Intake:
         for arrival in arrivals:
             arrival.close()
         self._stack.close()
+
+    def _close_registry(self) -> None:
+        with self._lock:
+            self._registry.close()
 
     # --- for whoever has the inbox --------------------------------------------------------------
 
@@ -202,7 +209,7 @@ class Intake:
             transfer,
             tree.transfer,
             peer,
-            {format_path(path): _kind_of(tree, path) for path in tree.tops},
+            _find_kinds(tree),
             tree.files,
             tree.size,
             State.WAITING,
@@ -241,7 +248,7 @@ class Intake:
             return None
         if record.state is not State.DONE:
             return _require_same(record, tree)
-        if record.digest == tree.transfer and self._build_arrival(record, tree).is_unchanged():
+        if record.digest == tree.transfer and self._build_places(record, tree).are_unchanged():
             return record
         with self._lock:
             if self._registry.find(user, transfer) is record:
@@ -264,7 +271,7 @@ class Intake:
 
     # --- what is accepted -----------------------------------------------------------------------
 
-    def _build_arrival(self, record: Record, tree: Tree) -> Arrival:
+    def _build_places(self, record: Record, tree: Tree) -> Places:
         def move(path: Path, kind: Kind, taken: Set[bytes]) -> bytes:
             with self._lock:
                 known = self._registry.find(record.user, record.transfer) or record
@@ -276,7 +283,7 @@ class Intake:
                 known = self._registry.find(record.user, record.transfer) or record
                 self._registry.note_made(known, path, directory)
 
-        return Arrival(
+        return Places(
             self._root,
             self._workspace,
             self._committing,
@@ -285,7 +292,6 @@ class Intake:
             move,
             {parse_path(path): directory for path, directory in record.made.items()},
             note_made,
-            _tag(record.user),
         )
 
     def activate(self, user: str, transfer: str, tree: Tree) -> Arrival | State:
@@ -301,7 +307,9 @@ class Intake:
                 return record.state
             arrival = self._active.get((user, transfer))
             if arrival is None:
-                arrival = self._active[user, transfer] = self._build_arrival(record, tree)
+                places = self._build_places(record, tree)
+                arrival = Arrival(self._root, self._workspace, places, _tag(user))
+                self._active[user, transfer] = arrival
             self._active.move_to_end((user, transfer))
             arrival.used_at = monotonic()
             keys = [key for key in self._active if key[0] == user][:-MAX_ACTIVE_OF_USER]
@@ -382,6 +390,7 @@ class Intake:
             done = _changed(record, state=State.DONE, bytes_received=received)
             record = self._registry.save(done)
             del self._active[user, transfer]
+            self._discard_rested(user)  # copies that a killed run had made
             self._changed.notify_all()
             return record
 
@@ -396,8 +405,13 @@ class Intake:
                 _log.exception('what is called for offer %s failed', record.offer_id)
 
 
-def _kind_of(tree: Tree, path: Path) -> Kind:
-    return Kind.DIRECTORY if path in tree.directories else Kind.FILE
+def _find_kinds(tree: Tree) -> dict[str, Kind]:
+    """Return what each name at the top of an offer is."""
+    kinds = dict.fromkeys(tree.tops, Kind.FILE)
+    kinds |= dict.fromkeys(kinds.keys() & tree.directories.keys(), Kind.DIRECTORY)
+    links = {placing.path for placing in tree.symlinks}
+    kinds |= dict.fromkeys(kinds.keys() & links, Kind.SYMLINK)
+    return {format_path(path): kind for path, kind in kinds.items()}
 
 
 def _changed(record: Record, **changes: Any) -> Record:

@@ -50,6 +50,8 @@ HEARTBEAT_S = 2.0
 """... and how long it says nothing."""
 HASH_ATTEMPTS = 3
 """How often a file that changes while it is hashed is hashed, the first time included."""
+MAX_HASHING = 4
+"""Large files that a share hashes at once, whoever asks; further ones wait for their turn."""
 MAX_CUTTING = 2
 """Files that are cut at once for /cuts; who comes then fetches the whole file, or waits ..."""
 CUT_RETRY_S = 5
@@ -61,6 +63,8 @@ CONNECTIONS = 2
 """Connections to each source."""
 RUN_SIZE = 16 * 1024 * 1024
 """Bytes of a large file that go over one connection at once, both ways."""
+END_GAME_S = 2.0
+"""How long a source is at a run at least before one that has nothing else to do brings it, too."""
 FETCH_ATTEMPTS = 3
 """How often a file that changes at the source is begun, the first time included."""
 NOTE_SIZE = 256 * 1024 * 1024
@@ -68,6 +72,8 @@ NOTE_INTERVAL_S = 5.0
 """After how many bytes or seconds the blocks that arrived are made durable, and noted."""
 TEMPORARY_AGE_S = 30 * 24 * 3600.0
 """How long what was begun is kept that nobody goes on with."""
+TRASH_AGE_S = 30 * 24 * 3600.0
+"""How long what was displaced stays in the trash."""
 EXCHANGE_ATTEMPTS = 16
 """How often a name may appear and vanish under our hands before we give up."""
 MAX_MACHINE = 64
@@ -121,7 +127,10 @@ MAX_READ_OFFERS = 8
 MAX_READ_OFFERS_OF_USER = 2
 """Offers that are read at once, in all and of one user; a further one has to come again."""
 MAX_READ_OFFER_S = 120.0
-"""How long an offer may take to be read; then its connection is closed."""
+"""How long an offer may take to be read; then its connection is closed ..."""
+OFFER_GRACE_S = 10.0
+MIN_OFFER_RATE = 16 * 1024
+"""... and so it is where after OFFER_GRACE_S fewer bytes a second came."""
 MAX_QUESTION_HEARTBEATS = 16
 """Records that say nothing in what is sent to an inbox: they are for its answers."""
 MAX_OPEN_CONTENTS = 4

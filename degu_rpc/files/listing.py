@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from degu_rpc.errors import ListingError
 from degu_rpc.files.blocks import MAX_SIZE
-from degu_rpc.files.limits import MAX_FIELDS
+from degu_rpc.files.limits import MAX_FIELDS, NAME_COST
+from degu_rpc.files.paths import Path, parse_path
 from degu_rpc.files.records import parse_records
 
 if TYPE_CHECKING:
@@ -77,3 +79,41 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 def parse_listing(pieces: Iterable[bytes], content_type: object) -> Iterator[Entry]:
     """Parse a listing from its bytes, cut anywhere. Raises ListingError (see records.py)."""
     return parse_records(pieces, content_type, Entry)
+
+
+def check_entries(
+    entries: Iterable[Entry], there: Iterable[Path], max_entries: int, max_text: int
+) -> Iterator[tuple[Path, Entry]]:
+    """Check what anybody may have listed: each after its directory, nothing twice, not without end.
+
+    `there` are directories that need not be listed. Yields each entry with its path, () for one
+    that was skipped: its path is for people. Raises ListingError, PathError.
+    """
+    directories = set(there)
+    seen: set[Path] = set()
+    text = 0
+    for count, entry in enumerate(entries):
+        if count == max_entries:
+            raise ListingError(f'it has more than {max_entries} entries')
+        text += _text_size(entry)
+        if text > max_text:
+            raise ListingError(f'it has more than {max_text} bytes of text')
+        path: Path = ()
+        if entry.kind is not Kind.SKIPPED:
+            path = parse_path(entry.path)
+            if path in seen:
+                raise ListingError(f'{entry.path!r} is there twice')
+            if path and path[:-1] not in directories:
+                raise ListingError(f'{entry.path!r} comes without its directory')
+            seen.add(path)
+            if entry.kind is Kind.DIRECTORY:
+                directories.add(path)
+        yield path, entry
+
+
+def _text_size(entry: Entry) -> int:
+    """Return what an entry counts towards the text of a listing."""
+    xattrs = entry.xattrs or {}
+    names = entry.path.count('/') + 1 + len(xattrs)
+    texts = (entry.path, entry.target, entry.root, *xattrs, *xattrs.values())
+    return sum(map(len, texts)) + names * NAME_COST

@@ -1,8 +1,7 @@
 """What is offered to an inbox: values, and the records of the protocol. PURE.
 
 1. An offer is a stream of entries (listing.py), with several names at the top. It comes from a
-   peer, so `check_offer()` believes nothing of it: paths through paths.py, every entry after its
-   directory, nothing twice, every file with its root, not without end.
+   peer, so `check_offer()` believes nothing of it.
 2. The name of a transfer is derived from these entries, so whoever sends the same again goes on
    with the same transfer.
 3. Nothing in an inbox is ever replaced: what is taken gets a name from `free_names()`.
@@ -28,9 +27,8 @@ from degu_rpc.files.limits import (
     MAX_OFFER_SIZE,
     MAX_OFFER_TEXT,
 )
-from degu_rpc.files.listing import Entry, Kind, Text
-from degu_rpc.files.paths import Path, parse_path, parse_target
-from degu_rpc.files.plan import text_size
+from degu_rpc.files.listing import Entry, Kind, Text, check_entries
+from degu_rpc.files.paths import Path, parse_target
 from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
@@ -63,8 +61,9 @@ class Offer(NamedTuple):
     """What somebody wants to put into an inbox, and how far it is.
 
     `offer_id` is for people and programs: 8 characters of base32. `names` are those at the top of
-    what is offered; `files` counts symlinks, too; `size` and `bytes_received` are bytes, and
-    `offered_at` is seconds since 1970.
+    what is offered, and `kinds` says what each of them is; `files` counts symlinks, too; `size` and
+    `bytes_received` are bytes; `offered_at`, and `changed_at` when its state last changed, are
+    seconds since 1970.
     """
 
     offer_id: str
@@ -75,6 +74,8 @@ class Offer(NamedTuple):
     state: State
     bytes_received: int
     offered_at: float
+    kinds: tuple[Kind, ...]
+    changed_at: float
 
 
 # --- the records of the protocol -----------------------------------------------------------------
@@ -147,9 +148,12 @@ class Tree(NamedTuple):
 
     def paths(self) -> Iterator[Path]:
         """Yield the paths of everything, in the order of the offer by kind."""
-        files = itertools.chain.from_iterable(self.contents.values())
-        placed = (placing.path for placing in itertools.chain(files, self.symlinks))
-        return itertools.chain(self.directories, placed)
+        placings = itertools.chain(self.placed_files(), self.symlinks)
+        return itertools.chain(self.directories, (placing.path for placing in placings))
+
+    def placed_files(self) -> Iterator[Placing]:
+        """Yield the files, those with the same content together."""
+        return itertools.chain.from_iterable(self.contents.values())
 
     @property
     def files(self) -> int:
@@ -159,9 +163,7 @@ class Tree(NamedTuple):
     @property
     def size(self) -> int:
         """How many bytes all files have together."""
-        return sum(
-            placing.entry.size for placings in self.contents.values() for placing in placings
-        )
+        return sum(placing.entry.size for placing in self.placed_files())
 
 
 def check_offer(entries: Iterable[Entry]) -> Tree:
@@ -172,29 +174,17 @@ def check_offer(entries: Iterable[Entry]) -> Tree:
     directories: dict[Path, Entry] = {}
     contents: dict[str, list[Placing]] = {}
     symlinks: list[Placing] = []
-    seen: set[Path] = set()
     hasher = blake3(derive_key_context=_TRANSFER_CONTEXT)
-    text = size = tops = 0
-    for entry in entries:
-        path = parse_path(entry.path)
-        text += text_size(entry)
+    size = tops = 0
+    for path, entry in check_entries(entries, [()], MAX_OFFER_ENTRIES, MAX_OFFER_TEXT):
         size += entry.size
-        if len(seen) == MAX_OFFER_ENTRIES:
-            raise ListingError(f'it has more than {MAX_OFFER_ENTRIES} entries')
-        if text > MAX_OFFER_TEXT:
-            raise ListingError(f'it has more than {MAX_OFFER_TEXT} bytes of text')
+        tops += len(path) == 1
         if size > MAX_OFFER_SIZE:
             raise ListingError(f'it has more than {MAX_OFFER_SIZE} bytes')
-        if not path:
-            raise ListingError('an entry has no name')
-        if path in seen:
-            raise ListingError(f'{entry.path!r} is there twice')
-        if path[:-1] and path[:-1] not in directories:
-            raise ListingError(f'{entry.path!r} comes without its directory')
-        tops += len(path) == 1
         if tops > MAX_OFFER_NAMES:
             raise ListingError(f'it has more than {MAX_OFFER_NAMES} names at the top')
-        seen.add(path)
+        if not entry.path:
+            raise ListingError('an entry has no name')
         hasher.update(msgspec.msgpack.encode(entry))
         if entry.kind is Kind.DIRECTORY:
             directories[path] = entry
@@ -211,7 +201,7 @@ def check_offer(entries: Iterable[Entry]) -> Tree:
             raise ListingError(f'{entry.path!r} is no file with its root, directory or symlink')
         if entry.kind is not Kind.FILE and entry.size:
             raise ListingError(f'{entry.path!r} is no file and has a size')
-    if not seen:
+    if not tops:
         raise ListingError('nothing is in it')
     return Tree(directories, contents, symlinks, _format_transfer(hasher.digest()))
 

@@ -5,7 +5,7 @@
 2. A content is read again when it is wanted. A small one is hashed from the bytes that were read.
    For a large one the signature of its file (content.py) is compared before and after each part; a
    file that was touched is hashed again, and where the content is another one now, it is not sent.
-3. A content that several files have is read from the first one.
+3. A content that several files have is read from the last one: its hash is remembered.
 
 Whatever hashes may take long; what `check` raises ends it within a read, and is raised as it is.
 
@@ -22,16 +22,31 @@ import msgspec
 
 from degu_rpc.errors import ContentChangedError, PathError
 from degu_rpc.files.blocks import build_manifest
-from degu_rpc.files.content import HashCache, Hashed, read_small, signature_of
+from degu_rpc.files.content import (
+    READ_SIZE,
+    HashCache,
+    Hashed,
+    finish_steps,
+    read_small,
+    signature_of,
+)
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.offers import free_names
-from degu_rpc.files.paths import NOT_THERE, Path, Root, check_name, format_path, parse_path
+from degu_rpc.files.paths import (
+    NOT_THERE,
+    Path,
+    Root,
+    check_name,
+    decode_native,
+    format_native,
+    format_path,
+    parse_path,
+)
 from degu_rpc.files.plan import Skipped
 from degu_rpc.files.walk import Walker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
     from degu_rpc.files.blocks import Manifest
 
@@ -68,15 +83,22 @@ class Outgoing:
 
     # Nothing changes once everything was gathered.
 
-    def __init__(self, check: Callable[[], None]) -> None:
-        """Begin with nothing. What `check` raises, called for each read, ends what hashes."""
+    def __init__(
+        self, check: Callable[[], None], count: Callable[[int], None] = lambda _size: None
+    ) -> None:
+        """Begin with nothing. What `check` raises, called for each read, ends what hashes.
+
+        `count` is told how many bytes more were read to gather what there is.
+        """
         self._check = check
+        self._count = count
         self.entries: list[Entry] = []
         self.skipped: list[Skipped] = []
         self._sources: dict[str, _Source] = {}
         self._paths: dict[str, list[str]] = {}
         self._names: set[bytes] = set()
         self._trees: dict[bytes, _Tree] = {}
+        self._gathered: set[Path] = set()
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -86,32 +108,39 @@ class Outgoing:
     def __enter__(self) -> Outgoing:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # --- what there is --------------------------------------------------------------------------
 
     def gather(self, path: str | bytes | os.PathLike[str]) -> None:
-        """Add the file, the directory or the symlink at `path`, hashed.
+        """Add the file, the directory or the symlink at `path`, hashed; a second time nothing.
 
         Raises PathError where it has no name that can travel, OSError where it is not there.
         """
         parent, name = _split(path)
+        place = (os.path.realpath(parent), name)
+        if place in self._gathered:
+            return
+        self._gathered.add(place)
         tree = self._trees.get(parent)
         if tree is None:
             tree = _Tree(self._stack.enter_context(Root(os.fsdecode(parent))))
             self._trees[parent] = tree
         top = tree.root.lstat((name,))
         offered = b''
+        counted = reads = 0
         for entry in tree.walker.walk((name,), top, recursive=True, roots=True):
             self._check()
             if entry is None:
+                # All reads of a file but the last one are as large as can be.
+                if reads:
+                    self._count(READ_SIZE)
+                    counted += READ_SIZE
+                reads += 1
                 continue
+            self._count(max(entry.size - counted, 0))
+            counted = reads = 0
             offered = offered or self._name(name, entry.kind)
             self._add(tree, name, offered, entry)
 
@@ -125,13 +154,13 @@ class Outgoing:
         below = f'/{entry.path}' if entry.path else ''
         path = format_path((offered,)) + below
         if entry.kind is Kind.SKIPPED:
-            self.skipped.append(Skipped(path, entry.problem or Problem.SPECIAL))
+            self.skipped.append(Skipped(decode_native(path), entry.problem or Problem.SPECIAL))
             return
         self.entries.append(msgspec.structs.replace(entry, path=path))
         if entry.kind is Kind.FILE:
             source = _Source(tree, (name, *parse_path(entry.path)))
-            self._sources.setdefault(entry.root, source)
-            self._paths.setdefault(entry.root, []).append(path)
+            self._sources[entry.root] = source
+            self._paths.setdefault(entry.root, []).append(decode_native(path))
 
     # --- contents -------------------------------------------------------------------------------
 
@@ -149,7 +178,7 @@ class Outgoing:
             finally:
                 os.close(fd)
             if content is None or build_manifest(content).root != root:
-                raise ContentChangedError(format_path(source.path))
+                raise ContentChangedError(format_native(source.path))
         return content
 
     def find_manifest(self, root: str) -> Manifest:
@@ -187,7 +216,7 @@ class Outgoing:
             return
         # It may only have been touched.
         if signature_of(os.fstat(fd)) != self._hash(root).signature:
-            raise ContentChangedError(format_path(self._sources[root].path))
+            raise ContentChangedError(format_native(self._sources[root].path))
 
     def _find_hashed(self, root: str) -> Hashed:
         source = self._sources[root]
@@ -196,16 +225,9 @@ class Outgoing:
 
     def _hash(self, root: str) -> Hashed:
         source = self._sources[root]
-        steps = source.tree.walker.hash(source.path)
-        while True:
-            self._check()
-            try:
-                next(steps)
-            except StopIteration as end:
-                hashed: Hashed = end.value
-                break
+        hashed = finish_steps(source.tree.walker.hash(source.path), self._check)
         if hashed.root != root:
-            raise ContentChangedError(format_path(source.path))
+            raise ContentChangedError(format_native(source.path))
         return hashed
 
 

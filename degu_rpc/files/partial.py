@@ -27,11 +27,11 @@ from blake3 import blake3
 
 from degu_rpc.errors import IntegrityError
 from degu_rpc.files.blocks import MAX_SIZE, Buffer, Manifest, hash_block
+from degu_rpc.files.descriptors import read_at, write_at
 from degu_rpc.files.limits import NOTE_INTERVAL_S, NOTE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
+    from collections.abc import Iterator
 
     from degu_rpc.files.commit import Workspace
     from degu_rpc.files.temporaries import Temporary
@@ -46,17 +46,10 @@ class Partial:
     # Guarded by self._lock: _here and _noted (a byte for each block), _written (bytes), _unnoted
     # (bytes since the last note), _noted_at, _is_noting (one thread makes a note).
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        root: str,
-        manifest: Manifest,
-        found: Callable[[int], None] = lambda _size: None,
-    ) -> None:
-        """Find out what is here of the content `root`, whose manifest is known.
+    def __init__(self, workspace: Workspace, root: str, manifest: Manifest) -> None:
+        """Begin, or go on, with the content `root`, whose manifest is known. Raises OSError.
 
-        `found` is called with the size in bytes of each block that is; what it raises is passed on.
-        Raises OSError.
+        What no note says is durable counts once `find_blocks()` has found it.
         """
         self.root = root
         self.manifest = manifest
@@ -71,7 +64,7 @@ class Partial:
         self._is_noting = False
         self._temporary = workspace.temporaries.open(root)
         try:
-            self._find_blocks(found)
+            self._read_note()
         except BaseException:
             self.close()
             raise
@@ -83,12 +76,7 @@ class Partial:
     def __enter__(self) -> Partial:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -118,10 +106,17 @@ class Partial:
         ranges = map(self.manifest.block_range, self.missing())
         return sum(stop - start for start, stop in ranges)
 
-    def write(self, index: int, block: Buffer) -> None:
-        """Write block `index`. Raises IntegrityError for bytes that are not that block, OSError."""
-        if not self.offer(index, block):
+    def write(self, index: int, block: Buffer) -> bool:
+        """Write block `index`; return whether it was missing: another source may bring it, too.
+
+        Raises IntegrityError for bytes that are not that block, OSError.
+        """
+        if not self.manifest.matches(index, block):
             raise IntegrityError(self.root, index, 'the bytes do not match the manifest')
+        if self.skip(index, index) > index:
+            return False
+        write_at(self._temporary.fd, block, self.manifest.block_range(index)[0])
+        return self._count(index)
 
     def offer(self, index: int, block: Buffer) -> bool:
         """Write block `index` if these bytes are it; say whether they are. Raises OSError."""
@@ -155,48 +150,47 @@ class Partial:
 
     # --- what is here ---------------------------------------------------------------------------
 
-    def _find_blocks(self, found: Callable[[int], None]) -> None:
+    def find_blocks(self) -> Iterator[int]:
+        """Find out which blocks are here; yield for each its size in bytes, 0 if it is not.
+
+        Those that no note says are durable are hashed, which takes long. Raises OSError.
+        """
         fd, manifest = self._temporary.fd, self.manifest
-        noted = None
-        if os.fstat(fd).st_size == manifest.size:
-            noted = self._read_note()
-        else:
-            # In this order: a note must never speak of a file that another one has replaced.
-            self._workspace.temporaries.remove_note(self._temporary)
-            os.ftruncate(fd, manifest.size)
         buffer = memoryview(bytearray(min(manifest.block_size, manifest.size)))
         data_at = 0
         for index in range(manifest.block_count):
             start, stop = manifest.block_range(index)
-            if noted is not None and noted[index]:
-                self._here[index] = self._noted[index] = 1
-                found(stop - start)
-                continue
-            if data_at <= start:
-                data_at = _find_data(fd, start)
-            if data_at >= stop:
-                self._here[index] = manifest.leaf(index) == _hash_zeros(stop - start)
-            else:
-                self.adopt(index, buffer)
-            if self._here[index]:
-                found(stop - start)
+            if not self._noted[index]:
+                if data_at <= start:
+                    data_at = _find_data(fd, start)
+                if data_at >= stop:
+                    self._here[index] = manifest.leaf(index) == _hash_zeros(stop - start)
+                else:
+                    self.adopt(index, buffer)
+            yield stop - start if self._here[index] else 0
 
-    def _count(self, index: int) -> None:
-        """Count a block that was written, and make a note if it is time to."""
+    def _count(self, index: int) -> bool:
+        """Count a block that was written, and make a note if it is time to.
+
+        Returns whether it was missing.
+        """
         start, stop = self.manifest.block_range(index)
         with self._lock:
+            if self._here[index]:
+                return False
             self._here[index] = 1
             self._written += stop - start
             self._unnoted += stop - start
             is_due = self._unnoted >= NOTE_SIZE or monotonic() - self._noted_at >= NOTE_INTERVAL_S
             if not is_due or self._is_noting:
-                return
+                return True
             self._is_noting = True
         try:
             self._note()
         finally:
             with self._lock:
                 self._is_noting = False
+        return True
 
     # --- the note -------------------------------------------------------------------------------
 
@@ -213,10 +207,20 @@ class Partial:
         with self._lock:
             self._noted[:] = here
 
-    def _read_note(self) -> bytes | None:
-        data = self._workspace.temporaries.read_note(self._temporary)
-        inode = os.fstat(self._temporary.fd).st_ino
-        return parse_note(data, inode, self.manifest.block_count)
+    def _read_note(self) -> None:
+        """Believe a note on this file; one of another length than announced gets it, and none."""
+        temporary, temporaries = self._temporary, self._workspace.temporaries
+        found = os.fstat(temporary.fd)
+        if found.st_size != self.manifest.size:
+            # In this order: a note must never speak of a file that another one has replaced.
+            temporaries.remove_note(temporary)
+            os.ftruncate(temporary.fd, self.manifest.size)
+            return
+        noted = parse_note(
+            temporaries.read_note(temporary), found.st_ino, self.manifest.block_count
+        )
+        if noted is not None:
+            self._here[:] = self._noted[:] = noted
 
 
 def store_small(workspace: Workspace, root: str, content: bytes) -> Temporary:
@@ -248,25 +252,6 @@ def parse_note(data: bytes, inode: int, block_count: int) -> bytes | None:
     if int.from_bytes(body[:8], 'little') != inode:
         return None
     return bytes(body[8 + index // 8] >> index % 8 & 1 for index in range(block_count))
-
-
-def read_at(fd: int, buffer: memoryview, position: int) -> bool:
-    """Fill the buffer from `position` on; return whether there was as much. Raises OSError."""
-    filled = 0
-    while filled < len(buffer):
-        count = os.preadv(fd, [buffer[filled:]], position + filled)
-        if count == 0:
-            return False
-        filled += count
-    return True
-
-
-def write_at(fd: int, data: Buffer, position: int) -> None:
-    """Write all of `data` at `position`. Raises OSError."""
-    with memoryview(data).cast('B') as view:
-        written = 0
-        while written < len(view):
-            written += os.pwrite(fd, view[written:], position + written)
 
 
 def _find_data(fd: int, position: int) -> int:

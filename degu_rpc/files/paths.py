@@ -28,7 +28,6 @@ from degu_rpc.files.limits import MAX_DEPTH, MAX_NAME, MAX_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 Path = tuple[bytes, ...]
 
@@ -98,12 +97,26 @@ def parse_path(text: str) -> Path:
 
 
 def format_path(path: Path) -> str:
-    """Format a path for a URL, a listing or a message; `parse_path()` undoes it.
+    """Format a path for a URL or a listing; `parse_path()` undoes it.
 
     >>> format_path((b'a b', b'\\xff'))
     'a%20b/%FF'
     """
     return '/'.join(quote_from_bytes(name, safe='') for name in path)
+
+
+def format_native(path: Path) -> str:
+    """Format a path as a local program has it; `path_from_native()` undoes it."""
+    return os.fsdecode(b'/'.join(path))
+
+
+def decode_native(text: str) -> str:
+    """Decode what is percent-encoded and need be no path, as a local program has it; for people.
+
+    >>> decode_native('a%20b/..')
+    'a b/..'
+    """
+    return os.fsdecode(unquote_to_bytes(text))
 
 
 def parse_target(text: str) -> bytes:
@@ -149,12 +162,7 @@ class Root:
     def __enter__(self) -> Root:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def open_directory(self, path: Path) -> int:
@@ -184,6 +192,16 @@ class Root:
         with self.directory(path[:-1]) as parent:
             return open_file_in(parent, path[-1])
 
+    def open_readable(self, path: Path) -> int | None:
+        """Open the regular file at `path` for reading; None for anything else, or none to be read.
+
+        Raises OSError.
+        """
+        try:
+            return self.open_file(path)
+        except (PathError, FileNotFoundError, PermissionError):
+            return None
+
     def lstat(self, path: Path) -> os.stat_result:
         """Look at what is at `path`, without following a symlink."""
         if not path:
@@ -195,6 +213,15 @@ class Root:
         """Read the text of the symlink at `path`."""
         with self.directory(path[:-1]) as parent:
             return os.readlink(check_name(path[-1]), dir_fd=parent)
+
+    def find_target(self, path: Path) -> bytes | None:
+        """Read the text of the symlink at `path`; None for anything else that is there."""
+        try:
+            return self.readlink(path)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
 
     def scan(self, path: Path) -> list[tuple[bytes, os.stat_result]]:
         """List the directory at `path`: (name, lstat) sorted by name, our own directory left out.
@@ -218,13 +245,13 @@ class Root:
         with self.directory(path[:-1]) as parent:
             return _make_below(parent, check_name(path[-1]))
 
-    def open_private(self) -> int:
-        """Open our own `.degu`, making it if it is missing (mode 0700)."""
+    def open_private(self, *, durable: bool) -> int:
+        """Open our own `.degu`, making it if it is missing (mode 0700, see `open_or_make()`)."""
         start = os.open('.', DIRECTORY_FLAGS, dir_fd=self._fd)
-        return open_or_make(start, (PRIVATE_NAME,))
+        return open_or_make(start, (PRIVATE_NAME,), durable=durable)
 
 
-def open_or_make(start: int, names: Path, *, durable: bool = False) -> int:
+def open_or_make(start: int, names: Path, *, durable: bool) -> int:
     """Open the directory at `names` below the open directory `start`, which is closed.
 
     What is missing is made, mode 0700, and with `durable` fsynced into its parent. The names are
@@ -276,4 +303,4 @@ def open_file_in(parent: int, name: bytes) -> int:
 
 def _require_regular(name: bytes, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise PathError(format_path((name,)), 'not a regular file')
+        raise PathError(os.fsdecode(name), 'not a regular file')

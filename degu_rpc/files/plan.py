@@ -1,9 +1,9 @@
 """What a fetch is going to do, decided before anything is written.
 
-A listing comes from a peer, so it is checked as it is read: paths through paths.py, every entry
-after its directory, nothing twice, not without end. Each entry is compared with what is here,
-looking only: a file that has the size and the modification time (to the nanosecond) of the listing
-is taken to be the same. Something of another kind in the way ends the fetch before it has begun.
+A listing comes from a peer, so it is checked as it is read (listing.py). Each entry is compared
+with what is here, looking only: a file that has the size and the modification time (to the
+nanosecond) of the listing is taken to be the same. Something of another kind in the way ends the
+fetch before it has begun.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import BlockedError, ListingError
 from degu_rpc.files.content import Signature, signature_of
-from degu_rpc.files.limits import MAX_ENTRIES, MAX_LISTING_TEXT, NAME_COST
-from degu_rpc.files.listing import Entry, Kind, Problem
-from degu_rpc.files.paths import Path, Root, format_path, parse_path
+from degu_rpc.files.limits import MAX_ENTRIES, MAX_LISTING_TEXT
+from degu_rpc.files.listing import Entry, Kind, Problem, check_entries
+from degu_rpc.files.paths import Path, Root, decode_native, format_native, format_path
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Skipped(NamedTuple):
-    """An entry that was not fetched, its path in the share percent-encoded, and why."""
+    """An entry that did not come, its path as whoever has it says, and why."""
 
     path: str
     problem: Problem
@@ -57,37 +57,16 @@ def plan_fetch(root: Root, source: Path, entries: Iterable[Entry]) -> Plan:
     plan = Plan({}, [], [], [], [], [])
     base = source[-1:]
     here = Here(root, base)
-    seen: set[Path] = set()
-    text = 0
-    for count, entry in enumerate(entries):
-        if count == MAX_ENTRIES:
-            raise ListingError(f'it has more than {MAX_ENTRIES} entries')
-        text += text_size(entry)
-        if text > MAX_LISTING_TEXT:
-            raise ListingError(f'it has more than {MAX_LISTING_TEXT} bytes of text')
+    for below, entry in check_entries(entries, (), MAX_ENTRIES, MAX_LISTING_TEXT):
         if entry.kind is Kind.SKIPPED:
             path = '/'.join(filter(None, (format_path(source), entry.path)))
-            plan.skipped.append(Skipped(path, entry.problem or Problem.SPECIAL))
+            plan.skipped.append(Skipped(decode_native(path), entry.problem or Problem.SPECIAL))
             continue
-        below = parse_path(entry.path)
         target = base + below
-        if below in seen:
-            raise ListingError(f'{entry.path!r} is there twice')
-        if bool(below) != bool(seen) or (below and base + below[:-1] not in plan.directories):
-            raise ListingError(f'{entry.path!r} comes without its directory')
         if not target and entry.kind is not Kind.DIRECTORY:
             raise ListingError('a whole share is a directory')
-        seen.add(below)
         _plan_entry(plan, File(source + below, target, entry, None), here.look(target))
     return plan
-
-
-def text_size(entry: Entry) -> int:
-    """Return what an entry counts towards MAX_LISTING_TEXT."""
-    xattrs = entry.xattrs or {}
-    names = entry.path.count('/') + 1 + len(xattrs)
-    texts = (entry.path, entry.target, entry.root, *xattrs, *xattrs.values())
-    return sum(map(len, texts)) + names * NAME_COST
 
 
 def _plan_entry(plan: Plan, file: File, found: os.stat_result | None) -> None:
@@ -95,11 +74,11 @@ def _plan_entry(plan: Plan, file: File, found: os.stat_result | None) -> None:
     here_is_directory = found is not None and stat.S_ISDIR(found.st_mode)
     if entry.kind is Kind.DIRECTORY:
         if found is not None and not here_is_directory:
-            raise BlockedError(format_path(target), 'it is a directory there and not here')
+            raise BlockedError(format_native(target), 'it is a directory there and not here')
         plan.directories[target] = entry
         return
     if here_is_directory:
-        raise BlockedError(format_path(target), 'it is a directory here and not there')
+        raise BlockedError(format_native(target), 'it is a directory here and not there')
     if found is not None:
         file = file._replace(local=signature_of(found))
     if entry.kind is Kind.SYMLINK:

@@ -23,6 +23,7 @@ class Progress(NamedTuple):
     """How far a transfer is. Done includes what was there already; bytes and seconds.
 
     `bytes_moved` went over the network. `rate` is bytes a second of late, over the network.
+    `bytes_read` were read here to find out what there is to send; the totals are 0 until then.
     """
 
     files_done: int
@@ -32,6 +33,7 @@ class Progress(NamedTuple):
     bytes_moved: int
     elapsed_s: float
     rate: float
+    bytes_read: int = 0
 
     @property
     def left_s(self) -> float | None:
@@ -55,7 +57,7 @@ class Meter:
         self._started_at = monotonic()
         self._lock = threading.Lock()
         self._files_done = self._files_total = 0
-        self._bytes_done = self._bytes_total = self._bytes_moved = 0
+        self._bytes_done = self._bytes_total = self._bytes_moved = self._bytes_read = 0
         self._reported_at = float('-inf')
         self._samples = collections.deque([(self._started_at, 0)])
 
@@ -75,23 +77,32 @@ class Meter:
         """Have every thread of the transfer end as if it were canceled."""
         self._failed.set()
 
+    def begin_rate(self) -> None:
+        """Measure the rate from now on: until now nothing could move."""
+        with self._lock:
+            self._samples = collections.deque([(monotonic(), self._bytes_moved)])
+
     def expect(self, files: int, size: int) -> None:
         """Add to the totals, or with negative numbers take away from them."""
+        if files > 0:
+            self.begin_rate()
         with self._lock:
             self._files_total += files
             self._bytes_total += size
             self._bytes_done = min(self._bytes_done, self._bytes_total)
 
-    def count(self, *, files: int = 0, size: int = 0, moved: int = 0) -> None:
+    def count(self, *, files: int = 0, size: int = 0, moved: int = 0, read: int = 0) -> None:
         """Count what was done: whole files, bytes, and those of them that went over the network.
 
-        What the caller's `progress` raises is passed on.
+        `read` are bytes that were read before it was known what there is to do. What the caller's
+        `progress` raises is passed on.
         """
         with self._lock:
             self._files_done += files
             # A file that is begun again is counted again, but not beyond the total.
             self._bytes_done = min(self._bytes_done + size, self._bytes_total)
             self._bytes_moved += moved
+            self._bytes_read += read
             now = monotonic()
             if now - self._reported_at >= PROGRESS_INTERVAL_S:
                 self._report(now)
@@ -111,6 +122,7 @@ class Meter:
             self._bytes_moved,
             now - self._started_at,
             self._find_rate(now),
+            self._bytes_read,
         )
         if self._callback is not None:
             self._callback(progress)

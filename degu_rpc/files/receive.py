@@ -9,7 +9,7 @@
    although its file has not changed lies: that, and whatever else goes wrong with a source, is a
    SourceError, and that source is lost. What goes wrong here (the disk) is raised as it is.
 
-A Receiver belongs to one thread.
+A Receiver belongs to one thread, but for `interrupt()`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ from typing import TYPE_CHECKING
 
 from degu.errors import DeguError
 from degu_rpc.errors import (
-    ContentChangedError,
     FilesError,
     IntegrityError,
     ListingError,
-    PathError,
     TransferCanceledError,
 )
 from degu_rpc.files.blocks import find_runs, is_root
 from degu_rpc.files.commit import Replacement, Workspace, set_metadata
-from degu_rpc.files.content import hash_file
+from degu_rpc.files.content import compare_steps, finish_steps
 from degu_rpc.files.limits import DELTA_SIZE, RUN_SIZE
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.packs import NOT_IN_PACK
 from degu_rpc.files.partial import Partial, store_small
-from degu_rpc.files.paths import Root, format_path
+from degu_rpc.files.paths import Root, format_native
 from degu_rpc.files.remote import Remote, StaleError
 from degu_rpc.files.reuse import copy_blocks, copy_chunks
 from degu_rpc.files.xattrs import parse_xattrs, read_xattrs
@@ -143,7 +141,9 @@ class Receiver:
             if entry.kind is not Kind.FILE:
                 return entry.problem or Problem.VANISHED
             if not is_root(entry.root):
-                raise ListingError(f'{format_path(file.source)} comes without the root asked for')
+                raise ListingError(
+                    f'{format_native(file.source)!r} comes without the root asked for'
+                )
             xattrs = parse_xattrs(entry.xattrs)
         if not self._is_first and not _is_same(entry, file.entry):
             return Problem.VANISHED
@@ -158,8 +158,10 @@ class Receiver:
             self._reservation.shrink(entry.size)
             return False
         download.file = file._replace(entry=entry)
-        content = Partial(self._workspace, entry.root, manifest, self._found)
+        content = Partial(self._workspace, entry.root, manifest)
         try:
+            for size in content.find_blocks():
+                self._found(size)
             self._reuse(download.file, content)
         except BaseException:
             content.close()
@@ -177,8 +179,25 @@ class Receiver:
                 return False
         return entry.kind is Kind.FILE and entry.root == download.file.entry.root
 
+    def interrupt(self) -> None:
+        """End what is asked for now. Any thread may call this."""
+        self._remote.interrupt()
+
     def receive_run(self, run: Run) -> None:
-        """Bring the blocks of a run. Raises StaleError, SourceError, OSError."""
+        """Bring the blocks of a run, or what is missing of them; another source may be at it, too.
+
+        Raises StaleError, SourceError, OSError.
+        """
+        content = run.download.content
+        assert content is not None  # a download with runs is open
+        try:
+            self._receive_blocks(run)
+        except SourceError:
+            if content.skip(run.first, run.last) <= run.last:
+                raise
+            self._remote.close()  # the other one was faster
+
+    def _receive_blocks(self, run: Run) -> None:
         file, content = run.download.file, run.download.content
         assert content is not None  # a download with runs is open
         manifest = content.manifest
@@ -190,11 +209,15 @@ class Receiver:
         with asking():
             body = self._remote.open_data(file.source, content.root, begin, end)
         for index in range(first, run.last + 1):
+            if content.skip(index, run.last) > run.last:
+                self._remote.close()  # the other one was faster
+                return
             start, stop = manifest.block_range(index)
             block = self._read(body, stop - start)
             try:
-                content.write(index, block)
-                self._reservation.shrink(len(block))
+                if content.write(index, block):
+                    self._meter.count(size=len(block))
+                    self._reservation.shrink(len(block))
             except IntegrityError as error:
                 self._remote.close()
                 self._explain(file, content.root, error)
@@ -205,7 +228,7 @@ class Receiver:
             entry = self._remote.list_file(file.source)
             if entry.root != root:
                 raise StaleError.of(file.source, 'it changed while it was sent')
-            raise IntegrityError(format_path(file.source), error.block, error.reason) from None
+            raise IntegrityError(format_native(file.source), error.block, error.reason) from None
 
     def _read(self, body: Input, size: int) -> memoryview:
         """Read so many bytes, no faster than allowed, into the buffer."""
@@ -217,7 +240,7 @@ class Receiver:
             self._limit.wait(len(piece), self._meter)
             with asking():
                 body.readinto(piece)
-            self._meter.count(size=len(piece), moved=len(piece))
+            self._meter.count(moved=len(piece))
             self._meter.check()
             position += len(piece)
         return self._buffer[:size]
@@ -233,10 +256,9 @@ class Receiver:
         """Take what can be had from the file that is here under this name."""
         if file.local is None:
             return
-        try:
-            fd = self._root.open_file(file.target)
-        except (PathError, FileNotFoundError, PermissionError):
-            return  # no regular file, or none that can be read
+        fd = self._root.open_readable(file.target)
+        if fd is None:
+            return
         try:
             copy_blocks(fd, content, self._found)
             if content.missing_size() < DELTA_SIZE:
@@ -257,17 +279,14 @@ class Receiver:
         """
         if file.local is None or file.local.size != size:
             return False
-        try:
-            fd = self._root.open_file(file.target)
-        except (PathError, FileNotFoundError, PermissionError):
+        fd = self._root.open_readable(file.target)
+        if fd is None:
             return False
         try:
-            if hash_file(fd, file.target)[1].root != root:
+            if finish_steps(compare_steps(fd, root), self._meter.check) is None:
                 return False
             kept = None if xattrs is None else {**xattrs, **(read_xattrs(fd) or {})}
             set_metadata(fd, file.entry.mode, mtime_ns, kept)
-        except ContentChangedError:
-            return False
         finally:
             os.close(fd)
         return True

@@ -7,6 +7,7 @@ into chunks anywhere. Bytes in a record are base64 in JSON and themselves in msg
 
 from __future__ import annotations
 
+import base64
 import enum
 import math
 from time import monotonic
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgpack
 import msgspec
+from blake3 import blake3
 
 from degu_rpc.errors import ListingError
 from degu_rpc.files.limits import CHUNK_SIZE, HEARTBEAT_S, MAX_FIELDS, MAX_RECORD
@@ -35,6 +37,14 @@ class Media(enum.Enum):
 
 HEARTBEAT = {Media.JSON: b'\n', Media.MSGPACK: b'\xc0'}
 """A record that says nothing."""
+
+
+def hash_question(question: bytes) -> str:
+    """Return what an answer says of its question in the header `x-question`: base32 of BLAKE3.
+
+    Without TLS a bit may flip on the way, and then the answer is about something else.
+    """
+    return base64.b32encode(blake3(question).digest()).decode('ascii').lower().rstrip('=')
 
 
 def choose_media(accept: str) -> Media:

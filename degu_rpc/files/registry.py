@@ -7,17 +7,18 @@ is lost, or cannot be read, costs time and a second copy, never data.
 
 Names are reserved by being in a record, so a record is written before anything gets its name.
 
-A Registry is not thread-safe: the Inbox has a lock for it.
+A Registry is not thread-safe: the Intake has a lock for it.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import os
-import pathlib
 import secrets
 import time
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,25 +28,16 @@ from degu_rpc.errors import UnknownOfferError
 from degu_rpc.files.limits import MAX_OFFERS_OF_USER, OFFER_AGE_S
 from degu_rpc.files.listing import Kind
 from degu_rpc.files.offers import Offer, State, find_place, free_names
-from degu_rpc.files.paths import (
-    PRIVATE_NAME,
-    Path,
-    Root,
-    format_path,
-    open_or_make,
-    parse_path,
-)
+from degu_rpc.files.paths import DIRECTORY_FLAGS, Path, format_path, open_or_make, parse_path
+from degu_rpc.files.system import DirectoryId, list_names
 from degu_rpc.peers import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Set
 
+    from degu_rpc.files.commit import Workspace
+
 _log = logging.getLogger('degu_rpc.files')
-
-_DIRECTORY = b'inbox'
-
-DirectoryId = tuple[int, int]
-"""The device and the inode of a directory."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -53,7 +45,7 @@ class Record(msgspec.Struct, frozen=True):
 
     `digest` tells what was offered; `names` has the kinds of what is at the top; `placed` has the
     last name here of each path that has another one than offered, and `made` which directories at
-    the top are ours: device and inode of each. Times are seconds since 1970,
+    the top are ours. Times are seconds since 1970,
     `size` and `bytes_received` bytes.
     """
 
@@ -70,7 +62,7 @@ class Record(msgspec.Struct, frozen=True):
     changed_at: float = 0.0
     bytes_received: int = 0
     placed: dict[str, str] = {}
-    made: dict[str, tuple[int, int]] = {}
+    made: dict[str, DirectoryId] = {}
 
     @property
     def offer(self) -> Offer:
@@ -84,6 +76,8 @@ class Record(msgspec.Struct, frozen=True):
             self.state,
             self.bytes_received,
             self.offered_at,
+            tuple(self.names.values()),
+            self.changed_at,
         )
 
     @property
@@ -93,18 +87,62 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Registry:
-    """All offers of one inbox."""
+    """All offers of one inbox. Close it."""
 
-    def __init__(self, root: Root) -> None:
-        """Read the records below `root`. Raises OSError."""
-        os.close(open_or_make(root.open_private(), (_DIRECTORY,), durable=True))
-        private = pathlib.Path(os.path.abspath(root.name)) / os.fsdecode(PRIVATE_NAME)
-        self._directory = private / os.fsdecode(_DIRECTORY)
+    def __init__(self, workspace: Workspace) -> None:
+        """Read the records. Raises BlockedError where others could write them, OSError."""
+        self._directory = workspace.open_own(b'inbox')
         self._records: dict[tuple[str, str], Record] = {}
-        for path in self._directory.glob('*/*'):
-            record = _read(path)
-            if record is not None:
-                self._records[record.user, record.transfer] = record
+        try:
+            for user in map(os.fsdecode, list_names(self._directory)):
+                for name in self._list(user):
+                    record = self._read(PurePath(user, name))
+                    if record is not None:
+                        self._records[record.user, record.transfer] = record
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the directory; a second time does nothing, and nothing can be kept any more."""
+        fd, self._directory = self._directory, -1
+        if fd != -1:
+            os.close(fd)
+
+    def _list(self, user: str) -> list[str]:
+        """Return what is in the directory of a user; nothing in what is none."""
+        try:
+            fd = os.open(user, DIRECTORY_FLAGS, dir_fd=self._directory)
+        except NotADirectoryError:
+            return []
+        try:
+            return list(map(os.fsdecode, list_names(fd)))
+        finally:
+            os.close(fd)
+
+    def _read(self, path: PurePath) -> Record | None:
+        """Read a record; remove what is none."""
+        if not durable.is_temporary(path.name):
+            try:
+                record = msgspec.json.decode(self._read_bytes(path), type=Record)
+                if (record.user, record.transfer) == path.parts:
+                    record.offer, record.places  # noqa: B018  # what is in it can be read
+                    return record
+                why = 'it is in the wrong place'
+            except (msgspec.DecodeError, ValueError, LookupError) as error:
+                why = str(error)
+            _log.warning('inbox/%s is no record of an offer and is removed: %s', path, why)
+        self._remove(path)
+        return None
+
+    def _read_bytes(self, path: PurePath) -> bytes:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, dir_fd=self._directory), 'rb') as file:
+            return file.read()
+
+    def _remove(self, path: PurePath) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path, dir_fd=self._directory)
 
     def __iter__(self) -> Iterator[Record]:
         """Yield all records, those that were offered first before the others."""
@@ -145,11 +183,10 @@ class Registry:
     def save(self, record: Record) -> Record:
         """Keep a new or changed record and return it, with the time. Raises OSError."""
         record = msgspec.structs.replace(record, changed_at=time.time())
-        directory = self._directory / record.user
-        if not directory.is_dir():
-            directory.mkdir(mode=0o700)
-            durable.sync_directory(self._directory)
-        durable.replace(directory / record.transfer, msgspec.json.encode(record))
+        user = os.fsencode(record.user)
+        os.close(open_or_make(os.dup(self._directory), (user,), durable=True))
+        path = PurePath(record.user, record.transfer)
+        durable.replace(path, msgspec.json.encode(record), dir_fd=self._directory)
         self._records[record.user, record.transfer] = record
         return record
 
@@ -216,7 +253,7 @@ class Registry:
 
     def forget(self, record: Record) -> None:
         """Forget a record. Raises OSError."""
-        (self._directory / record.user / record.transfer).unlink(missing_ok=True)
+        self._remove(PurePath(record.user, record.transfer))
         self._records.pop((record.user, record.transfer), None)
 
     def count_waiting(self, user: str | None = None) -> int:
@@ -239,21 +276,3 @@ class Registry:
             if is_surplus or now - record.changed_at > OFFER_AGE_S:
                 expired.append(record)
         return expired
-
-
-def _read(path: pathlib.Path) -> Record | None:
-    """Read a record; remove what is none."""
-    if durable.is_temporary(path.name):
-        path.unlink(missing_ok=True)
-        return None
-    try:
-        record = msgspec.json.decode(path.read_bytes(), type=Record)
-        if (record.user, record.transfer) == (path.parent.name, path.name):
-            record.offer, record.places  # noqa: B018  # what is in it can be read
-            return record
-        why = 'it is in the wrong place'
-    except (msgspec.DecodeError, ValueError, LookupError) as error:
-        why = str(error)
-    _log.warning('%s is no record of an offer and is removed: %s', path, why)
-    path.unlink(missing_ok=True)
-    return None

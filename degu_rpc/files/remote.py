@@ -1,9 +1,7 @@
-"""A share as a client sees it: one connection, and the questions it answers.
+"""A share as a client sees it: one connection (questions.py), and the questions it answers.
 
 Every answer is checked for its shape here (status, length); whether the bytes are right is for the
-caller to check. All questions are safe to ask twice, so one that finds a kept connection closed is
-asked once more on a new one. A listing may take forever, so its pieces and its entries are where a
-cancel comes in. A Remote belongs to one thread.
+caller to check. A Remote belongs to one thread, but for `interrupt()`.
 """
 
 from __future__ import annotations
@@ -15,21 +13,19 @@ from degu.rgi import Range
 from degu_rpc.errors import FilesError, IntegrityError, ListingError, ShareRefusedError
 from degu_rpc.files.blocks import Manifest, build_manifest, manifest_size, parse_manifest
 from degu_rpc.files.cuts import Chunk, can_cut, max_list_size, parse_cuts
-from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_MANIFEST, MAX_PACKED
+from degu_rpc.files.limits import MAX_MANIFEST, MAX_PACKED
 from degu_rpc.files.listing import Entry, Kind, parse_listing
 from degu_rpc.files.packs import NOT_IN_PACK, Packed, Wanted
-from degu_rpc.files.paths import Path, format_path
-from degu_rpc.files.records import Media, format_record, parse_records
-from degu_rpc.text import escape_controls
+from degu_rpc.files.paths import Path, format_native, format_path
+from degu_rpc.files.questions import Questions, without_body
+from degu_rpc.files.records import Media, format_record, hash_question, parse_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from types import TracebackType
 
-    from degu.client import Client, Connection, Response
+    from degu.client import Client, Response
+    from degu_rpc.files.questions import BuildBody, Headers
     from degu_rpc.peers import DialedClient
-
-    _Headers = dict[str, str | Range]
 
 
 class StaleError(FilesError):
@@ -42,7 +38,7 @@ class StaleError(FilesError):
     @classmethod
     def of(cls, path: Path, why: str) -> StaleError:
         """Return the error for content that is another one by now, as we found out ourselves."""
-        return cls(ShareRefusedError(format_path(path), 409, why))
+        return cls(ShareRefusedError(format_native(path), 409, why))
 
 
 class Remote:
@@ -55,26 +51,21 @@ class Remote:
 
         `check` is called for each piece of a listing; what it raises ends the question.
         """
-        self._client = client
-        self._prefix = prefix.rstrip('/')
         self._check = check
-        self._connection: Connection | None = None
+        self._questions = Questions(client, prefix, check)
 
     def close(self) -> None:
         """Close the connection; the next question makes a new one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._questions.close()
+
+    def interrupt(self) -> None:
+        """End what is asked for now, as if the share had hung up. Any thread may call this."""
+        self._questions.interrupt()
 
     def __enter__(self) -> Remote:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def list_tree(self, path: Path) -> Iterator[Entry]:
@@ -105,7 +96,7 @@ class Remote:
             self.close()  # what is in it was not asked for
         elif next(entries, None) is not None:
             self.close()
-            raise ListingError(f'{format_path(path)} is no directory, and something is in it')
+            raise ListingError(f'{format_native(path)!r} is no directory, and something is in it')
         return entry
 
     def _list(self, path: Path, query: str) -> Iterator[Entry]:
@@ -113,15 +104,11 @@ class Remote:
         response = self._get(path, f'{uri}?{query}' if query else uri, {'accept': Media.JSON.value})
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(path, response, 'a listing comes in chunks')
-        pieces = self._checked(response.body)
+        self._check_question(response, f'{format_path(path)}?{query}'.encode())
+        pieces = self._questions.checked(response.body)
         for entry in parse_listing(pieces, response.headers.get('content-type')):
             self._check()
             yield entry
-
-    def _checked(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            self._check()
-            yield piece
 
     def read_pack(self, paths: Sequence[Path], wait: Callable[[int], None]) -> Iterator[Packed]:
         """Yield what the share has of each of these small files, in order, its root checked.
@@ -134,14 +121,15 @@ class Remote:
         question = b''.join(
             format_record(Wanted(format_path(path)), Media.MSGPACK) for path in paths
         )
-        headers: _Headers = {'content-type': Media.MSGPACK.value, 'accept': Media.MSGPACK.value}
+        headers = {'content-type': Media.MSGPACK.value, 'accept': Media.MSGPACK.value}
         try:
-            response = self._ask(paths[0], 'POST', '/pack', headers, question)
+            response = self._ask(paths[0], 'POST', '/pack', headers, lambda _: question)
         except StaleError as stale:
             raise stale.refusal from stale
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(paths[0], response, 'a pack comes in chunks')
-        pieces = _slowed(self._checked(response.body), wait)
+        self._check_question(response, question)
+        pieces = _slowed(self._questions.checked(response.body), wait)
         content_type = response.headers.get('content-type')
         answers = parse_records(pieces, content_type, Packed, MAX_PACKED)
         is_whole = False
@@ -153,7 +141,7 @@ class Remote:
                 if packed.status == NOT_IN_PACK and number == 0:
                     raise ListingError('a pack has nothing of what was asked for')
                 if packed.status == 200 and build_manifest(packed.content).root != packed.root:
-                    raise IntegrityError(format_path(path), 0, 'the bytes do not match the root')
+                    raise IntegrityError(format_native(path), 0, 'the bytes do not match the root')
                 yield packed
             if next(answers, None) is not None:
                 raise ListingError('a pack has more than was asked for')
@@ -170,15 +158,15 @@ class Remote:
         """
         if manifest_size(size) > MAX_MANIFEST:
             raise ListingError(
-                f'{format_path(path)} has {size} bytes, and its manifest more than {MAX_MANIFEST}'
+                f'{format_native(path)!r} has {size} bytes, its manifest more than {MAX_MANIFEST}'
             )
-        response = self._get(path, f'/manifest/{root}')
+        response = self._get(path, f'/manifest/{root}', {})
         body = response.body
         if not isinstance(body, Input) or body.content_length != manifest_size(size):
             raise self._odd(path, response, f'this manifest has {manifest_size(size)} bytes')
         manifest = parse_manifest(body.read(), root)
         if manifest.size != size:
-            raise IntegrityError(format_path(path), None, 'its size is not that of its root')
+            raise IntegrityError(format_native(path), None, 'its size is not that of its root')
         return manifest
 
     def read_cuts(self, path: Path, root: str, size: int) -> list[Chunk] | None:
@@ -191,7 +179,7 @@ class Remote:
         if not can_cut(size):
             return None
         try:
-            response = self._get(path, f'/cuts/{root}')
+            response = self._get(path, f'/cuts/{root}', {})
         except StaleError as stale:
             if stale.refusal.status == 404:  # a share without /cuts says the same
                 return None
@@ -203,7 +191,7 @@ class Remote:
         if not isinstance(response.body, ChunkedInput):
             raise self._odd(path, response, 'chunks come in chunks')
         data = bytearray()
-        for piece in self._checked(response.body):
+        for piece in self._questions.checked(response.body):
             data += piece
             if len(data) > max_list_size(size):
                 self.close()
@@ -228,39 +216,31 @@ class Remote:
             raise self._odd(path, response, f'{stop - start} bytes were asked for')
         return body
 
-    def _get(self, path: Path, uri: str, headers: _Headers | None = None) -> Response:
-        return self._ask(path, 'GET', uri, headers or {}, None)
+    def _get(self, path: Path, uri: str, headers: Headers) -> Response:
+        return self._ask(path, 'GET', uri, headers, without_body)
 
     def _ask(
-        self, path: Path, method: str, uri: str, headers: _Headers, question: bytes | None
+        self, path: Path, method: str, uri: str, headers: Headers, build: BuildBody
     ) -> Response:
-        response = self._request(method, self._prefix + uri, headers, question)
+        response = self._questions.ask(method, uri, headers, build)
         if response.status in {200, 206}:
             return response
-        body = response.body
-        why = response.reason
-        if isinstance(body, Input) and body.content_length <= MAX_ERROR_TEXT:
-            why = body.read().decode('utf-8', 'replace').strip() or why
-        elif body is not None:
-            self.close()
-        refusal = ShareRefusedError(format_path(path), response.status, escape_controls(why))
+        why = self._questions.read_reason(response)
+        refusal = ShareRefusedError(format_native(path), response.status, why)
         if response.status in {404, 409}:
             raise StaleError(refusal)
         raise refusal
 
-    def _request(self, method: str, uri: str, headers: _Headers, body: bytes | None) -> Response:
-        if self._connection is not None and not self._connection.closed:
-            try:
-                return self._connection.request(method, uri, headers, body)
-            except ConnectionError:
-                self.close()
-        self._connection = self._client.connect()
-        return self._connection.request(method, uri, headers, body)
+    def _check_question(self, response: Response, question: bytes) -> None:
+        """Raise ListingError for the answer to another question than this."""
+        if response.headers.get('x-question') not in {None, hash_question(question)}:
+            self._questions.close()
+            raise ListingError('it answers another question: a bit flipped on the way')
 
     def _odd(self, path: Path, response: Response, rule: str) -> ShareRefusedError:
         """Return the error for an answer of the wrong shape; the connection is closed with it."""
         self.close()
-        return ShareRefusedError(format_path(path), response.status, f'an odd answer: {rule}')
+        return ShareRefusedError(format_native(path), response.status, f'an odd answer: {rule}')
 
 
 def _slowed(pieces: Iterable[bytes], wait: Callable[[int], None]) -> Iterator[bytes]:

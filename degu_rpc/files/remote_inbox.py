@@ -1,38 +1,34 @@
 """A transfer into an inbox as its sender sees it: one connection, and the questions it answers.
 
-Every question may be asked twice, so one that finds a kept connection closed is asked once more on
-a new one. What is sent is therefore handed over as something that can be begun again. An answer may
-take long; its pieces, and those of what is sent, are where a cancel comes in and where a rate limit
-holds. A RemoteInbox belongs to one thread.
+What is sent is handed over as something that can be begun again (questions.py). The pieces of it
+are where a cancel comes in and where a rate limit holds. A RemoteInbox belongs to one thread.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from degu.bodies import ChunkedInput, ChunkedOutput, Input, Output
+from degu.bodies import ChunkedInput, ChunkedOutput, Output
 from degu.rgi import ContentRange
 from degu_rpc.errors import FilesError, IntegrityError, NoSpaceError, OfferRefusedError
 from degu_rpc.files.blocks import Manifest, format_manifest
-from degu_rpc.files.limits import MAX_ERROR_TEXT
 from degu_rpc.files.offers import Answer, Item, State
+from degu_rpc.files.questions import Questions, without_body
 from degu_rpc.files.records import Media, parse_records, stream_records
 from degu_rpc.text import escape_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Iterable, Iterator
 
     from degu.bodies import Body
-    from degu.client import Client, Connection, Response
-    from degu.wire import HeaderValue
+    from degu.client import Client, Connection
     from degu_rpc.files.listing import Entry
     from degu_rpc.files.progress import Meter, RateLimit
+    from degu_rpc.files.questions import BuildBody, Headers
     from degu_rpc.peers import DialedClient
 
-    BuildBody = Callable[[Connection], Body]
-
-_FORM = {'accept': Media.MSGPACK.value, 'content-type': Media.MSGPACK.value}
+_ACCEPT = {'accept': Media.MSGPACK.value}
+_FORM = {**_ACCEPT, 'content-type': Media.MSGPACK.value}
 
 
 class StaleTransferError(FilesError):
@@ -51,27 +47,19 @@ class RemoteInbox:
         limit: RateLimit,
     ) -> None:
         """Remember where the inbox is: `prefix` is the path it is mounted at, '' for the top."""
-        self._client = client
-        self._uri = f'{prefix.rstrip("/")}/{transfer}'
+        self._transfer = transfer
         self._meter = meter
         self._limit = limit
-        self._connection: Connection | None = None
+        self._questions = Questions(client, prefix, meter.check)
 
     def close(self) -> None:
         """Close the connection; the next question makes a new one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._questions.close()
 
     def __enter__(self) -> RemoteInbox:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # All of these raise OfferRefusedError, NoSpaceError, ListingError for an answer that makes no
@@ -84,8 +72,7 @@ class RemoteInbox:
 
     def wait_for_state(self, wait_s: float) -> State | None:
         """Return the state, after a while if it is waiting; None where the offer is forgotten."""
-        uri = f'?wait={int(wait_s)}'
-        answers = self._ask('GET', uri, {'accept': Media.MSGPACK.value}, lambda _: None)
+        answers = self._ask('GET', f'?wait={int(wait_s)}', _ACCEPT, without_body)
         state = None
         try:
             for answer in answers:  # to the end, so that the connection can be kept
@@ -104,21 +91,20 @@ class RemoteInbox:
 
     def send_manifest(self, root: str, manifest: Manifest) -> Iterator[Answer]:
         """Send the leaves of a large content, and yield what the inbox says of it."""
-        headers = {'accept': Media.MSGPACK.value}
         data = format_manifest(manifest)
-        return self._ask('PUT', f'/{root}/manifest', headers, lambda _: data)
+        return self._ask('PUT', f'/{root}/manifest', _ACCEPT, lambda _: data)
 
     def send_run(
         self, root: str, part: ContentRange, read: Callable[[], Iterator[bytes]]
     ) -> Iterator[Answer]:
         """Send a part of a large content, and yield what the inbox says of it."""
-        headers: dict[str, HeaderValue] = {'accept': Media.MSGPACK.value, 'content-range': part}
+        headers: Headers = {**_ACCEPT, 'content-range': part}
         length = part.stop - part.start
         return self._ask('PUT', f'/{root}', headers, lambda _: Output(read(), length))
 
     def give_up(self, root: str) -> Iterator[Answer]:
         """Say that a content will not come, and yield what the inbox says."""
-        return self._ask('DELETE', f'/{root}', {'accept': Media.MSGPACK.value}, lambda _: None)
+        return self._ask('DELETE', f'/{root}', _ACCEPT, without_body)
 
     def _in_chunks(self, records: Iterable[Entry] | Iterable[Item]) -> BuildBody:
         def build(connection: Connection) -> Body:
@@ -133,64 +119,28 @@ class RemoteInbox:
             self._limit.wait(len(chunk), self._meter)
             yield chunk
 
-    def _ask(
-        self,
-        method: str,
-        uri: str,
-        headers: Mapping[str, HeaderValue],
-        build: BuildBody,
-    ) -> Iterator[Answer]:
+    def _ask(self, method: str, uri: str, headers: Headers, build: BuildBody) -> Iterator[Answer]:
         self._meter.check()
-        response = self._request(method, self._uri + uri, headers, build)
+        response = self._questions.ask(method, f'/{self._transfer}{uri}', headers, build)
         body = response.body
         if response.status != 200:
-            raise self._build_error(response)
+            raise _build_error(response.status, self._questions.read_reason(response))
         if not isinstance(body, ChunkedInput):
             self.close()
             raise OfferRefusedError(response.status, 'an odd answer: it comes in chunks')
         content_type = response.headers.get('content-type')
         try:
-            for answer in parse_records(self._checked(body), content_type, Answer):
+            for answer in parse_records(self._questions.checked(body), content_type, Answer):
                 if answer.status != 200 and not answer.root:
-                    raise build_error(answer.status, answer.why)
+                    raise _build_error(answer.status, escape_controls(answer.why))
                 yield answer
         finally:
             if not body.closed:
                 self.close()
 
-    def _checked(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            self._meter.check()
-            yield piece
 
-    def _request(
-        self,
-        method: str,
-        uri: str,
-        headers: Mapping[str, HeaderValue],
-        build: BuildBody,
-    ) -> Response:
-        connection = self._connection
-        if connection is not None and not connection.closed:
-            try:
-                return connection.request(method, uri, headers, build(connection))
-            except ConnectionError:
-                self.close()
-        connection = self._connection = self._client.connect()
-        return connection.request(method, uri, headers, build(connection))
-
-    def _build_error(self, response: Response) -> Exception:
-        body, why = response.body, response.reason
-        if isinstance(body, Input) and body.content_length <= MAX_ERROR_TEXT:
-            why = body.read().decode('utf-8', 'replace').strip() or why
-        elif body is not None:
-            self.close()
-        return build_error(response.status, why)
-
-
-def build_error(status: int, why: str) -> Exception:
-    """Build the error for a status that an inbox answered with."""
-    why = escape_controls(why)
+def _build_error(status: int, why: str) -> Exception:
+    """Build the error for a status that an inbox answered with; `why` can be printed."""
     if status == 409:
         return StaleTransferError(why)
     if status == 422:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from degu_rpc.files.records import choose_media, stream_records
+from degu_rpc.files.records import choose_media, hash_question, stream_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,9 +62,18 @@ def without_body(response: Response) -> Response:
 
 
 def respond(
-    connection: dict[str, Any], accept: str, records: Iterable[msgspec.Struct | None]
+    connection: dict[str, Any],
+    accept: str,
+    records: Iterable[msgspec.Struct | None],
+    question: bytes | None = None,
 ) -> Response:
-    """Build an answer that is a stream of records, in the form that an `accept` header asks for."""
+    """Build an answer that is a stream of records, in the form that an `accept` header asks for.
+
+    It says to which question it is the answer, if that is given.
+    """
     media = choose_media(accept)
+    headers = {'content-type': media.value}
+    if question is not None:
+        headers['x-question'] = hash_question(question)
     body = connection['rgi.ChunkedOutput'](stream_records(records, media))
-    return Response(200, 'OK', {'content-type': media.value}, body)
+    return Response(200, 'OK', headers, body)

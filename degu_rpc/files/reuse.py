@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from degu_rpc.files.delta import copy_matches
-from degu_rpc.files.partial import read_at
+from degu_rpc.files.descriptors import read_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

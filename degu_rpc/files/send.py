@@ -55,7 +55,8 @@ if TYPE_CHECKING:
 class Sent(NamedTuple):
     """What a send did. Symlinks count as files; `files_present` were there already.
 
-    `elapsed_s` leaves out how long it took to get an answer where a person was asked.
+    `elapsed_s` leaves out how long it took to read what was to be sent, and to get an answer where
+    a person was asked.
     """
 
     files_sent: int
@@ -77,10 +78,11 @@ def send(
 ) -> Sent:
     """Send the files, directories and symlinks `paths` into the inbox mounted at `prefix`.
 
-    Each gets its last name there, or one like it where that is taken. `progress` is called now and
-    then, never twice at once; setting `cancel` ends the send with TransferCanceledError.
-    `rate_limit` is bytes a second. `waiting` is called, once, when a person is asked on the other
-    side, with the id that the offer has there; the send waits for the answer.
+    Each gets its last name there, or one like it where that is taken; one that is given twice is
+    sent once. `progress` is called now and then, never twice at once; setting `cancel` ends the
+    send with TransferCanceledError. `rate_limit` is bytes a second. `waiting` is called, once, when
+    a person is asked on the other side, with the id that the offer has there; the send waits for
+    the answer.
 
     Raises OfferRefusedError when the other side says no, other FilesError (see degu_rpc.errors),
     the core's DeguError, OSError, TypeError for one path in place of several, ValueError for a rate
@@ -90,7 +92,7 @@ def send(
         raise TypeError(f'send several paths, or a list of one: [{paths!r}]')
     meter = Meter(progress, cancel)
     limit = RateLimit(rate_limit)
-    with Outgoing(meter.check) as outgoing:
+    with Outgoing(meter.check, lambda size: meter.count(read=size)) as outgoing:
         for path in paths:
             outgoing.gather(path)
             meter.check()
@@ -131,6 +133,7 @@ class _Sending:
 
     def run(self) -> Sent:
         """Do all of it; see the module."""
+        began = monotonic()
         counts = [entry for entry in self._outgoing.entries if entry.kind is not Kind.DIRECTORY]
         self._meter.expect(len(counts), sum(entry.size for entry in counts))
         links = sum(entry.kind is Kind.SYMLINK for entry in counts)
@@ -150,7 +153,7 @@ class _Sending:
             sent,
             len(counts) - sent - len(lost),
             done.bytes_moved,
-            done.elapsed_s - self._waited_s,
+            monotonic() - began - self._waited_s,
             (*self._outgoing.skipped, *lost),
         )
 
@@ -193,6 +196,7 @@ class _Sending:
             if state is State.WAITING:
                 self._meter.sleep(BUSY_PAUSE_S)  # an inbox may say so at once
         self._waited_s += monotonic() - began
+        self._meter.begin_rate()
         return state, wanted
 
     def _offer(self, remote: RemoteInbox) -> tuple[State, list[str]]:
@@ -290,6 +294,8 @@ class _Sending:
         except LostContentError as error:
             dispatch.drop(job)
             self._lose(remote, root, error.problem)
+        except IntegrityError as error:  # the inbox cannot say which file it is
+            raise IntegrityError(self._name(root), error.block, error.reason) from error
 
     def _send_pack(self, remote: RemoteInbox, pack: Pack) -> None:
         items = []

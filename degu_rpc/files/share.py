@@ -15,13 +15,16 @@ range outside the file, 503 too many at /cuts.
 1. The caller's roles are looked up in `request['_peer'].roles`; default deny.
 2. Every path goes through paths.py, so nothing outside the directory can be reached, nor `.degu`.
 3. A listing hashes only what it is asked to (`roots=1`), and says something every few seconds
-   while it does. What was hashed is remembered, within a bound (HashCache); a root that was
-   forgotten is a 404 until its file is listed with `roots=1` again.
+   while it does. A large file is hashed once for all who wait for it, and a few at once in all
+   (HashPool). What was hashed is remembered, within a bound (HashCache); a root that was forgotten
+   is a 404 until its file is listed with `roots=1` again.
 4. A small file is read and hashed at once, so its `etag` and its bytes always belong together.
    Larger ones are sent by the kernel: what changes under it cannot be seen from here, so the share
    only checks the file's signature before it begins, and the receiver's check of every block is
    what keeps wrong bytes out.
-5. A file is cut while its list is sent, a few files at once in all. The last records are held back
+5. What is answered to a path or a pack says which question it answers, so that a bit that flips on
+   the way, where there is no TLS, does not bring another file under the name that was asked for.
+6. A file is cut while its list is sent, a few files at once in all. The last records are held back
    until it is sure that the file has not changed; if it has, the list ends without them.
 
 May be called by many threads. Writes nothing.
@@ -59,6 +62,7 @@ from degu_rpc.files.paths import (
     NOT_THERE,
     Path,
     Root,
+    format_native,
     format_path,
     parse_path,
 )
@@ -69,7 +73,6 @@ from degu_rpc.peers import build_roles, find_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
-    from types import TracebackType
 
 
 _PLAIN: dict[str, Any] = {'content-type': 'application/octet-stream'}
@@ -111,21 +114,17 @@ class FileShare:
         self._hashes = HashCache()
         self._cutting = threading.BoundedSemaphore(MAX_CUTTING)
         self._root = Root(directory)
-        self._walker = Walker(self._root, self._hashes)
+        self._walker = Walker(self._root, self._hashes, is_shared=True)
 
     def close(self) -> None:
-        """Close the directory."""
+        """Close the directory, and give up what is hashed."""
+        self._walker.close()
         self._root.close()
 
     def __enter__(self) -> FileShare:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Response:
@@ -174,7 +173,8 @@ class FileShare:
             recursive=switches.get('recursive') == '1',
             roots=switches.get('roots') == '1',
         )
-        return respond(request.connection, request.headers.get('accept', ''), entries)
+        question = f'{format_path(path)}?{request.query}'.encode()
+        return respond(request.connection, request.headers.get('accept', ''), entries, question)
 
     # --- /file, /manifest, /data, /cuts ---------------------------------------------------------
 
@@ -202,12 +202,12 @@ class FileShare:
     def _send_pack(self, request: _Request) -> Response:
         if request.segments or request.body is None:
             raise RefusalError(400, 'a pack is asked for with the paths of files')
+        question = b''.join(_limited(request.body))
+        content_type = request.headers.get('content-type')
         try:
             wanted = [
                 parse_path(record.path)
-                for record in parse_records(
-                    _limited(request.body), request.headers.get('content-type'), Wanted
-                )
+                for record in parse_records([question], content_type, Wanted)
             ]
         except PathError as error:
             raise RefusalError(400, f'not a path: {error.reason}') from error
@@ -216,7 +216,7 @@ class FileShare:
         if len(wanted) > PACK_ITEMS:
             raise RefusalError(413, f'a pack has up to {PACK_ITEMS} files')
         accept = request.headers.get('accept', '')
-        return respond(request.connection, accept, read_pack(self._root, wanted))
+        return respond(request.connection, accept, read_pack(self._root, wanted), question)
 
     def _send_manifest(self, request: _Request) -> Response:
         hashed = self._find_root(request.segments)
@@ -241,7 +241,7 @@ class FileShare:
     def _check_unchanged(self, signature: Signature, hashed: Hashed) -> None:
         """Raise ContentChangedError if a file is not what was hashed any more."""
         if signature != hashed.signature:
-            raise ContentChangedError(format_path(hashed.path))
+            raise ContentChangedError(format_native(hashed.path))
 
     def _find_root(self, segments: list[str]) -> Hashed:
         if len(segments) != 1 or not is_root(segments[0]):
@@ -319,4 +319,4 @@ def _not_there(error: Exception) -> RefusalError:
     """Return the refusal for a path that leads to nothing, or to what is not followed."""
     if isinstance(error, OSError) and error.errno not in NOT_THERE:
         raise error
-    return RefusalError(404, 'there is no such entry, or it is not of the kind that was asked for')
+    return RefusalError(404, 'nothing is there, or it is no file')

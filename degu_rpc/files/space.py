@@ -3,17 +3,20 @@
 1. A Reservation is a file in `.degu/reserved/`, flocked while it is open, that says how many bytes
    its transfer has still to write, and how many it has written since it began.
 2. What it may grow by is what is free, less KEEP_FREE (or a hundredth of a smaller disk), less
-   what the others have still to write. What earlier runs left in tmp/, and no transfer that runs
-   now has written, counts as available.
+   what the others have still to write: those of this directory, whatever process they are in, and
+   those of this process into other directories of the same file system (by its device number).
+   What earlier runs left in tmp/, and no transfer that runs now has written, counts as available.
 3. As bytes are written it shrinks. The file says so every RESERVATION_STEP bytes; until then others
    think that a little more is needed, never less.
 4. A process that dies leaves no lock behind; the next who grows removes its file.
 
 This keeps transfers from failing halfway because of each other. It is no quota: who does not ask
-may fill the disk, and then a write fails.
+may fill the disk, and then a write fails. So may two processes with two directories of one file
+system, which do not know of each other.
 
 A Reservation may be used by many threads. `reserved/lock` is held while numbers are read or
-written.
+written, and `_growing` while one of this process grows: after the Reservation's own lock, before
+`reserved/lock`.
 """
 
 from __future__ import annotations
@@ -32,7 +35,6 @@ from degu_rpc.files.system import list_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from degu_rpc.files.commit import Workspace
     from degu_rpc.files.paths import Root
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 _LOCK = b'lock'
 _NUMBERS = struct.Struct('<QQ')
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_growing = threading.Lock()
+_open: set[Reservation] = set()
+"""All that are open in this process; guarded by _growing."""
 
 
 class _Amount(NamedTuple):
@@ -52,8 +57,9 @@ class _Amount(NamedTuple):
 class Reservation:
     """What one transfer still has to write. Close it, or use it with `with`. See the module."""
 
-    # Set once: _name, _root_name, _directory, _fd, _others, _found (bytes that were in tmp/ at
-    # the beginning and belong to no other transfer). Guarded by self._lock: the rest.
+    # Set once: _name, _root_name, _directory, _place (its device and inode), _fd, _others, _found
+    # (bytes that were in tmp/ at the beginning and belong to no other transfer). Guarded by
+    # self._lock: the rest.
 
     def __init__(self, root: Root, workspace: Workspace) -> None:
         """Begin with nothing reserved. Raises BlockedError (see Workspace), OSError."""
@@ -64,6 +70,8 @@ class Reservation:
         with contextlib.ExitStack() as stack:
             self._directory = workspace.open_own(b'reserved')
             stack.callback(os.close, self._directory)
+            found = os.fstat(self._directory)
+            self._place = found.st_dev, found.st_ino
             self._others = os.open(_LOCK, _FLAGS, 0o600, dir_fd=self._directory)
             stack.callback(os.close, self._others)
             with self._locked():
@@ -73,31 +81,31 @@ class Reservation:
                 theirs = sum(other.written for other in self._read_others())
                 self._found = max(workspace.temporaries.size() - theirs, 0)
             self._stack = stack.pop_all()
+        with _growing:
+            _open.add(self)
 
     def close(self) -> None:
         """Give back what is reserved."""
+        with _growing:
+            _open.discard(self)
         with self._stack, self._locked(), contextlib.suppress(FileNotFoundError):
             os.unlink(self._name, dir_fd=self._directory)
 
     def __enter__(self) -> Reservation:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def grow(self, size: int) -> None:
         """Reserve `size` bytes more. Raises NoSpaceError, and then nothing has changed; OSError."""
         if size == 0:
             return
-        with self._lock, self._locked():
+        with self._lock, _growing, self._locked():
             disk = os.fstatvfs(self._directory)
             keep = min(KEEP_FREE, disk.f_blocks * disk.f_frsize // KEEP_FREE_FRACTION)
-            taken = sum(other.left for other in self._read_others()) + self._amount.left
+            here = sum(other.left for other in self._read_others()) + self._amount.left
+            taken = here + self._sum_elsewhere()
             found = max(self._found - self._amount.written, 0)
             available = max(disk.f_bavail * disk.f_frsize - keep - taken + found, 0)
             if size > available:
@@ -113,6 +121,14 @@ class Reservation:
             if self._amount.written - self._recorded.written >= RESERVATION_STEP:
                 with self._locked():
                     self._record()
+
+    def _sum_elsewhere(self) -> int:
+        """Return what this process has reserved in other directories of the file system."""
+        return sum(
+            other._amount.left
+            for other in _open
+            if other._place != self._place and other._place[0] == self._place[0]
+        )
 
     def _record(self) -> None:
         os.pwrite(self._fd, _NUMBERS.pack(*self._amount), 0)

@@ -11,6 +11,8 @@ import ctypes
 import errno
 import os
 import stat
+import struct
+from typing import NamedTuple, NoReturn
 
 from degu_rpc.files.content import Signature, signature_of
 from degu_rpc.files.paths import DIRECTORY_FLAGS
@@ -19,11 +21,31 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 SYNC_FILE_RANGE_WRITE = 2
 
-# ctypes because Python binds neither renameat2 nor sync_file_range, and no other call can exchange
-# two names or start writing a file to the disk without waiting for it.
+# Source: statx(2) and the kernel's uapi/linux/stat.h: stx_mask begins a struct of 256 bytes, and
+# stx_btime is at 80.
+_AT_SYMLINK_NOFOLLOW = 0x100
+_STATX_BTIME = 0x800
+_STATX_SIZE = 256
+_MASK = struct.Struct('=I')
+_BIRTH_TIME = struct.Struct('=qI')
+_BIRTH_TIME_AT = 80
+
+# ctypes because Python binds none of renameat2, sync_file_range and statx, and no other call can
+# exchange two names, start writing a file to the disk without waiting for it, or tell a birth time.
 _libc = ctypes.CDLL(None, use_errno=True)
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class DirectoryId(NamedTuple):
+    """What tells one directory from another, a later one with the same inode included.
+
+    `born_ns` is nanoseconds since 1970, 0 where the file system does not keep it.
+    """
+
+    device: int
+    inode: int
+    born_ns: int
 
 
 def list_names(directory: int) -> list[bytes]:
@@ -47,6 +69,26 @@ def is_directory(directory: int, name: bytes) -> bool:
         return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
     except FileNotFoundError:
         return False
+
+
+def identify_directory(directory: int, name: bytes) -> DirectoryId | None:
+    """Return which directory has this name; None for nothing and anything else. Raises OSError."""
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        born_ns = _find_birth(directory, name)
+    except FileNotFoundError:
+        return None
+    return DirectoryId(found.st_dev, found.st_ino, born_ns) if stat.S_ISDIR(found.st_mode) else None
+
+
+def _find_birth(directory: int, name: bytes) -> int:
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _libc.statx(directory, name, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer) != 0:
+        _raise_error(name)
+    if not _MASK.unpack_from(buffer)[0] & _STATX_BTIME:
+        return 0
+    seconds, nanoseconds = _BIRTH_TIME.unpack_from(buffer, _BIRTH_TIME_AT)
+    return int(seconds * 10**9 + nanoseconds)
 
 
 def look(directory: int, name: bytes) -> Signature:
@@ -144,5 +186,10 @@ def start_writing(fd: int) -> None:
 
 def _renameat2(source: int, name: bytes, target: int, new_name: bytes, flags: int) -> None:
     if _libc.renameat2(source, name, target, new_name, ctypes.c_uint(flags)) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fsdecode(name), None, os.fsdecode(new_name))
+        _raise_error(name, new_name)
+
+
+def _raise_error(name: bytes, new_name: bytes | None = None) -> NoReturn:
+    code = ctypes.get_errno()
+    other = None if new_name is None else os.fsdecode(new_name)
+    raise OSError(code, os.strerror(code), os.fsdecode(name), None, other)

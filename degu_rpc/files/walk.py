@@ -1,7 +1,8 @@
 """Look at a tree, entry by entry, and hash what is asked for.
 
 What cannot travel is yielded as skipped, with the problem; what vanishes meanwhile is left out. A
-Walker has no state but what it has hashed (HashCache), and may be used by many threads.
+Walker has no state but what it has hashed (HashCache) and what it hashes now (HashPool), and may be
+used by many threads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import stat
 from typing import TYPE_CHECKING
 
 from degu_rpc.errors import ContentChangedError, PathError
+from degu_rpc.files.blocks import SMALL_SIZE
 from degu_rpc.files.content import HashCache, Hashed, hash_steps, signature_of
+from degu_rpc.files.hashing import HashPool
 from degu_rpc.files.limits import HASH_ATTEMPTS, MAX_PATH_TEXT
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.paths import NOT_THERE, Path, Root, check_path, format_path, format_target
@@ -20,14 +23,25 @@ from degu_rpc.files.xattrs import format_xattrs, read_xattrs
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from degu_rpc.files.hashing import HashSteps
+
 
 class Walker:
     """Looks at what is below one root; see the module."""
 
-    def __init__(self, root: Root, hashes: HashCache) -> None:
-        """Remember where to look, and where to keep what was hashed."""
+    def __init__(self, root: Root, hashes: HashCache, *, is_shared: bool = False) -> None:
+        """Remember where to look, and where to keep what was hashed.
+
+        One that `is_shared` hashes large files for all callers together: close it then.
+        """
         self._root = root
         self._hashes = hashes
+        self._pool = HashPool(self.hash) if is_shared else None
+
+    def close(self) -> None:
+        """End what hashes for all callers."""
+        if self._pool is not None:
+            self._pool.close()
 
     def walk(
         self, path: Path, top: os.stat_result, *, recursive: bool, roots: bool
@@ -78,7 +92,7 @@ class Walker:
             hashed = self._hashes.find(path + below, signature)
             if hashed is None and roots:
                 try:
-                    hashed = yield from self.hash(path + below)
+                    hashed = yield from self._choose_hash(signature.size)(path + below)
                 except PermissionError:
                     yield _skipped(below, Problem.UNREADABLE)
                     return
@@ -101,6 +115,9 @@ class Walker:
                 root='' if hashed is None else hashed.root,
                 xattrs=format_xattrs(hashed.xattrs) if hashed is not None and roots else None,
             )
+
+    def _choose_hash(self, size: int) -> HashSteps:
+        return self.hash if self._pool is None or size <= SMALL_SIZE else self._pool.hash
 
     def hash(self, path: Path) -> Generator[None, None, Hashed]:
         """Hash a file and remember it. Raises ContentChangedError, OSError, PathError."""

@@ -119,6 +119,8 @@ class OfferStatus:
     state: Literal['waiting', 'accepted', 'done', 'refused']
     bytes_received: int
     offered_at: datetime
+    changed_at: datetime
+    """When its state last changed, or something came."""
 
 
 @dataclass(frozen=True, slots=True)

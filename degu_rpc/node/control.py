@@ -103,12 +103,13 @@ def build_control(node: Node) -> Service:
 
         `target` is like `studio` or `studio/clock`. Wait so long to see it.
         """
+        users = node.trust.users().values()
         if target.startswith('degu://'):
             url, _, path = target.removeprefix('degu://').partition('/')
-            where = parse_url(f'degu://{url}')
-            return Located(where.machine_id, where.machine_id, [f'degu://{url}'], _build_path(path))
+            machine_id = parse_url(f'degu://{url}').machine_id
+            known_as = find_name(users, machine_id)
+            return Located(machine_id, known_as, [f'degu://{url}'], _build_path(path))
         name, _, path = target.partition('/')
-        users = node.trust.users().values()
         machine_id = find_machine(users, name)
         known_as = find_name(users, machine_id)
         urls = node.neighbours.find_urls(machine_id, _limit(ctx, timeout_s))

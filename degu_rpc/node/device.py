@@ -11,12 +11,14 @@
 3. On the unix socket `/rpc` has the service `node.v1.Node`, too: see degu_rpc.node.api.
 4. It is found by others, and finds them: degu_rpc.node.neighbours.
 5. It looks after its certificate: degu_rpc.node.upkeep.
+6. It ends what a machine has under way here once that is not trusted any more, or lost a role.
 
 It serves from `with` to the end of the block, and then lets running requests end.
 
-Threads: each server has an accept loop and a thread for each connection, discovery has one thread
-and upkeep one. `stop` may be called by any of them, and by a signal handler; it takes no lock. All
-else is set once, when the block is entered, before anything is served.
+Threads: each server has an accept loop and a thread for each connection, discovery has one thread,
+upkeep one, and one looks for whom it trusts no more. `stop` may be called by any of them, and by a
+signal handler; it takes no lock. All else is set once, when the block is entered, before anything
+is served.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from degu_rpc.node.config import Config, build_config, read_settings
 from degu_rpc.node.control import build_control
 from degu_rpc.node.home import Home
 from degu_rpc.node.inbox import NodeInbox
-from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, UPKEEP_PERIOD_S
+from degu_rpc.node.limits import DEFAULT_PORT, SHUTDOWN_S, TRUST_PERIOD_S, UPKEEP_PERIOD_S
 from degu_rpc.node.neighbours import Neighbours
 from degu_rpc.node.places import Place, find_places, find_reachable
 from degu_rpc.node.shares import Files, build_shares
@@ -159,6 +161,12 @@ class Node:
                 UPKEEP_PERIOD_S,
             )
             stack.callback(self._upkeep.close)
+            revoking = Upkeep(
+                {'ending whom it trusts no more': outside.end_untrusted},
+                TRUST_PERIOD_S,
+                'degu-revoking',
+            )
+            stack.callback(revoking.close)
             # From here on it is called: at once, by whoever waits at a socket that was given.
             for server in servers:
                 stack.enter_context(server)

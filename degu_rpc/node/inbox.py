@@ -19,12 +19,14 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from degu.durable import make_directory
 from degu_rpc.errors import BlockedError, UnknownOfferError
 from degu_rpc.files.inbox import Inbox
 from degu_rpc.files.offers import Decision, Offer, State
 from degu_rpc.files.paths import PRIVATE_NAME
 from degu_rpc.node.api import InboxStatus, OfferStatus
 from degu_rpc.node.limits import MAX_SHOWN_NAMES
+from degu_rpc.text import escape_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,7 +125,7 @@ class NodeInbox:
         with self._lock:
             if self._inbox is None:
                 try:
-                    self._directory.mkdir(mode=0o700, exist_ok=True)
+                    make_directory(self._directory, 0o700)
                     self._inbox = Inbox(self._directory, self._decide, received=_log_received)
                     self._reason = None
                 except (OSError, BlockedError) as error:
@@ -165,13 +167,14 @@ def _show(offer: Offer) -> OfferStatus:
         sender.name,
         sender.user_id,
         sender.machine_id,
-        [os.fsencode(name).decode('utf-8', 'backslashreplace') for name in shown],
+        [escape_bytes(name) for name in shown],
         len(offer.names) - len(shown),
         offer.files,
         offer.size,
         offer.state.value,
         offer.bytes_received,
         datetime.fromtimestamp(offer.offered_at, UTC),
+        datetime.fromtimestamp(offer.changed_at, UTC),
     )
 
 

@@ -10,6 +10,8 @@ STOP_S = SHUTDOWN_S + 10.0
 """How long all of a node has to stop; the rest is for what it renews and its word to others."""
 UPKEEP_PERIOD_S = 60.0
 """How often a node looks after its certificate and after what did not work before."""
+TRUST_PERIOD_S = 0.5
+"""How often a node looks for open connections of machines that it trusts no more, and ends them."""
 STATUS_PERIOD_S = 0.5
 """How often a watched status is compared with the one before."""
 CALLER_PERIOD_S = 0.1

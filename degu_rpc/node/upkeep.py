@@ -1,6 +1,6 @@
 """What a node does by itself, now and then: its certificate, and what did not work before.
 
-Threads: one of its own, named `degu-upkeep`, which runs all of it; `close` ends and joins it.
+Threads: one of its own, which runs all of it; `close` ends and joins it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ class Upkeep:
 
     # Set once: _jobs, _period_s, _thread, _ended. Written by the thread, read by all: problems.
 
-    def __init__(self, jobs: Mapping[str, Callable[[], None]], period_s: float) -> None:
-        """Start the thread; the jobs run for the first time after one period."""
+    def __init__(
+        self, jobs: Mapping[str, Callable[[], None]], period_s: float, name: str = 'degu-upkeep'
+    ) -> None:
+        """Start the thread `name`; the jobs run for the first time after one period."""
         self._jobs = jobs
         self._period_s = period_s
         self._ended = threading.Event()
         self.problems: dict[str, str] = {}
         """What each job that fails says, by its name."""
-        self._thread = threading.Thread(target=self._run, name='degu-upkeep')
+        self._thread = threading.Thread(target=self._run, name=name)
         self._thread.start()
 
     def close(self) -> None:

@@ -5,31 +5,37 @@
 2. `derive_peer` turns that into a `Peer`, or says why there is none.
 3. `Authenticated` keeps it as `connection['_peer']`, and derives it anew before a request if trust
    has changed since: a removed peer's next request fails, on an open connection too.
-4. `Authenticated` gives each request that it lets through its caller, and `find_caller` is how an
+4. What runs already goes on, until whoever serves calls `end_untrusted`, as a node does twice a
+   second: the connections of machines that are removed, denied, or lost a role end then.
+5. `Authenticated` gives each request that it lets through its caller, and `find_caller` is how an
    application asks. What another application on the same connection was told counts for nothing:
    a router asks all of them about a connection, and only what is wrapped is asked again later.
-5. A process of my own user may pass requests on for others, as a node does, and says in the header
+6. A process of my own user may pass requests on for others, as a node does, and says in the header
    `x-degu-caller` for whom. Who expects that takes the word of my own uid: it is the owner, so that
    nobody gets more rights than it has. Who does not expect it refuses such a request, or everybody
    would be the owner there.
 
 Authentication is per connection, authorization per request: `build_roles` makes what a caller's
-roles are compared with. There are no threads and no locks: what is looked up is never changed, only
-replaced.
+roles are compared with. What is looked up is never changed, only replaced. `Authenticated` may be
+used by many threads; `_lock` guards its open connections.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import enum
 import functools
 import grp
 import logging
 import math
 import os
+import socket
+import threading
 import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -38,8 +44,7 @@ from degu_rpc.errors import UnknownPeerError
 from degu_rpc.peers.clock import read_clock
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, MutableMapping
 
     from degu.rgi import App, Response
     from degu_rpc.peers.trust import TrustStore
@@ -274,6 +279,34 @@ def check_trust(trust: TrustStore) -> TrustStore:
     return trust
 
 
+class _Known:
+    """A machine on an open connection, as its last request found it.
+
+    It does not know the connection, which would otherwise never be let go.
+    """
+
+    __slots__ = ('cert_der', 'roles', 'users', 'valid_until')
+
+    def __init__(self, cert_der: bytes) -> None:
+        self.cert_der = cert_der
+        self.roles = _NO_ROLES
+        self.users: Mapping[str, TrustedUser] = _NOBODY
+        self.valid_until = 0.0
+
+    def find_fault(self, users: Mapping[str, TrustedUser]) -> str | None:
+        """Say why it must not go on, if so."""
+        if time.time() > self.valid_until:
+            return 'its certificate has run out'
+        if users is self.users:
+            return None
+        try:
+            peer = derive_machine(self.cert_der, users)
+        except (pki.CertificateError, UnknownPeerError) as error:
+            return str(error)
+        lost = self.roles - peer.roles
+        return f'{peer.name!r} lost a role: {", ".join(sorted(lost))}' if lost else None
+
+
 class Authenticated:
     """Middleware: an RGI app whose connections carry `connection['_peer']` or are rejected.
 
@@ -285,7 +318,7 @@ class Authenticated:
     for a socket that is registered with a node: its requests are of whom the node says.
     """
 
-    # Set once: all.
+    # Set once: all. Guarded by _lock: the entries of _open, which leave it with their socket.
 
     def __init__(
         self,
@@ -304,13 +337,19 @@ class Authenticated:
         self._trust = None if trust is None else check_trust(trust)
         self._group_roles = _resolve_groups(group_roles)
         self._is_behind_node = is_behind_node
+        self._lock = threading.Lock()
+        self._open: MutableMapping[socket.socket, _Known] = WeakKeyDictionary()
 
     def on_connect(self, sock: socket.socket, connection: dict[str, Any]) -> bool:
         """Set `connection['_peer']`; reject (False, the reason logged) who is not who they say."""
         connection['_local_roles'] = self._find_local_roles(sock, connection)
+        connection['_known'] = known = _Known(connection.get('ssl_peer_cert') or b'')
         if self._find_refusal(connection, self._read_users()) is not None:
             return False
         peer = connection['_peer']
+        if peer is not None and peer.kind is PeerKind.MACHINE:
+            with self._lock:
+                self._open[sock] = known
         if peer is not None and peer.kind is PeerKind.LOCAL and not peer.roles:
             _warn_of_missing_roles(peer.uid)
         on_connect = getattr(self._app, 'on_connect', None)
@@ -335,6 +374,25 @@ class Authenticated:
                 return _refuse(request, str(error))
         request['_peer'] = peer
         return self._app(connection, request)
+
+    def end_untrusted(self) -> None:
+        """End the connections of machines that are not trusted any more, or lost a role.
+
+        What runs on them ends as if the machine had hung up. One request that is refused tells it
+        why, on its next connection. Raises what TrustStore.users() raises.
+        """
+        users = self._read_users()
+        with self._lock:
+            opened = list(self._open.items())
+        for sock, known in opened:
+            fault = known.find_fault(users)
+            if fault is not None:
+                # SSLSocket's own would disturb the thread that serves it.
+                with contextlib.suppress(OSError):  # it has ended already
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                    _log.warning('an open connection is ended: %s', fault)
+                with self._lock:
+                    self._open.pop(sock, None)
 
     def _take_word(self, peer: Peer, said: str) -> Peer:
         """Return for whom a local caller calls. Raises ValueError where that does not count."""
@@ -382,6 +440,9 @@ class Authenticated:
         connection['_peer'] = peer
         connection['_users'] = users  # what this is true of ...
         connection['_valid_until'] = valid_until  # ... and for how long, by time.time()
+        if peer is not None:
+            known = connection['_known']
+            known.roles, known.users, known.valid_until = peer.roles, users, valid_until
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,8 +30,7 @@ def make_image(path: Path, content: str = 'image') -> Path:
 
 
 def test_images_are_filed_by_month_and_nothing_else_is_taken(tmp_path: Path) -> None:
-    pictures = tmp_path / 'pictures'
-    pictures.mkdir()
+    pictures = tmp_path / 'my' / 'pictures'  # which it makes
     config = Config(name='studio', port=0, listen=('127.0.0.1',), discovery=False)
     friend = Identity.create(tmp_path / 'friend')
     with (
@@ -41,7 +41,9 @@ def test_images_are_filed_by_month_and_nothing_else_is_taken(tmp_path: Path) -> 
             text=True,
             env={**os.environ, 'DEGU_HOME': str(node.home.directory)},
         ) as program,
+        contextlib.ExitStack() as stack,
     ):
+        stack.callback(program.kill)  # else its end is waited for, whatever failed
         assert program.stdout is not None
         assert program.stdout.readline() == 'others send to photos\n'
         trust = TrustStore(friend)
@@ -61,9 +63,19 @@ def test_images_are_filed_by_month_and_nothing_else_is_taken(tmp_path: Path) -> 
         large = tmp_path / 'large.raw'
         with large.open('wb') as file:
             file.truncate(51 * 1024 * 1024)
-        for path in (make_image(tmp_path / '3' / 'a.txt'), large):
+        directory = make_image(tmp_path / 'd.jpg' / 'inside.jpg').parent
+        link = tmp_path / 'link.jpg'
+        link.symlink_to('large.raw')
+        for path in (make_image(tmp_path / '3' / 'a.txt'), large, directory, link):
             with pytest.raises(OfferRefusedError):
                 send(client, INBOX, [path])
         program.send_signal(signal.SIGINT)
         assert program.wait(WAIT_S) == 0
     assert sorted(path.name for path in pictures.iterdir()) == ['.degu', '2023-11']
+
+
+def test_without_a_directory_it_says_how_it_is_run() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, f'usage: {EXAMPLE} DIRECTORY\n')

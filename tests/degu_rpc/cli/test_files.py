@@ -51,7 +51,7 @@ def test_ls_shows_what_may_be_read(other, there, shared):
     assert set(other.check('ls', f'{there}/things').stdout.splitlines()) == {
         'a.txt',
         'deep/',
-        '\\udcff',
+        '\\xff',
     }
     assert other.check('ls', f'{there}/things/deep/er').stdout == 'naïve \\x1b[31m.txt\n'
     assert other.check('ls', '-l', f'{there}/things/a.txt').stdout.split() == [
@@ -61,6 +61,7 @@ def test_ls_shows_what_may_be_read(other, there, shared):
         'a.txt',
     ]
     documents = other.check('ls', f'{there}/things/deep', '--json').documents
+    assert {d['path'] for d in documents} == {'deep/b.bin', 'deep/er'}
     assert {(d['name'], d['kind'], d['size']) for d in documents} == {
         ('b.bin', 'file', len(PATTERN)),
         ('er', 'directory', 0),
@@ -91,7 +92,9 @@ def test_get_brings_some_from_mirrors_and_goes_on_without_those_that_are_away(
     done = other.check('get', f'{there}/things', tmp_path, *flags, '--mirror', 'studio:things')
     assert done.stdout.startswith('4 files, 1.0 MiB')
     # Nobody looks for others here, so the name leads nowhere.
-    assert done.stderr == 'mirror studio:things is not seen on the network; going on without it\n'
+    assert done.stderr == (
+        'warning: going on without the mirror studio:things: studio is not seen on the network\n'
+    )
     assert (tmp_path / 'things' / 'deep' / 'b.bin').read_bytes() == PATTERN
 
 
@@ -107,24 +110,116 @@ def test_what_was_written_while_it_came_is_kept_and_is_status_3(other, there, tm
         assert getting.wait(30) == 3
         said = getting.stderr.read()
     assert 'written here meanwhile, kept as a copy: b (conflict' in said
-    assert 'compare them with their copies' in said
+    assert '1 was written here meanwhile' in said
+    assert 'compare what is here with the copies' in said
     (copy,) = tmp_path.glob('b (conflict*')
     assert (file.read_bytes(), copy.read_bytes()) == (PATTERN, b'meanwhile')
 
 
+@pytest.mark.parametrize('mirror', ['nobody:things', '{there}/thinks', '{there}/things'])
+def test_a_mirror_that_can_bring_nothing_is_said_to_be_none(other, there, tmp_path, mirror):
+    mirror = mirror.format(there=there)
+    done = other.check('get', f'{there}/things/a.txt', tmp_path, '--mirror', mirror, '--quiet')
+    said = done.stderr.splitlines()
+    if mirror.endswith('/things'):  # that one has it
+        assert not said
+    else:
+        (warning,) = said
+        assert warning.startswith(f'warning: going on without the mirror {mirror}: ')
+        assert 'no machine' in warning or "no share 'thinks'; it shares: things" in warning
+
+
 @pytest.mark.parametrize(
-    ('source', 'status', 'words'),
+    ('source', 'words', 'remedy'),
     [
-        ('/things/none', 4, '404'),
-        ('/none', 4, '404'),
-        ('/secret', 4, '404'),
+        ('/things/none', '{there}/things/none is not there', 'degu ls {there}/things'),
+        ('/things/a.txt/x', '{there}/things/a.txt/x is not there', 'degu ls {there}/things'),
+        ('/none', "studio has no share 'none'; it shares: things", 'degu ls {there}'),
+        # What is not for us does not differ from what is not there.
+        ('/secret', "studio has no share 'secret'; it shares: things", 'degu ls {there}'),
+        ('/a%20b?c', "studio has no share 'a%20b?c'; it shares: things", 'degu ls {there}'),
     ],
 )
-def test_what_is_not_there_or_not_for_us(other, there, tmp_path, source, status, words):
+def test_what_is_not_there_or_not_for_us(other, there, tmp_path, source, words, remedy):
     for command in (['ls', there + source], ['get', there + source, tmp_path / 'x']):
         done = other.run(*command)
-        assert done.returncode == status, done.stderr
-        assert words in done.stderr
+        assert done.returncode == 4, done.stderr
+        assert done.stderr.splitlines() == [
+            f'degu: {words.format(there=there)}',
+            f'      see what is there: {remedy.format(there=there)}',
+        ]
+        assert other.run(*command, '--json').error['kind'] == 'ShareRefusedError'
+
+
+def test_what_is_behind_a_machine_and_shares_nothing(node, make_device, pair_devices, tmp_path):
+    other = make_device('laptop')
+    other.home.mkdir(mode=0o700)
+    url = node.check('status', '--json').documents[0]['urls'][0]
+    (other.home / 'config.toml').write_text(f'machines = ["{url}"]\n')
+    with other.up():
+        pair_devices(node, other)
+        done = other.run('ls', 'studio/none')
+        assert done.returncode == 4
+        assert 'nothing at studio/none has shares' in done.stderr
+        done = other.run('get', 'studio/none:things', tmp_path)
+        assert (done.returncode, 'studio/none:things is not there' in done.stderr) == (4, True)
+        assert 'degu ls studio/none\n' in done.stderr
+        assert other.check('ls', 'studio').stdout == other.check('ls', 'studio:').stdout
+
+
+def test_who_shares_nothing_is_said_to(node, other, pair_devices, tmp_path):
+    pair_devices(node, other)
+    url = other.check('status', '--json').documents[0]['urls'][0]
+    assert node.check('ls', url).stderr == 'laptop shares nothing with you\n'
+    done = node.run('get', f'{url}/things', tmp_path)
+    assert (done.returncode, '[shares]' in done.stderr) == (4, True)
+    assert 'laptop shares nothing with you' in done.stderr
+
+
+def test_what_is_no_file_and_what_is_no_text_is_listed_as_what_it_is(other, there, shared):
+    os.mkfifo(shared / 'deep' / 'pipe')
+    (shared / 'deep' / os.fsdecode(b'l\xffnk')).symlink_to(os.fsdecode(b'b \xfe'))
+    said = other.check('ls', '-l', f'{there}/things/deep').stdout
+    assert '1970' not in said
+    assert '  pipe  (special)' in said
+    assert '  l\\xffnk -> b \\xfe\n' in said
+    raw = other.check('ls', '--json', f'{there}/things/deep').stdout
+    assert '\\ud' not in raw  # a lone surrogate is no text
+    found = {d['path']: d for d in other.check('ls', '--json', f'{there}/things/deep').documents}
+    link, pipe = found['deep/l%FFnk'], found['deep/pipe']
+    assert (link['name'], link['kind'], link['target']) == ('l\\xffnk', 'symlink', 'b \\xfe')
+    assert (pipe['modified'], pipe['target'], pipe['problem']) == (None, None, 'special')
+    (one,) = other.check('ls', '--json', f'{there}/things/deep/b.bin').documents
+    assert (one['name'], one['path']) == ('b.bin', 'deep/b.bin')
+
+
+@pytest.mark.parametrize(
+    ('destination', 'words'),
+    [
+        ('a file', '{tmp}/a file is no directory'),
+        ('a file/in it', '{tmp}/a file is no directory'),
+        ('not there/new', '{tmp}/not there is not there'),
+        ('dangling', '{tmp}/dangling is not there'),
+        ('taken', '{tmp}/taken/things is no directory'),
+    ],
+)
+def test_what_nothing_can_be_put_into(other, there, tmp_path, destination, words):
+    (tmp_path / 'a file').write_text('mine')
+    (tmp_path / 'dangling').symlink_to('nowhere')
+    (tmp_path / 'taken').mkdir()
+    (tmp_path / 'taken' / 'things').write_text('mine')
+    done = other.run('get', f'{there}/things', tmp_path / destination)
+    assert (done.returncode, words.format(tmp=tmp_path) in done.stderr) == (1, True), done.stderr
+    assert 'DEST is a directory' in done.stderr
+    assert not (tmp_path / 'not there').exists()
+    assert (tmp_path / 'taken' / 'things').read_text() == 'mine'
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_where_nothing_can_be_written_nothing_can_be_put(other, there, tmp_path):
+    (tmp_path / 'locked').mkdir(mode=0o500)
+    done = other.run('get', f'{there}/things', tmp_path / 'locked')
+    assert (done.returncode, 'nothing can be written to' in done.stderr) == (1, True)
 
 
 def test_a_path_of_ours_can_have_a_colon(other, there, tmp_path):
@@ -147,8 +242,9 @@ def test_timeout_is_how_long_another_machine_is_tried(node, other, there, tmp_pa
 
 
 def test_wrong_usage(other, device):
-    assert other.run('ls', 'things').returncode == 2
+    assert other.run('get', 'things').returncode == 2
     assert other.run('get', 'studio:').returncode == 2
+    assert other.run('ls', 'studio').returncode == 4  # as with studio:
     for flags in (['--mirror', 'studio'], ['--mirror', 'studio:x/y'], ['--limit', '-1']):
         assert other.run('get', 'degu://x@y:1/x', *flags).returncode == 2, flags
     assert other.run('ls', 'studio:x').returncode == 4  # nobody of that name

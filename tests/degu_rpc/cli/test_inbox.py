@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
+DEGU = [sys.executable, '-m', 'degu_rpc.cli']
 PATTERN = bytes(range(256)) * 4096  # 1 MiB
 WAIT_S = 30.0
 
@@ -115,11 +119,108 @@ def test_ctrl_c_says_how_to_go_on(pair, tmp_path):
         assert 'start it again to go on where it stopped' in sending.stderr.read()
 
 
+def test_timeout_bounds_the_wait_for_a_yes_and_the_offer_stands(pair, tmp_path):
+    node, other = pair
+    (tmp_path / 'unanswered').write_text('x')
+    done = other.run('send', tmp_path / 'unanswered', '--timeout', '3')
+    assert done.returncode == 5
+    asked, failed, remedy = done.stderr.splitlines()
+    offer_id = asked.split()[-1]
+    assert failed == 'degu: nobody at studio said yes within 3 s; the offer still stands'
+    assert remedy.strip() == f'there: degu inbox accept {offer_id}; then send the same again'
+    node.check('inbox', 'accept', offer_id)
+    assert 'verified' in other.check('send', tmp_path / 'unanswered', '--timeout', '60').stdout
+
+
+def test_timeout_bounds_what_does_not_go_on(pair, tmp_path):
+    node, other = pair
+    (tmp_path / 'stuck').write_bytes(PATTERN * 64)
+    pid = node.check('status', '--json').documents[0]['pid']
+    with other.start(
+        'send', tmp_path / 'stuck', '--limit', '8M', '--timeout', '3', '--json'
+    ) as sending:
+        node.check('inbox', 'accept', other.read(sending)['offer_id'])
+        deadline = time.monotonic() + WAIT_S
+        while not offers(node)[-1]['bytes_received']:
+            assert time.monotonic() < deadline
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert sending.wait(WAIT_S) == 5
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert 'nothing went on for 3 s' in sending.stderr.read()
+
+
+def test_what_waits_comes_first_and_what_has_ended_is_kept_apart(pair, tmp_path):
+    node, other = pair
+    node.downloads.mkdir(exist_ok=True)
+    ids = {}
+    for name in ('refused', 'done', 'waiting'):
+        (tmp_path / name).write_text(f'one that is {name}')
+        with other.start('send', '--json', tmp_path / name) as sending:
+            ids[name] = other.read(sending)['offer_id']
+    node.check('inbox', 'reject', ids['refused'])
+    node.check('inbox', 'accept', ids['done'])
+    other.check('send', tmp_path / 'done')
+    lines = node.check('inbox').stdout.splitlines()
+    heading = lines.index('ended; remembered for up to 30 days:')
+    places = {name: lines.index(line) for name in ids for line in lines if ids[name] in line}
+    assert places['waiting'] < heading < places['done'] < places['refused']
+    assert lines[places['done']].endswith(' ago')
+    assert ' ago' not in lines[places['waiting']]
+
+    again = node.run('inbox', 'reject', ids['done'])
+    assert again.returncode == 1
+    assert f'offer {ids["done"]} is finished: all of it is here already' in again.stderr
+    assert again.stdout == ''
+    assert (node.downloads / 'done').exists()
+    assert 'refused' in node.check('inbox', 'reject', ids['refused']).stdout
+    node.check('inbox', 'reject', ids['waiting'])
+
+
+def test_what_is_named_twice_is_sent_once(pair, tmp_path):
+    node, other = pair
+    (tmp_path / 'twice.txt').write_text('only once')
+    names = [tmp_path / 'twice.txt', f'{tmp_path}/./twice.txt']
+    with other.start('send', '--json', *names) as sending:
+        node.check('inbox', 'accept', other.read(sending)['offer_id'])
+        assert other.read(sending)['files_sent'] == 1
+        assert sending.wait(WAIT_S) == 0
+    assert [path.name for path in node.downloads.glob('twice*')] == ['twice.txt']
+
+
+def test_a_bar_says_what_is_read_and_what_is_sent(pair, tmp_path):
+    node, other = pair
+    with (tmp_path / 'large').open('wb') as file:
+        file.truncate(200 * len(PATTERN))
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [*DEGU, 'send', tmp_path / 'large', '--to', 'studio'],
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            env={**other.environment, 'TERM': 'xterm'},
+        ) as process:
+            said = b''
+            while b'inbox accept ' not in said:
+                said += os.read(ours, 4096)
+            process.send_signal(signal.SIGINT)
+            while b'go on where it stopped' not in said:
+                said += os.read(ours, 4096)
+            assert process.wait(WAIT_S) == 130
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b'reading' in said
+    node.check('inbox', 'reject', offers(node)[-1]['offer_id'])
+
+
 @pytest.mark.parametrize(
     ('arguments', 'status', 'words'),
     [
         (['{file}', '--to', 'nobody'], 4, 'degu peers'),
         (['{file}.none'], 4, 'is not there'),
+        (['{file}', '--to', 'studio/none'], 4, 'studio/none has no inbox'),
         ([''], 2, 'a path is empty'),
         ([], 2, 'PATH'),
         (['{file}', '--limit', 'fast'], 2, '500K'),

@@ -57,6 +57,21 @@ def test_a_slip_in_the_code_is_usage_and_burns_nothing(node, other, pair_devices
         assert window.wait(TIMEOUT_S) == 0
 
 
+def test_a_code_can_come_on_standard_input(node, other):
+    with node.start('pair', '--json', '--show') as window:
+        opened = node.read(window)
+        done = other.run('pair', '--at', opened['addresses'][0], text=f'{opened["code"]}\n')
+        assert (done.returncode, 'paired with studio' in done.stdout) == (0, True), done.stderr
+        assert window.wait(TIMEOUT_S) == 0
+
+
+def test_at_without_a_code_opens_no_window_here(node):
+    done = node.run('pair', '--at', '127.0.0.1:1')
+    assert done.returncode == 2
+    assert 'the code of that window is needed' in done.stderr
+    assert 'DEGU_PAIR_CODE' in done.stderr
+
+
 def test_show_takes_no_code(node):
     for arguments in (['0000-0000'], ['--at', '127.0.0.1:1']):
         done = node.run('pair', *arguments, '--show')

@@ -274,6 +274,14 @@ def test_a_home_may_be_named_from_here(device, monkeypatch):
         assert device.check('status', '--home', f'../{device.home.name}').stdout
 
 
+def test_a_name_in_a_flag_is_said_to_be_that_of_this_run(device):
+    for is_kept in (False, True):
+        said = device.check('up', '--bg', '--port=0', '--no-discovery', '--name=attic').stdout
+        device.check('config', 'set', 'name', 'attic')
+        device.check('down')
+        assert ('degu config set name attic' in said) is not is_kept
+
+
 def test_status_without_a_node_is_json_too(device):
     done = device.run('status', '--json')
     assert done.returncode == 10

@@ -5,6 +5,8 @@
    of the connection: nothing, or a fault in one direction once so many bytes have passed.
 3. Each connection has a thread. Pieces are cut at random, so that nothing depends on their borders.
 
+`fill()` makes a random tree to transfer.
+
 After a flip, a piece twice or two in the wrong order, all that comes is passed on as it is.
 
 Tests are no package that could be imported: the fixture `chaos` is this module.
@@ -15,17 +17,63 @@ from __future__ import annotations
 import contextlib
 import enum
 import itertools
+import os
 import random
 import select
 import socket
 import struct
 import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PIECES = [64 * 1024, 64 * 1024, 1000, 77]
 """How many bytes are taken at once."""
 QUESTIONS = 2000
-"""About how many bytes a client sends over a connection."""
+"""About how many bytes a client asks with over a connection, or an inbox answers with."""
+BLOCK = 128 * 1024
+OLD_NS = 1_500_000_000_987_654_321
+
+
+def fill(source: Path, here: Path, chance: random.Random) -> dict[str, bytes]:
+    """Make a random tree, and here an older state of it; return the old contents by their names.
+
+    By one flipped bit a name becomes another one of the tree.
+    """
+    source.mkdir()
+    here.mkdir()
+    old = {}
+    names = []
+    for number in range(chance.randrange(1, 16)):
+        directory = chance.choice(['', '', f'd{number}/', 'dir/deep/'])
+        (source / directory).mkdir(parents=True, exist_ok=True)
+        names.append(f'{directory}{number}')
+    for name in names:
+        path = source / name
+        if chance.random() < 0.1:
+            path.symlink_to(f'to-{name}')
+            continue
+        is_large = chance.random() < 0.4
+        sizes = (BLOCK + 1, 5 * BLOCK) if is_large else (0, chance.choice([99, BLOCK]))
+        content = chance.randbytes(chance.randint(*sizes))
+        path.write_bytes(content)
+        path.chmod(chance.choice([0o600, 0o644, 0o755]))
+        if chance.random() < 0.4:
+            old[name] = spoil(content, chance)
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / name).write_bytes(old[name])
+    for path in [*source.rglob('*'), source]:
+        os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
+    return old
+
+
+def spoil(content: bytes, chance: random.Random) -> bytes:
+    """Return an older version of a content: some of its blocks are others, or the last are not."""
+    end = chance.choice([len(content), chance.randint(0, len(content))])
+    blocks = [content[start : start + BLOCK] for start in range(0, end, BLOCK)]
+    others = [block if chance.random() < 0.5 else chance.randbytes(len(block)) for block in blocks]
+    return b''.join(others)
 
 
 class Fault(enum.Enum):
@@ -55,18 +103,21 @@ class Schedule(NamedTuple):
     bit: int
 
 
-def plan_connection(seed: object, number: int, reach: int) -> Schedule:
-    """Decide what happens to connection `number`; the fault comes within `reach` bytes."""
+def plan_connection(seed: object, number: int, reach: int, *, is_sent: bool = False) -> Schedule:
+    """Decide what happens to connection `number`; the fault comes within `reach` bytes.
+
+    What is transferred comes down, or goes up where it `is_sent`: most goes wrong there.
+    """
     chance = random.Random(f'{seed}/{number}')
     # Much goes wrong early, where questions and listings are, and as much anywhere.
     after = chance.choice([int(reach ** chance.random()), chance.randrange(reach)])
     fault = chance.choice([*Fault])
-    is_down = chance.random() < 0.9
+    is_much = chance.random() < 0.9
     if number == 0 and chance.random() < 0.7:
         fault = Fault.NONE  # it brings the listing, without which there is no transfer
-    if not is_down:
+    if not is_much:
         after %= QUESTIONS
-    return Schedule(fault, is_down, after, chance.randrange(8))
+    return Schedule(fault, is_much != is_sent, after, chance.randrange(8))
 
 
 class Relay:
@@ -74,8 +125,11 @@ class Relay:
 
     # Guarded by self._lock: _open, the sockets of connections that last.
 
-    def __init__(self, target: tuple[str, int], seed: object, reach: int) -> None:
-        """Listen, and pass on to `target`. Faults come within `reach` bytes."""
+    def __init__(
+        self, target: tuple[str, int], seed: object, reach: int, *, is_sent: bool = False
+    ) -> None:
+        """Listen, and pass on to `target`. For the rest see `plan_connection()`."""
+        self._is_sent = is_sent
         self._target = target
         self._seed = seed
         self._reach = reach
@@ -117,7 +171,7 @@ class Relay:
 
     def _connect(self, near: socket.socket, far: socket.socket, number: int) -> None:
         """Pass on what comes from either side to the other, until neither has more."""
-        schedule = plan_connection(self._seed, number, self._reach)
+        schedule = plan_connection(self._seed, number, self._reach, is_sent=self._is_sent)
         chance = random.Random(f'{self._seed}/{number}/pieces')
         directions = {
             near: Direction(far, None if schedule.is_down else schedule),

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import pathlib
 import shutil
 import stat
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from degu.client import Client
-from degu.server import Server
-from degu_rpc.peers.caller import Peer, PeerKind
+from degu.client import Client, SSLClient, build_client_sslctx
+from degu.server import Server, SSLServer, build_server_sslctx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,28 +55,36 @@ def work() -> ModuleType:
     return _WORK
 
 
-class WithRoles:
-    """Middleware that says who is calling, as the node does from the certificate."""
+@pytest.fixture
+def with_roles() -> type[Any]:
+    """Give the middleware that says who is calling, for a test that has a server of its own."""
+    return _WORK.WithRoles
 
-    def __init__(self, app: Any, *roles: str, user: str = 'someone') -> None:
-        self.app = app
-        self.roles = frozenset(roles)
-        self.peer = Peer(PeerKind.MACHINE, user, 'machine', user, self.roles, None, None)
 
-    def on_connect(self, sock: Any, connection: dict[str, Any]) -> bool:
-        on_connect = getattr(self.app, 'on_connect', None)
-        return on_connect is None or bool(on_connect(sock, connection))
+class Killing:
+    """The program killing.py. One order at a time."""
 
-    def __call__(self, connection: dict[str, Any], request: dict[str, Any]) -> Any:
-        if self.roles:
-            request['_peer'] = self.peer
-        return self.app(connection, request)
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def begin(self, **order: Any) -> None:
+        """Order a transfer."""
+        self._process.stdin.write(json.dumps(order) + '\n')
+        self._process.stdin.flush()
+
+    def end(self) -> dict[str, Any]:
+        """Wait for its end, and return what the program reports."""
+        return json.loads(self._process.stdout.readline())
 
 
 @pytest.fixture
-def with_roles() -> type[WithRoles]:
-    """Give the middleware, for a test that has a server of its own."""
-    return WithRoles
+def killing() -> Iterator[Killing]:
+    """Run the program killing.py."""
+    command = [sys.executable, str(pathlib.Path(__file__).with_name('killing.py'))]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, **pipes) as process:
+        yield Killing(process)
+        process.stdin.close()
 
 
 @pytest.fixture
@@ -86,11 +95,29 @@ def serve() -> Iterator[Callable[..., Client]]:
         def start(
             app: Any, *roles: str, anonymous: bool = False, user: str = 'someone', **options: Any
         ) -> Client:
-            known = WithRoles(app, *(() if anonymous else roles or ('peer',)), user=user)
+            known = _WORK.WithRoles(app, *(() if anonymous else roles or ('peer',)), user=user)
             server = stack.enter_context(Server(('127.0.0.1', 0), known, **options))
             return Client(server.address, timeout_s=20)
 
         yield start
+
+
+@pytest.fixture
+def listen(temp_pki: Any) -> tuple[Callable[..., Server], Callable[..., Client]]:
+    """Give what serves an app, and what makes a client for it or for a relay before it."""
+
+    def start(app: Any, *, is_tls: bool) -> Server:
+        if not is_tls:
+            return Server(('127.0.0.1', 0), app)
+        return SSLServer(build_server_sslctx(temp_pki.get_server_config()), ('127.0.0.1', 0), app)
+
+    def build_client(address: Any, *, is_tls: bool, timeout_s: float) -> Client:
+        if not is_tls:
+            return Client(address, timeout_s=timeout_s)
+        config = build_client_sslctx(temp_pki.get_client_config())
+        return SSLClient(config, address, timeout_s=timeout_s)
+
+    return start, build_client
 
 
 @pytest.fixture
@@ -133,6 +160,19 @@ def read_tree(top: pathlib.Path) -> dict[bytes, object]:
                 with open(path, 'rb') as file:
                     found[key] = (mode, seen.st_mtime_ns, file.read())
     return found
+
+
+@pytest.fixture
+def look() -> Callable[[pathlib.Path], dict[bytes, tuple[int, object]]]:
+    """Read a tree as `tree` does, and the inodes: (inode, value) of each path."""
+
+    def read(top: pathlib.Path) -> dict[bytes, tuple[int, object]]:
+        return {
+            name: (os.lstat(os.path.join(os.fsencode(top), name)).st_ino, value)
+            for name, value in read_tree(top).items()
+        }
+
+    return read
 
 
 @pytest.fixture

@@ -2,12 +2,17 @@
 
     python killing.py       reads orders from stdin and writes reports to stdout, JSON lines
 
-1. This process imports what a transfer needs, once. For each order it forks a child that does it.
-2. The child has a seccomp filter: each system call that changes files stops it and tells this
-   process, its tracer. So calls are counted over all threads of the child together, in the order in
-   which they come; strace, which counts for each thread and call alone, could not find them all.
+1. This process imports what a transfer needs, once. For each order it forks a child that does it:
+   its `role` is to fetch, to receive what others send, or to send.
+2. The child has a seccomp filter: each system call that changes files, or of who sends each one
+   that sends something, stops it and tells this process, its tracer. So calls are counted over all
+   threads of the child together, in the order in which they come; strace, which counts for each
+   thread and call alone, could not find them all.
 3. At the k-th such call the child gets SIGKILL. The call does not happen.
 4. The child reports what it hashed and how the transfer ended; a killed one reports nothing.
+
+Who receives connects to `control`, sends its address there, a line of JSON, once it serves, and
+ends when that connection does.
 
 With `exchange` false, renameat2 fails with ENOSYS in the child, as where there is no such call.
 A program for tests; it runs on Linux for x86-64 and arm64, and needs no privileges.
@@ -26,8 +31,11 @@ import sys
 import traceback
 from typing import Any
 
+import work
+
 from degu.client import Client
-from degu_rpc.files import blocks, content, fetch, partial, receive
+from degu.server import Server
+from degu_rpc.files import Decision, Inbox, fetch, send
 
 CALLS = {
     # name: the numbers on x86-64 and arm64, which lacks those without a directory, and the
@@ -57,8 +65,12 @@ CALLS = {
     'write': (1, 64, 'f'),
 }
 """What changes files, of all that is there for that and may be used."""
+MESSAGES = {'sendmsg': (46, 211, 'f'), 'sendto': (44, 206, 'f')}
+"""What sends something."""
 COLUMN = {'x86_64': 0, 'aarch64': 1}[platform.machine()]
-NUMBERS = {row[COLUMN]: name for name, row in CALLS.items() if row[COLUMN] is not None}
+NUMBERS = {
+    row[COLUMN]: name for name, row in {**CALLS, **MESSAGES}.items() if row[COLUMN] is not None
+}
 FICLONE = 0x40049409
 
 # Source: linux/filter.h, linux/seccomp.h, linux/prctl.h, linux/ptrace.h.
@@ -103,17 +115,19 @@ def be_child(order: dict[str, Any], report_to: socket.socket) -> None:
     """Do the transfer, report, and end."""
     try:
         hashed: list[tuple[int, int]] = []
-        prepare(order, hashed)
+        work.prepare(setattr, order['connections'], hashed)
         _call(_libc.ptrace, PTRACE_TRACEME, 0, 0, 0)
         os.kill(os.getpid(), signal.SIGSTOP)
-        install_filter(exchange=order['exchange'])
-        error = None
+        install_filter(order)
+        report: dict[str, Any] = {'error': None}
         try:
-            transfer(order)
+            report |= {'fetch': do_fetch, 'receive': do_receive, 'send': do_send}[order['role']](
+                order
+            )
         except Exception as caught:  # noqa: BLE001  # the report says which
-            error = ''.join(traceback.format_exception(caught))
+            report['error'] = ''.join(traceback.format_exception(caught))
         # Not written: that would be a call to be counted.
-        report_to.sendall(json.dumps({'hashed': hashed, 'error': error}).encode())
+        report_to.sendall(json.dumps({**report, 'hashed': hashed}).encode())
         os._exit(0)
     except BaseException:  # noqa: BLE001  # a child never goes on as its parent
         traceback.print_exc()
@@ -121,41 +135,44 @@ def be_child(order: dict[str, Any], report_to: socket.socket) -> None:
         os._exit(1)
 
 
-def prepare(order: dict[str, Any], hashed: list[tuple[int, int]]) -> None:
-    """Set small limits, and record each block that is hashed: the file's size, the block's index.
-
-    A file that is hashed as a whole has the index -1.
-    """
-    sys.modules['degu_rpc.files.fetch'].CONNECTIONS = order['connections']
-    receive.RUN_SIZE = partial.NOTE_SIZE = blocks.MIN_BLOCK_SIZE
-    matches, hash_file = blocks.Manifest.matches, content.hash_file
-
-    def matches_and_record(manifest: Any, index: int, block: Any) -> bool:
-        hashed.append((manifest.size, index))
-        return matches(manifest, index, block)
-
-    def hash_file_and_record(fd: int, path: Any) -> Any:
-        hashed.append((os.fstat(fd).st_size, -1))
-        return hash_file(fd, path)
-
-    blocks.Manifest.matches = matches_and_record
-    for module in [module for name, module in sys.modules.items() if name.startswith('degu_rpc.')]:
-        if getattr(module, 'hash_file', None) is hash_file:
-            module.hash_file = hash_file_and_record
-
-
-def transfer(order: dict[str, Any]) -> None:
-    """Do what is ordered."""
+def do_fetch(order: dict[str, Any]) -> dict[str, Any]:
+    """Fetch."""
     client = Client((order['host'], order['port']), timeout_s=20)
     fetch(client, order['prefix'], '', order['here'])
+    return {}
 
 
-def install_filter(*, exchange: bool) -> None:
-    """Have the tracer told of each call that changes files. Source: seccomp(2)."""
+def do_send(order: dict[str, Any]) -> dict[str, Any]:
+    """Send, and report how many bytes."""
+    client = Client((order['host'], order['port']), timeout_s=20)
+    result = send(client, order['prefix'], order['paths'])
+    return {'bytes_sent': result.bytes_sent}
+
+
+def do_receive(order: dict[str, Any]) -> dict[str, Any]:
+    """Receive until told to end; report what came, and how often `received` was told."""
+    told = []
+    with (
+        socket.create_connection(tuple(order['control'])) as control,
+        Inbox(order['here'], lambda _: Decision.ACCEPT, received=lambda *_: told.append(1)) as app,
+    ):
+        recorder = work.InboxRecorder(app)
+        with Server(('127.0.0.1', 0), work.WithRoles(recorder, 'peer')) as server:
+            control.sendall(json.dumps([*server.address, recorder.prefix]).encode() + b'\n')
+            control.recv(1)
+    blocks_sent = [[*key, count] for key, count in recorder.blocks.items()]
+    return {'blocks': blocks_sent, 'packed': recorder.packed, 'told': len(told)}
+
+
+def install_filter(order: dict[str, Any]) -> None:
+    """Have the tracer told of each call that is to be watched. Source: seccomp(2)."""
+    watched = MESSAGES if order.get('watch') == 'messages' else CALLS
     steps = [(LOAD, 0, 0, 0)]  # the number of the call
     for number, name in NUMBERS.items():
-        fails = name == 'renameat2' and not exchange
-        steps += [(JUMP_IF_EQUAL, 0, 1, number), (RETURN, 0, 0, FAIL | ENOSYS if fails else TRACE)]
+        if name == 'renameat2' and not order['exchange']:
+            steps += [(JUMP_IF_EQUAL, 0, 1, number), (RETURN, 0, 0, FAIL | ENOSYS)]
+        elif name in watched:
+            steps += [(JUMP_IF_EQUAL, 0, 1, number), (RETURN, 0, 0, TRACE)]
     steps.append((RETURN, 0, 0, ALLOW))
     code = b''.join(struct.pack('=HBBI', *step) for step in steps)
     kept = ctypes.create_string_buffer(code)
@@ -204,7 +221,7 @@ def find_call(tid: int) -> list[str] | None:
         return None
     paths = [
         find_path(tid, form, *arguments[index : index + 2])
-        for index, form in enumerate(CALLS[name][2])
+        for index, form in enumerate({**CALLS, **MESSAGES}[name][2])
         if form != ' '
     ]
     return [name, *paths]

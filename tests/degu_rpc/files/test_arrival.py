@@ -1,4 +1,4 @@
-"""degu_rpc.files.arrival: what comes in while others close, give up and edit."""
+"""degu_rpc.files.arrival: contents that come in while others close, give up and edit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from degu_rpc.errors import NoSpaceError
 from degu_rpc.files import Decision, Inbox, intake
 from degu_rpc.files import arrival as arrival_module
 from degu_rpc.files.blocks import build_manifest
-from degu_rpc.files.commit import Workspace
 from degu_rpc.files.listing import Entry, Kind
 from degu_rpc.files.offers import Item, check_offer
 from degu_rpc.files.space import Reservation
@@ -26,10 +25,6 @@ PEER = Peer(PeerKind.MACHINE, 'someone', 'machine', 'someone', frozenset({'peer'
 
 def file(path, content=LARGE):
     return Entry(path, Kind.FILE, size=len(content), mode=0o644, root=build_manifest(content).root)
-
-
-def link(path, target):
-    return Entry(path, Kind.SYMLINK, target=target)
 
 
 @pytest.fixture
@@ -60,7 +55,8 @@ def prepare(inbox, *entries):
 
 
 def fill(arrival):
-    arrival.open_content(ROOT, MANIFEST)
+    for _ in arrival.open_content(ROOT, MANIFEST):
+        pass
     with arrival.use_content(ROOT) as partial:
         for index in range(MANIFEST.block_count):
             start, stop = MANIFEST.block_range(index)
@@ -99,7 +95,7 @@ def test_i10_an_edit_of_the_first_file_does_not_get_into_its_copies(inbox, here,
 @pytest.mark.parametrize('can_copy', [True, False])
 def test_a_source_that_becomes_shorter_ends_its_copies(inbox, here, monkeypatch, can_copy):
     if not can_copy:
-        monkeypatch.setattr(arrival_module.os, 'copy_file_range', _no_copy)
+        monkeypatch.setattr(os, 'copy_file_range', _no_copy)
     arrival = prepare(inbox, file('a'), file('b'))
     fill(arrival)
     (name,) = [name for name in in_private(here, 'tmp') if name.count('.') == 1]
@@ -124,7 +120,7 @@ def test_a_content_that_is_being_placed_is_not_given_up(inbox, here):
     arrival = prepare(inbox, file('a'), file('b'))
     fill(arrival)
     placing = arrival.place_content(ROOT)
-    assert next(placing) == ('', False)
+    assert next(placing) is None
     arrival.give_up(ROOT)
     assert arrival.wanted() == [ROOT]
     assert list(placing)[-1] == (ROOT, True)
@@ -164,55 +160,28 @@ def _fail(*args):
     raise OSError(errno.EIO, 'the disk fails')
 
 
-# --- names that are taken -----------------------------------------------------------------------
+# --- what takes long ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('targets', [('one', 'two'), ('same', 'same')])
-def test_i3_a_symlink_gives_way_to_no_name_of_its_own_offer(inbox, here, targets):
-    one, two = targets
-    entries = [
-        Entry('d', Kind.DIRECTORY, mode=0o755),
-        link('d/x', one),
-        link('d/x%20%282%29', two),
-        file('d/f'),
-    ]
-    arrival = activate(inbox, *entries)
-    for _ in arrival.prepare():
-        if not os.path.lexists(here / 'd' / 'x'):
-            (here / 'd' / 'x').write_bytes(b'mine')
-    assert (here / 'd' / 'x').read_bytes() == b'mine'
-    assert os.readlink(here / 'd' / 'x (2)') == two
-    assert os.readlink(here / 'd' / 'x (3)') == one
+def test_whoever_begins_again_hears_something_while_what_is_here_is_hashed(inbox, here):
+    """Without a note all of it is hashed; a sender would give up a connection that says nothing."""
+    arrival = prepare(inbox, file('a'))
+    fill(arrival)
+    arrival.close()
+    opening = prepare(inbox, file('b')).open_content(ROOT, MANIFEST)
+    assert sum(1 for _ in opening) == MANIFEST.block_count
 
 
-def test_a_file_gives_way_to_no_name_of_its_own_offer(inbox, here):
-    entries = [
-        Entry('d', Kind.DIRECTORY, mode=0o755),
-        file('d/x', b'one'),
-        file('d/x%20%282%29', b'two'),
-    ]
-    arrival = prepare(inbox, *entries)
-    (here / 'd' / 'x').write_bytes(b'mine')
-    items = [Item(build_manifest(content).root, content) for content in (b'one', b'two')]
-    assert [is_placed for _, is_placed in arrival.place_small(items)] == [True, True]
-    assert (here / 'd' / 'x (2)').read_bytes() == b'two'
-    assert (here / 'd' / 'x (3)').read_bytes() == b'one'
-
-
-def test_i3_a_symlink_whose_name_is_taken_at_the_last_moment_gives_way(inbox, here, monkeypatch):
-    """Somebody makes the name after we looked, and before the rename that replaces nothing."""
-    commit = Workspace.commit
-
-    def late(workspace, batch):
-        if not os.path.lexists(here / 'x'):
-            (here / 'x').write_bytes(b'mine')
-        return commit(workspace, batch)
-
-    monkeypatch.setattr(Workspace, 'commit', late)
-    arrival = prepare(inbox, link('x', 'one'))
-    assert (here / 'x').read_bytes() == b'mine'
-    assert os.readlink(here / 'x (2)') == 'one'
-    assert arrival.is_unchanged()
+def test_what_is_closed_while_a_content_is_opened_leaves_no_descriptor(inbox, here):
+    arrival = prepare(inbox, file('a'))
+    before = open_descriptors()
+    opening = arrival.open_content(ROOT, MANIFEST)
+    next(opening)
+    arrival.close()
+    assert list(opening) != []
+    assert open_descriptors() < before  # the reservation is closed as well
+    with arrival.use_content(ROOT) as partial:
+        assert partial is None
 
 
 # --- what is let go -----------------------------------------------------------------------------

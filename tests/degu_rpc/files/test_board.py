@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from degu_rpc.files import board as board_module
 from degu_rpc.files.board import Asking, Board, Opening, Pack, Run
-from degu_rpc.files.limits import FETCH_ATTEMPTS
+from degu_rpc.files.limits import END_GAME_S, FETCH_ATTEMPTS
 from degu_rpc.files.listing import Entry, Kind, Problem
 from degu_rpc.files.plan import File
 
@@ -32,7 +32,7 @@ class Condition:
     def __exit__(self, *_):
         pass
 
-    def wait(self):
+    def wait(self, timeout_s=None):
         raise WouldWaitError
 
     def notify_all(self):
@@ -388,3 +388,73 @@ def test_every_file_ends_once_and_nobody_waits_for_ever(chance, sources, connect
     for content in board.close():
         play.closed[id(content)] += 1
     assert play.closed == dict.fromkeys(play.opened, 1), 'each content is handed out once'
+
+
+# --- the end game -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Give a list whose last item is the time for the board."""
+    times = [1000.0]
+    monkeypatch.setattr(board_module, 'monotonic', lambda: times[-1])
+    return times
+
+
+def is_idle(board, source):
+    try:
+        return board.take(source) is None
+    except WouldWaitError:
+        return True
+
+
+def test_a_run_that_takes_long_is_brought_by_one_that_is_idle_too(build, clock):
+    board = build([], [file(b'f')], 3)
+    download = take_opened(board, 0, (0, 3))
+    slow = board.take(0)
+    assert slow == Run(download, 0, 3)
+    assert is_idle(board, 1)
+    clock.append(clock[-1] + END_GAME_S)
+    assert is_idle(board, 0)  # it is at it itself
+    asking = board.take(1)
+    assert isinstance(asking, Asking)
+    board.finish_asking(asking, 1, has_it=True)
+    fast = board.take(1)
+    assert (fast, fast is slow) == (slow, False)
+    third = board.take(2) if not is_idle(board, 2) else None
+    assert third is None  # two are enough
+    assert board.finish(fast) == []
+    assert [one.is_complete for one in board.finish(slow)] == [True]
+
+
+@pytest.mark.parametrize('fails', ['slow', 'fast', 'both'])
+def test_a_run_that_two_are_at_is_given_out_again_once_both_have_failed(build, clock, fails):
+    board = build([], [file(b'f')], 3)
+    download = take_opened(board, 0, (0, 3))
+    slow = board.take(0)
+    clock.append(clock[-1] + END_GAME_S)
+    board.finish_asking(board.take(1), 1, has_it=True)
+    fast = board.take(1)
+    if fails in {'slow', 'both'}:
+        board.lose(0, OSError(), slow)
+        assert not download.runs
+    if fails in {'fast', 'both'}:
+        board.lose(1, OSError(), fast)
+    if fails == 'both':
+        assert list(download.runs) == [(0, 3)]
+        return
+    (settled,) = board.finish(fast if fails == 'slow' else slow)
+    assert settled.is_complete
+
+
+def test_a_source_that_is_no_faster_takes_nothing_over(build, clock):
+    board = build([], [file(b'f')], 2)
+    take_opened(board, 0, (0, 3), (4, 7))
+    first = board.take(0)
+    board.finish_asking(board.take(1), 1, has_it=True)
+    second = board.take(1)
+    clock.append(clock[-1] + 10 * END_GAME_S)
+    board.finish(second)
+    assert is_idle(board, 1)  # it took as long for its own
+    clock.append(clock[-1] + 10 * END_GAME_S)
+    assert board.take(1) == first

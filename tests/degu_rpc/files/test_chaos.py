@@ -12,58 +12,14 @@ import stat
 
 import pytest
 
-from degu.client import Client, SSLClient, build_client_sslctx
 from degu.errors import DeguError
-from degu.server import Server, SSLServer, build_server_sslctx
 from degu_rpc.errors import FilesError
 from degu_rpc.files import FileShare, Mirror, fetch, partial, receive
 
 BLOCK = 128 * 1024
-OLD_NS = 1_500_000_000_987_654_321
 QUICK = 40
 ALL = 200
 RUNS = 2
-
-
-def fill(source, here, chance):
-    """Make a random tree, and here an older state of it; return the old contents by their names.
-
-    No name becomes another one of the tree by one flipped bit: without TLS nothing but TCP's
-    checksum binds an answer to its question.
-    """
-    source.mkdir()
-    here.mkdir()
-    old = {}
-    names = []
-    for number in range(chance.randrange(1, 16)):
-        directory = chance.choice(['', '', f'd{number}-{number}/', 'dir-dir/deep-deep/'])
-        (source / directory).mkdir(parents=True, exist_ok=True)
-        names.append(f'{directory}{number}-{number}')
-    for name in names:
-        path = source / name
-        if chance.random() < 0.1:
-            path.symlink_to(f'to-{name}')
-            continue
-        is_large = chance.random() < 0.4
-        sizes = (BLOCK + 1, 5 * BLOCK) if is_large else (0, chance.choice([99, BLOCK]))
-        content = chance.randbytes(chance.randint(*sizes))
-        path.write_bytes(content)
-        path.chmod(chance.choice([0o600, 0o644, 0o755]))
-        if chance.random() < 0.4:
-            old[name] = spoil(content, chance)
-            (here / name).parent.mkdir(parents=True, exist_ok=True)
-            (here / name).write_bytes(old[name])
-    for path in [*source.rglob('*'), source]:
-        os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
-    return old
-
-
-def spoil(content, chance):
-    """Return an older version of a content: some of its blocks are others, or the last are not."""
-    end = chance.choice([len(content), chance.randint(0, len(content))])
-    blocks = [content[start : start + BLOCK] for start in range(0, end, BLOCK)]
-    others = [block if chance.random() < 0.5 else chance.randbytes(len(block)) for block in blocks]
-    return b''.join(others)
 
 
 def check(source, here, old, kept, *, is_tls):
@@ -89,24 +45,6 @@ def kept(trash):
     return lambda top: trash(top) + [path.read_bytes() for path in top.rglob('* (conflict *')]
 
 
-@pytest.fixture
-def listen(temp_pki):
-    """Serve an app, and give what makes a client for it and for a relay before it."""
-
-    def build_client(address, *, is_tls, timeout_s):
-        if not is_tls:
-            return Client(address, timeout_s=timeout_s)
-        config = build_client_sslctx(temp_pki.get_client_config())
-        return SSLClient(config, address, timeout_s=timeout_s)
-
-    def start(app, *, is_tls):
-        if not is_tls:
-            return Server(('127.0.0.1', 0), app)
-        return SSLServer(build_server_sslctx(temp_pki.get_server_config()), ('127.0.0.1', 0), app)
-
-    return start, build_client
-
-
 def cases():
     for seed in range(ALL):
         marks = [pytest.mark.slow] if seed >= QUICK else []
@@ -123,7 +61,7 @@ def test_a_transfer_over_a_bad_network_is_right_or_an_error_and_resumes(
     start, build_client = listen
     source, here = tmp_path / 'source', tmp_path / 'here'
     chance = random.Random(seed)
-    old = fill(source, here, chance)
+    old = chaos.fill(source, here, chance)
     size = sum(path.lstat().st_size for path in source.rglob('*'))
     with FileShare(source, 'peer') as app:
         recorder = work.Recorder(app)
@@ -155,7 +93,7 @@ def test_one_good_source_of_three_is_enough_whatever_the_others_do(
     start, build_client = listen
     source, here = tmp_path / 'source', tmp_path / 'here'
     chance = random.Random(seed)
-    old = fill(source, here, chance)
+    old = chaos.fill(source, here, chance)
     size = sum(path.lstat().st_size for path in source.rglob('*'))
     with (
         FileShare(source, 'peer') as app,

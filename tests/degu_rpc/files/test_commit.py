@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from degu_rpc.files import commit
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.commit import Committed, Replacement, Symlink, Workspace
 from degu_rpc.files.content import signature_of
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS
 from degu_rpc.files.paths import Root
 
 DAY_NS = 1_700_000_000 * 10**9  # 2023-11-14
@@ -367,6 +369,7 @@ def test_what_is_not_to_be_replaced_stays(top, workspace, kind):
 def test_recover_removes_only_what_no_later_run_can_use(top, workspace):
     tmp = top / '.degu' / 'tmp'
     (tmp / 'staged.1234').symlink_to('nowhere')
+    (tmp / 'staged.abcd').mkdir()
     (tmp / 'staged.5678.1').write_bytes(b'')
     (tmp / 'a').write_bytes(b'half')
     (tmp / 'b').write_bytes(b'whole')
@@ -442,6 +445,42 @@ def test_i1_content_is_durable_before_a_name_changes(top, run_under_strace):
     assert len([text for text in synced if '/.degu/tmp/' in text]) == 2
     assert calls[-1][0] == 'fsync', 'the directory is synced after its last change'
     assert re.search(r'/top>', calls[-1][1])
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+def test_a_name_that_comes_and_goes_all_the_time_is_given_up(
+    top, workspace, trash, monkeypatch, can_exchange
+):
+    """Somebody removes it before each exchange and makes it before each rename to a free name."""
+    (top / 'f').write_bytes(b'mine')
+    tries = []
+
+    def go(really):
+        def change(*names, **directories):
+            tries.append(names)
+            (top / 'f').unlink()
+            really(*names, **directories)
+
+        return change
+
+    def come(source, name, target, new_name):
+        if new_name == b'f':
+            (top / 'f').write_bytes(b'mine')
+        return rename_to_free(source, name, target, new_name)
+
+    rename_to_free = commit.rename_to_free
+    monkeypatch.setattr(commit, 'rename_to_free', come)
+    monkeypatch.setattr(commit, 'can_exchange', lambda directory, name: can_exchange)
+    if can_exchange:
+        monkeypatch.setattr(commit, 'exchange', go(commit.exchange))
+    else:
+        monkeypatch.setattr(os, 'link', go(os.link))
+    with pytest.raises(BlockedError, match='appears and vanishes'):
+        workspace.commit([stage(workspace, (b'f',), b'new')])
+    assert len(tries) == EXCHANGE_ATTEMPTS
+    assert (top / 'f').read_bytes() == b'mine'
+    assert len(in_private(top, 'tmp')) == 1
+    assert trash(top) == []
 
 
 SYNCS = 'fsync,fdatasync,sync,syncfs,sync_file_range,msync'
@@ -549,6 +588,52 @@ def test_recover_removes_what_rested_too_long(top, workspace, monkeypatch):
     assert in_private(top, 'tmp') == ['a' * 52]
     monkeypatch.setattr(commit, 'TEMPORARY_AGE_S', -60)
     workspace.recover()
+    assert in_private(top, 'tmp') == []
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+def test_a_new_directory_has_its_name_after_it_was_noted(top, workspace, monkeypatch, can_exchange):
+    monkeypatch.setattr(Workspace, '_can_exchange', can_exchange)
+    noted = []
+
+    def note(found):
+        assert (top / 'd').exists() != can_exchange
+        noted.append(found.inode)
+
+    assert workspace.make_new_directory((b'd',), note)
+    found = (top / 'd').stat()
+    assert ([found.st_ino], found.st_mode & 0o777) == (noted, 0o700)
+    assert in_private(top, 'tmp') == []
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+@pytest.mark.parametrize('kind', ['directory', 'file', 'symlink'])
+def test_a_new_directory_never_replaces_anything(top, workspace, monkeypatch, can_exchange, kind):
+    monkeypatch.setattr(Workspace, '_can_exchange', can_exchange)
+    if kind == 'directory':
+        (top / 'd').mkdir(mode=0o500)
+    elif kind == 'file':
+        (top / 'd').touch()
+    else:
+        (top / 'd').symlink_to('nowhere')
+    before = os.lstat(top / 'd')
+    assert not workspace.make_new_directory((b'd',), lambda _: None)
+    assert os.lstat(top / 'd') == before
+    assert in_private(top, 'tmp') == []
+
+
+@pytest.mark.parametrize('can_exchange', [True, False])
+def test_a_new_directory_that_cannot_be_noted_is_not_made(
+    top, workspace, monkeypatch, can_exchange
+):
+    monkeypatch.setattr(Workspace, '_can_exchange', can_exchange)
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, 'full')
+
+    with pytest.raises(OSError, match='full'):
+        workspace.make_new_directory((b'd',), fail)
+    assert not (top / 'd').exists()
     assert in_private(top, 'tmp') == []
 
 

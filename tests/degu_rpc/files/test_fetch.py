@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from urllib.parse import unquote
 
 import msgspec
 import pytest
@@ -28,7 +27,7 @@ from degu_rpc.errors import (
 )
 from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, progress, remote, share, space
 from degu_rpc.files.blocks import build_manifest, format_manifest, manifest_size
-from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, PACK_ITEMS
+from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, NAME_COST, PACK_ITEMS
 from degu_rpc.files.listing import Entry
 from degu_rpc.files.packs import Packed
 from degu_rpc.files.records import Media, format_record, parse_records
@@ -95,7 +94,64 @@ def private(directory, name):
     return sorted(os.listdir(directory / '.degu' / name))
 
 
+# --- the answer to another question ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [5, 2 * BLOCK])
+@pytest.mark.parametrize('flipped', ['tree', 'file', 'switch'])
+def test_i10_a_bit_that_flips_in_a_question_brings_no_other_file(
+    source, here, serve, size, flipped
+):
+    """Without TLS: who asks for `a` would get what is in `c`, all of it verified."""
+    for name in ('a', 'c'):
+        (source / name).mkdir()
+        (source / name / 'a').write_bytes(name.encode() * size)
+        (source / name / 'c').write_bytes(bytes(size))
+
+    def flip(connection, request):
+        endpoint, *path = request['path']
+        if endpoint == 'ls' and flipped == 'tree' and 'recursive' in request['query']:
+            request['path'] = [endpoint, 'c']
+        elif endpoint == 'ls' and flipped == 'switch' and 'recursive' in request['query']:
+            request['query'] = 'recursive=0'
+        elif endpoint == 'ls' and flipped == 'file' and path == ['a', 'a']:
+            request['path'] = [endpoint, 'a', 'c']
+        elif endpoint == 'pack' and flipped == 'file':
+            question = b''.join(request['body'])
+            assert b'a/a' in question
+            request['body'] = [question.replace(b'a/a', b'a/c')]
+        return share(connection, request)
+
+    with FileShare(source, 'peer') as share:
+        client = serve(flip)
+        with pytest.raises(ListingError, match='answers another question'):
+            fetch(client, '', 'a', here)
+        assert not (here / 'a' / 'a').exists()
+        flipped = 'nothing'
+        fetch(client, '', 'a', here)
+    assert (here / 'a' / 'a').read_bytes() == b'a' * size
+
+
 # --- what arrives -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('durable', [True, False])
+def test_i1_each_directory_that_is_made_is_durable_in_the_one_above(
+    client, source, tmp_path, monkeypatch, durable
+):
+    (source / 'sub' / 'deeper').mkdir(parents=True)
+    synced = []
+    fsync = os.fsync
+
+    def note(fd):
+        synced.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    here = tmp_path / 'made' / 'too' / 'here'
+    fetch(client, '', '', here, durable=durable)
+    made = [tmp_path, tmp_path / 'made', here.parent, here, here / 'sub', here / '.degu']
+    assert [path.stat().st_ino in synced for path in made] == [durable] * len(made)
 
 
 def test_a_tree_arrives_with_bytes_modes_times_and_symlinks(client, source, here, tree):
@@ -150,7 +206,7 @@ def test_a_share_below_a_prefix_is_found(source, serve, here):
 def test_what_is_not_there_is_an_error_that_says_so(client, here):
     with pytest.raises(ShareRefusedError) as caught:
         fetch(client, '', 'no where', here)
-    assert (caught.value.status, caught.value.path) == (404, 'no%20where')
+    assert (caught.value.status, caught.value.path) == (404, 'no where')
 
 
 def test_a_caller_without_a_role_gets_nothing(source, serve, here):
@@ -170,9 +226,10 @@ def test_special_files_are_reported_and_the_rest_arrives(client, source, here):
 
 def test_what_is_skipped_is_named_by_its_path_in_the_share(client, source, here):
     (source / 'dir').mkdir()
-    os.mkfifo(source / 'dir' / 'fifo')
-    skipped = (Skipped('dir/fifo', Problem.SPECIAL),)
-    for path in ('', 'dir', 'dir/fifo'):
+    name = os.fsdecode(b'dir/a %20\xff')
+    os.mkfifo(source / name)
+    skipped = (Skipped(name, Problem.SPECIAL),)
+    for path in ('', 'dir', name):
         assert fetch(client, '', path, here).skipped == skipped
 
 
@@ -382,7 +439,7 @@ def test_a_directory_in_the_way_of_a_file_stops_the_fetch_before_it_begins(clien
     (source / 'a').write_bytes(b'a')
     (source / 'b').write_bytes(b'b')
     (here / 'b').mkdir(parents=True)
-    with pytest.raises(BlockedError, match='b is blocked'):
+    with pytest.raises(BlockedError, match="b' is blocked"):
         fetch(client, '', '', here)
     assert sorted(os.listdir(here)) == ['.degu', 'b']
 
@@ -576,7 +633,7 @@ def test_i10_a_small_file_that_does_not_match_is_not_kept(lying, source, here):
     def change(records):
         return [msgspec.structs.replace(packed, content=b'c0ntent') for packed in records]
 
-    with pytest.raises(IntegrityError, match='f, block 0'):
+    with pytest.raises(IntegrityError, match="'f', block 0"):
         fetch(lying(pack=lying_pack(change)), '', 'f', here)
     assert os.listdir(here) == ['.degu']
     assert private(here, 'tmp') == []
@@ -652,7 +709,7 @@ def test_what_was_skipped_counts_as_an_entry(lying, here, monkeypatch):
 )
 def test_a_listing_with_too_much_text_is_refused(lying, here, monkeypatch, entry):
     client = lying(ls=listing_of(TOP, entry))
-    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 100 + 2 * plan.NAME_COST - 1)
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 100 + 2 * NAME_COST - 1)
     with pytest.raises(ListingError, match='bytes of text'):
         fetch(client, '', '', here)
     assert os.listdir(here) == ['.degu']
@@ -660,14 +717,14 @@ def test_a_listing_with_too_much_text_is_refused(lying, here, monkeypatch, entry
 
 @pytest.mark.parametrize('xattrs', [{'a' * 100: ''}, {'a': 'QUJD' * 34}, {'a': '', 'b': ''}])
 def test_attributes_count_as_text(lying, here, monkeypatch, xattrs):
-    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 3 * plan.NAME_COST - 1)
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 3 * NAME_COST - 1)
     entry = {'path': '', 'kind': 'file', 'xattrs': xattrs}
     with pytest.raises(ListingError, match='bytes of text'):
         fetch(lying(ls=listing_of(entry)), '', 'f', here)
 
 
 def test_each_name_of_a_path_counts_as_text(lying, here, monkeypatch):
-    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 20 * plan.NAME_COST)
+    monkeypatch.setattr(plan, 'MAX_LISTING_TEXT', 20 * NAME_COST)
     path = '/'.join('a' * 20)
     with pytest.raises(ListingError, match='bytes of text'):
         fetch(lying(ls=listing_of(TOP, {'path': path, 'kind': 'skipped'})), '', '', here)
@@ -905,8 +962,8 @@ def test_i4_what_is_written_here_meanwhile_becomes_a_conflict_copy(lying, source
     assert (result.files_fetched, result.files_replaced) == (1, 1)
     assert (here / 'a b').read_bytes() == b'there' * size
     (conflict,) = result.conflicts
-    assert conflict.startswith('a%20b%20%28conflict%20')
-    assert (here / unquote(conflict)).read_bytes() == b'mine'
+    assert conflict.startswith('a b (conflict ')
+    assert (here / conflict).read_bytes() == b'mine'
 
 
 @pytest.mark.parametrize('size', [5, 2 * BLOCK])
@@ -1068,6 +1125,18 @@ def test_a_cancel_leaves_the_old_content_or_the_new(client, source, here, size, 
     assert found <= {b'n' * size, b'o' * (size - 1)}
     fetch(client, '', '', here)
     assert {(here / str(number)).read_bytes() for number in range(20)} == {b'n' * size}
+
+
+def test_a_cancel_ends_the_look_at_a_large_file_that_is_here(lying, source, here):
+    here.mkdir()
+    for directory, time in ((source, OLD_NS), (here, OLD_NS + 1)):
+        (directory / 'f').write_bytes(b'1' * (3 * BLOCK))
+        os.utime(directory / 'f', ns=(time, time))
+    cancel = threading.Event()
+    client = lying(manifest=once(cancel.set))
+    with pytest.raises(TransferCanceledError):
+        fetch(client, '', 'f', here, cancel=cancel)
+    assert (here / 'f').stat().st_mtime_ns == OLD_NS + 1
 
 
 def test_a_fetch_that_was_canceled_before_it_began_writes_nothing(client, source, here):

@@ -6,12 +6,10 @@ program killing.py. What is then on the disk says exactly what the next run may 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from degu_rpc.files import FileShare
 KIB = 1024
 BLOCK = 128 * KIB
 OLD_NS = 1_500_000_000_987_654_321
-PROGRAM = Path(__file__).with_name('killing.py')
 
 
 def blocks(*kinds, tail=0):
@@ -79,12 +76,12 @@ def as_bytes(value):
 class Stage:
     """A share, a place to fetch it to, and the program that does it and is killed."""
 
-    def __init__(self, place, client, recorder, program, tree, work):
+    def __init__(self, place, client, recorder, killing, tree, work):
         self.place = place
         self.here = place / 'here'
         self.recorder = recorder
         self._client = client
-        self._program = program
+        self._killing = killing
         self._tree = tree
         self._work = work
 
@@ -101,18 +98,17 @@ class Stage:
         """Run a transfer; return what the program reports."""
         prefix = self.recorder.begin()
         host, port = self._client.address
-        order = {
-            'host': host,
-            'port': port,
-            'prefix': prefix,
-            'here': str(self.here),
-            'kill_at': kill_at,
-            'connections': connections,
-            'exchange': exchange,
-        }
-        self._program.stdin.write(json.dumps(order) + '\n')
-        self._program.stdin.flush()
-        return json.loads(self._program.stdout.readline())
+        self._killing.begin(
+            role='fetch',
+            host=host,
+            port=port,
+            prefix=prefix,
+            here=str(self.here),
+            kill_at=kill_at,
+            connections=connections,
+            exchange=exchange,
+        )
+        return self._killing.end()
 
     def check_killed(self):
         """Check what is here after a kill; return the old contents that are not kept elsewhere."""
@@ -162,23 +158,16 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path, serve, tree, work):
+def stage(tmp_path, serve, tree, work, killing):
     build(tmp_path / 'source', THERE)
     for path in [*(tmp_path / 'source').rglob('*'), tmp_path / 'source']:
         os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
     build(tmp_path / 'outside', {'victim': b'outside'})
-    command = [sys.executable, str(PROGRAM)]
-    with (
-        FileShare(tmp_path / 'source', 'peer') as app,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as program,
-    ):
+    with FileShare(tmp_path / 'source', 'peer') as app:
         recorder = work.Recorder(app)
-        stage = Stage(tmp_path, serve(recorder), recorder, program, tree, work)
+        stage = Stage(tmp_path, serve(recorder), recorder, killing, tree, work)
         stage.outside = tree(tmp_path / 'outside')
         yield stage
-        program.stdin.close()
 
 
 def kill_and_go_on(stage, k, *, forget=False, **options):
@@ -217,40 +206,12 @@ def test_a_run_hashes_and_brings_each_block_once(stage):
 
 
 @pytest.mark.parametrize('exchange', [True, False])
-def test_i1_whatever_gets_a_final_name_is_durable_and_so_is_the_name(stage, exchange):
+def test_i1_whatever_gets_a_final_name_is_durable_and_so_is_the_name(stage, work, exchange):
     """What was written is synced before it is renamed or noted, and each directory after that."""
     stage.reset()
-    dirty, changed, renamed, synced = set(), set(), set(), set()
-    for name, *paths in stage.run(exchange=exchange)['calls']:
-        if name in {'fsync', 'fdatasync'}:
-            changed.discard(paths[0])
-            if name == 'fsync':
-                dirty.discard(paths[0])
-            synced.add(paths[0])
-        elif name in {'renameat', 'renameat2', 'linkat'}:
-            for path in paths:
-                if not is_private(path):
-                    assert not dirty & {*paths}
-                    changed.add(os.path.dirname(path))
-                    renamed.add(os.path.relpath(path, stage.here))
-            source, target = paths
-            if target.endswith('.note'):
-                synced.remove(target.removesuffix('.note'))
-            dirty |= {target} if source in dirty else set()
-        elif name in {'mkdirat', 'symlinkat', 'unlinkat'}:
-            changed |= {os.path.dirname(path) for path in paths if not is_private(path)}
-        elif name in {'write', 'pwrite64', 'ftruncate'} or (
-            name in {'fchmod', 'utimensat'} and is_private(paths[0])
-        ):
-            dirty |= {path for path in paths if '/staged.' not in path}  # symlinks
+    renamed = work.follow_syncs(stage.run(exchange=exchange)['calls'], stage.here)
     files = {name for name, value in THERE.items() if isinstance(value, bytes)} - {'same'}
     assert renamed >= files
-    assert changed == set()
-    assert [path for path in dirty if not is_private(path)] == []
-
-
-def is_private(path):
-    return '/.degu' in path
 
 
 # Nine is no multiple of what a transfer does again and again, so these are calls of all kinds.

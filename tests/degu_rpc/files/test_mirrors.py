@@ -12,7 +12,7 @@ import pytest
 
 from degu.client import Client
 from degu_rpc.errors import BlockedError, IntegrityError, ShareRefusedError
-from degu_rpc.files import FileShare, Mirror, Problem, Skipped, fetch, receive
+from degu_rpc.files import FileShare, Mirror, Problem, Skipped, board, fetch, receive
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.limits import CONNECTIONS, MAX_PACKED
 from degu_rpc.files.packs import Packed
@@ -411,3 +411,36 @@ def test_what_is_in_the_way_here_is_not_the_fault_of_a_source(sources, here):
     with pytest.raises(BlockedError, match='large'):
         fetch(first.client, '', '', here, mirrors=[second.mirror])
     assert second.asked == []
+
+
+# --- the end game -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('slow', ['first', 'mirror'])
+def test_a_slow_source_does_not_hold_the_last_run(sources, here, content, monkeypatch, slow):
+    """It sends a block and then nothing, for as long as the fetch lasts."""
+    monkeypatch.setattr(board, 'END_GAME_S', 0.1)
+    leave = threading.Event()
+    waited = []
+
+    def drip(app, connection, request):
+        status, reason, headers, body = app(connection, request)
+        data = body if isinstance(body, bytes) else b''.join(body)
+
+        def pieces():
+            yield data[:BLOCK]
+            if not leave.wait(20):
+                waited.append('to the end')
+            yield data[BLOCK:]
+
+        return (status, reason, headers, connection['rgi.Output'](pieces(), len(data)))
+
+    dripping, plain = sources({'f': content}, data=drip), sources({'f': content})
+    order = [dripping, plain] if slow == 'first' else [plain, dripping]
+    try:
+        result = fetch_from(*order, here=here)
+        assert waited == []
+    finally:
+        leave.set()
+    assert (here / 'f').read_bytes() == content
+    assert len(content) <= result.bytes_fetched <= len(content) + CONNECTIONS * 2 * BLOCK

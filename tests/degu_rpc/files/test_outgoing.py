@@ -46,6 +46,17 @@ def outgoing(cancel):
         yield outgoing
 
 
+def test_what_is_read_is_counted_while_it_is_read_and_what_is_named_twice_is_there_once(path):
+    (path.parent / 'small').write_bytes(b'small')
+    counted = []
+    with Outgoing(lambda: None, counted.append) as outgoing:
+        for name in ('f', 'small', './f', 'f/'):
+            outgoing.gather(f'{path.parent}/{name}')
+        assert [entry.path for entry in outgoing.entries] == ['f', 'small']
+    assert counted[:-1] == [MIB] * 8
+    assert sum(counted) == 8 * MIB + len(b'small')
+
+
 def test_a_cancel_ends_the_first_hashing_within_a_read(outgoing, path, cancel):
     cancel.is_armed = True
     with pytest.raises(TransferCanceledError):
@@ -81,3 +92,14 @@ def test_a_file_that_is_only_touched_still_has_its_content(outgoing, path):
     os.utime(path, ns=(1, 1))
     with outgoing.reading(ROOT) as fd:
         assert os.pread(fd, 1, 0) == b'\0'
+
+
+def test_a_content_that_two_files_have_is_not_hashed_again(outgoing, path, cancel):
+    path.with_name('g').write_bytes(CONTENT)
+    outgoing.gather(path)
+    outgoing.gather(path.with_name('g'))
+    cancel.is_armed = True
+    assert outgoing.find_manifest(ROOT).root == ROOT
+    with outgoing.reading(ROOT):
+        pass
+    assert cancel.count == 0

@@ -49,6 +49,14 @@ def block(content, index):
     return content[index * BLOCK : (index + 1) * BLOCK]
 
 
+def begin(workspace, manifest, found=None):
+    part = Partial(workspace, manifest.root, manifest)
+    sizes = list(part.find_blocks())
+    if found is not None:
+        found += sizes
+    return part
+
+
 def bring(part, content, *indexes):
     for index in indexes:
         part.write(index, block(content, index))
@@ -60,7 +68,7 @@ def read(part):
 
 def test_blocks_may_come_in_any_order(workspace):
     content, manifest = make(1, 2, 3, tail=5)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         assert part.missing() == [0, 1, 2, 3]
         bring(part, content, 3, 0, 2)
         assert part.missing() == [1]
@@ -73,15 +81,22 @@ def test_blocks_may_come_in_any_order(workspace):
 
 def test_what_is_here_is_skipped(workspace):
     content, manifest = make(1, 2, 3, 4)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         bring(part, content, 0, 1, 3)
         assert [part.skip(first, 3) for first in range(4)] == [2, 2, 2, 4]
         assert [part.skip(0, last) for last in range(4)] == [1, 2, 2, 2]
 
 
-def test_i10_a_block_that_is_not_right_is_not_written(workspace):
+def test_a_block_that_comes_twice_counts_once(workspace):
     content, manifest = make(1, 2)
     with Partial(workspace, manifest.root, manifest) as part:
+        assert [part.write(0, block(content, 0)) for _ in range(2)] == [True, False]
+        assert part.written == BLOCK
+
+
+def test_i10_a_block_that_is_not_right_is_not_written(workspace):
+    content, manifest = make(1, 2)
+    with begin(workspace, manifest) as part:
         for wrong in (block(content, 1), b'', block(content, 0)[:-1], block(content, 0) + b'x'):
             with pytest.raises(IntegrityError) as caught:
                 part.write(0, wrong)
@@ -92,24 +107,24 @@ def test_i10_a_block_that_is_not_right_is_not_written(workspace):
 
 def test_a_later_run_hashes_what_is_there_and_keeps_what_is_right(workspace, hashed):
     content, manifest = make(1, 2, 3, 4)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         bring(part, content, 0, 2, 3)
         os.pwrite(part.fd, b'rot', 2 * BLOCK)
     hashed.clear()
     found = []
-    with Partial(workspace, manifest.root, manifest, found.append) as part:
+    with begin(workspace, manifest, found) as part:
         assert part.missing() == [1, 2]
     assert hashed == [BLOCK] * 3
-    assert found == [BLOCK] * 2
+    assert found == [BLOCK, 0, 0, BLOCK]
 
 
 def test_what_was_noted_is_not_hashed_again(workspace, hashed, monkeypatch):
     monkeypatch.setattr(partial, 'NOTE_SIZE', 2 * BLOCK)
     content, manifest = make(1, 2, 3, 4, 5)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         bring(part, content, 0, 1, 3)
     hashed.clear()
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         assert part.missing() == [2, 4]
     assert hashed == [BLOCK]
 
@@ -117,10 +132,10 @@ def test_what_was_noted_is_not_hashed_again(workspace, hashed, monkeypatch):
 def test_a_note_is_made_as_time_passes(workspace, hashed, monkeypatch):
     monkeypatch.setattr(partial, 'NOTE_INTERVAL_S', 0.0)
     content, manifest = make(1, 2)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         bring(part, content, 1)
     hashed.clear()
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         assert part.missing() == [0]
     assert hashed == []
 
@@ -129,7 +144,7 @@ def test_a_note_is_made_as_time_passes(workspace, hashed, monkeypatch):
 def test_a_note_that_is_not_right_counts_as_none(workspace, tmp_path, monkeypatch, change):
     monkeypatch.setattr(partial, 'NOTE_SIZE', 1)
     content, manifest = make(1, 2)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         bring(part, content, 0, 1)
         os.pwrite(part.fd, b'rot', 0)
         inode = os.fstat(part.fd).st_ino
@@ -143,7 +158,7 @@ def test_a_note_that_is_not_right_counts_as_none(workspace, tmp_path, monkeypatc
         'longer': data + b'\0',
     }
     note.write_bytes(changed[change])
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         assert part.missing() == [0]
 
 
@@ -152,12 +167,12 @@ def test_a_new_temporary_file_believes_no_note_of_an_older_one(workspace, tmp_pa
     monkeypatch.setattr(partial, 'NOTE_SIZE', 1)
     content, manifest = make(1, 2)
     name = tmp_path / '.degu' / 'tmp' / manifest.root
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         bring(part, content, 0, 1)
     name.unlink()
     name.touch(0o600)
     name.with_suffix('.note').write_bytes(format_note(name.stat().st_ino, b'\1\1'))
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         assert part.missing() == [0, 1]
     assert not name.with_suffix('.note').exists()
 
@@ -165,7 +180,7 @@ def test_a_new_temporary_file_believes_no_note_of_an_older_one(workspace, tmp_pa
 def test_a_commit_leaves_no_note(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(partial, 'NOTE_SIZE', 1)
     content, manifest = make(1, 2)
-    part = Partial(workspace, manifest.root, manifest)
+    part = begin(workspace, manifest)
     bring(part, content, 0, 1)
     temporary = part.finish()
     workspace.commit([Replacement(temporary, (b'f',), len(content), 0o644, 10**18, None)])
@@ -175,7 +190,7 @@ def test_a_commit_leaves_no_note(workspace, tmp_path, monkeypatch):
 
 def test_zeros_are_here_from_the_beginning_and_take_no_room(workspace):
     content, manifest = make(None, 1, None, None, tail=0)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         assert part.missing() == [1]
         assert os.fstat(part.fd).st_blocks == 0
         bring(part, content, 1)
@@ -184,9 +199,9 @@ def test_zeros_are_here_from_the_beginning_and_take_no_room(workspace):
 
 def test_what_should_be_zeros_and_is_not_is_brought_again(workspace):
     content, manifest = make(1, None)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         os.pwrite(part.fd, b'x', BLOCK)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         assert part.missing() == [0, 1]
         bring(part, content, 0, 1)
         assert read(part) == content
@@ -196,7 +211,7 @@ def test_what_should_be_zeros_and_is_not_is_brought_again(workspace):
 def test_any_size_has_its_blocks(workspace, size):
     content = b'c' * size
     manifest = build_manifest(content)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         bring(part, content, *range(manifest.block_count))
         assert part.missing() == []
         assert read(part) == content
@@ -204,7 +219,7 @@ def test_any_size_has_its_blocks(workspace, size):
 
 def test_what_somebody_put_there_is_adopted_only_if_it_is_right(workspace):
     content, manifest = make(1, 2, tail=9)
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         os.pwrite(part.fd, block(content, 0) + b'wrong', 0)
         os.pwrite(part.fd, block(content, 2), 2 * BLOCK)
         buffer = memoryview(bytearray(BLOCK))
@@ -215,7 +230,7 @@ def test_what_somebody_put_there_is_adopted_only_if_it_is_right(workspace):
 def test_many_threads_may_write_one(workspace, monkeypatch):
     monkeypatch.setattr(partial, 'NOTE_SIZE', 3 * BLOCK)
     content, manifest = make(*range(1, 33))
-    with Partial(workspace, manifest.root, manifest) as part:
+    with begin(workspace, manifest) as part:
         threads = [
             threading.Thread(target=bring, args=(part, content, *range(first, 32, 4)))
             for first in range(4)

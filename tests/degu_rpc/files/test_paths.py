@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from degu_rpc.errors import PathError
 from degu_rpc.files import paths
-from degu_rpc.files.limits import MAX_DEPTH
+from degu_rpc.files.limits import MAX_DEPTH, MAX_TARGET
 from degu_rpc.files.paths import Root, format_path, parse_path
 from degu_rpc.files.system import exchange
 
@@ -115,6 +115,23 @@ def test_symlink_texts_survive_the_way(target):
     else:
         with pytest.raises(PathError):
             paths.parse_target(text)
+
+
+def test_a_symlink_text_of_the_longest_length_is_taken_and_no_longer():
+    assert len(paths.parse_target('a' * MAX_TARGET)) == len(paths.parse_target('%61' * MAX_TARGET))
+    for letter in ('a', '%61'):
+        with pytest.raises(PathError, match=f'1 to {MAX_TARGET} bytes'):
+            paths.parse_target(letter * (MAX_TARGET + 1))
+
+
+@given(names | st.binary(min_size=1, max_size=20).filter(lambda name: b'\0' not in name))
+def test_what_is_percent_encoded_is_decoded_as_a_local_program_has_it(name):
+    assert os.fsencode(paths.decode_native(format_path((name,)))) == name
+
+
+@given(st.lists(names, max_size=4).map(tuple))
+def test_a_native_path_survives_the_way(path):
+    assert paths.path_from_native(paths.format_native(path)) == path
 
 
 def test_path_from_native_takes_what_a_person_types():
@@ -229,7 +246,7 @@ def test_make_directory_says_whether_it_did(inside):
 def test_our_own_directory_is_not_reached_through_a_symlink(inside, outside):
     (inside / '.degu').symlink_to(outside)
     with Root(inside) as root, pytest.raises(NotADirectoryError):
-        root.open_private()
+        root.open_private(durable=False)
     assert sorted(os.listdir(outside)) == ['inner', 'secret']
 
 

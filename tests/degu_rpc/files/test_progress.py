@@ -9,6 +9,7 @@ import pytest
 
 from degu_rpc.errors import TransferCanceledError
 from degu_rpc.files import progress
+from degu_rpc.files.limits import RATE_WINDOW_S
 from degu_rpc.files.progress import Meter, Progress, RateLimit
 
 
@@ -54,6 +55,39 @@ def test_the_rate_is_that_of_late(monkeypatch):
     last = meter.finish()
     assert last.rate == pytest.approx(10.0)
     assert last.left_s == pytest.approx((10_000 - 2200) / 10.0)
+
+
+def test_a_transfer_of_which_nothing_moved_for_a_while_has_no_rate(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(progress, 'monotonic', lambda: now)
+    meter = Meter(None, None)
+    meter.count(moved=100)
+    rates = []
+    for later in (RATE_WINDOW_S - 1, 1.5, RATE_WINDOW_S + 1):
+        now += later
+        rates.append(meter.finish().rate)
+    assert rates[0] > 0.0
+    assert rates[-1] == 0.0
+
+
+@pytest.mark.parametrize('what', ['reading', 'waiting'])
+def test_what_came_before_anything_could_move_does_not_make_the_rate_less(monkeypatch, what):
+    now = 0.0
+    monkeypatch.setattr(progress, 'monotonic', lambda: now)
+    told = []
+    meter = Meter(told.append, None)
+    now = 60.0
+    if what == 'reading':
+        meter.count(read=7)
+        assert (told[-1].bytes_read, told[-1].files_total) == (7, 0)
+        meter.expect(files=1, size=10_000)
+    else:
+        meter.expect(files=1, size=10_000)
+        now = 120.0
+        meter.begin_rate()
+    now += 1
+    meter.count(size=100, moved=100)
+    assert told[-1].rate == pytest.approx(100.0)
 
 
 def test_while_nothing_moves_nobody_knows_how_long_it_takes():

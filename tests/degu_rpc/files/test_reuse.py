@@ -9,6 +9,7 @@ import pytest
 
 from degu_rpc.files import FileShare, fetch
 from degu_rpc.files.cuts import Chunk, average_size, format_chunk, format_size
+from degu_rpc.files.limits import DELTA_SIZE
 
 MIB = 1024 * 1024
 SIZE = 12 * MIB
@@ -111,15 +112,17 @@ def test_without_a_list_that_is_right_the_whole_file_comes(serve, versions, lie)
     assert bring(serve, *versions(PIECE + OLD), 'cuts', lie) == len(PIECE + OLD)
 
 
-def test_no_list_is_asked_for_where_little_is_missing(serve, versions):
+@pytest.mark.parametrize('missing', [DELTA_SIZE - BLOCK, DELTA_SIZE])
+def test_a_list_is_asked_for_where_much_is_missing_and_else_not(serve, versions, missing):
     asked = []
 
     def lie(app, connection, request):
         asked.append(True)
         return app(connection, request)
 
-    bring(serve, *versions(OLD[: 9 * MIB] + PIECE + PIECE[::-1] + PIECE), 'cuts', lie)
-    assert asked == []
+    new = OLD[: SIZE - missing] + random.Random(3).randbytes(missing)
+    assert bring(serve, *versions(new), 'cuts', lie) == missing
+    assert asked == [True] * (missing >= DELTA_SIZE)
 
 
 def test_i6_an_old_version_that_is_a_symlink_is_not_read(serve, versions, tmp_path):

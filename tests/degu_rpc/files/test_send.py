@@ -27,9 +27,9 @@ from degu_rpc.errors import (
     TransferCanceledError,
 )
 from degu_rpc.files import Decision, Inbox, Problem, Skipped, State, send
-from degu_rpc.files import arrival as arrival_module
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.limits import BUSY_ATTEMPTS, RUN_SIZE, SEND_ROUNDS, SENT_PACK_SIZE
+from degu_rpc.files.places import Places
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -189,10 +189,11 @@ def test_what_is_not_there_is_an_error_before_anything_is_offered(client, source
 
 
 def test_special_files_are_reported_and_the_rest_arrives(client, source, here):
-    os.mkfifo(source / 'fifo')
+    name = os.fsdecode(b'a %20\xff')
+    os.mkfifo(source / name)
     (source / 'f').write_bytes(b'content')
     result = send(client, '', [source])
-    assert result.skipped == (Skipped('source/fifo', Problem.SPECIAL),)
+    assert result.skipped == (Skipped(f'source/{name}', Problem.SPECIAL),)
     assert visible(here / 'source') == ['f']
 
 
@@ -366,17 +367,17 @@ def test_what_appears_at_the_last_moment_is_not_replaced(client, source, here, m
     """Between the look and the rename; the sender is told to send it again."""
     (source / 'f').write_bytes(b'theirs')
     (source / 'large').write_bytes(b't' * (3 * BLOCK))
-    really = arrival_module.Arrival._find_free
+    really = Places._find_free
     done = set()
 
-    def find_and_appear(self, placing):
-        place = really(self, placing)
+    def find_and_appear(self, placing, equal):
+        place = really(self, placing, equal)
         if placing.path not in done:
             done.add(placing.path)
             (here / os.fsdecode(placing.path[0])).write_bytes(b'mine')
         return place
 
-    monkeypatch.setattr(arrival_module.Arrival, '_find_free', find_and_appear)
+    monkeypatch.setattr(Places, '_find_free', find_and_appear)
     result = send(client, '', [source / 'f', source / 'large'])
     assert result.files_sent == 2
     assert (here / 'f').read_bytes() == (here / 'large').read_bytes() == b'mine'
@@ -605,6 +606,20 @@ def test_i10_a_file_that_changes_while_it_is_sent_does_not_arrive(inbox, serve, 
     result = send(serve(Between(inbox, 'PUT', 2, change)), '', [source])
     assert result.skipped == (Skipped('source/f', Problem.CHANGING),)
     assert visible(here / 'source') == ['rests']
+
+
+def test_a_file_whose_bytes_are_refused_is_named(inbox, serve, source):
+    (source / 'f').write_bytes(b'f' * 2 * BLOCK)
+
+    def app(connection, request):
+        if (request['method'], len(request['path'])) == ('PUT', 2):
+            request['body'].read()
+            return (422, 'Unprocessable Content', {}, b'block 1: it is another')
+        return inbox(connection, request)
+
+    with pytest.raises(IntegrityError, match="'source/f': block 1: it is another") as caught:
+        send(serve(app), '', [source])
+    assert caught.value.path == 'source/f'
 
 
 @pytest.mark.parametrize('size', [100, 2 * BLOCK])

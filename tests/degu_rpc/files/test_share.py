@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import itertools
@@ -11,12 +12,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import msgspec
 import pytest
 
 from degu.rgi import ContentRange, Range, Validator
-from degu_rpc.files import FileShare, cuts, cutting, limits, packing, records, share, walk
+from degu_rpc.files import FileShare, cuts, cutting, hashing, limits, packing, records, share, walk
 from degu_rpc.files.blocks import SMALL_SIZE, build_manifest, manifest_size, parse_manifest
 from degu_rpc.files.content import HashCache
 from degu_rpc.files.cuts import Chunk, cut_content, parse_cuts
@@ -246,14 +249,135 @@ def test_a_listing_refuses_switches_it_does_not_know(connection, query):
     assert refused(connection.get(f'/ls?{query}')) == 400
 
 
-def test_a_long_hash_is_heard_of(connection, top, monkeypatch):
-    """A heartbeat keeps the peer from giving up; here every step sends one."""
+class Held:
+    """The real hashing, which waits before each pause; how often it began, how many are at it."""
+
+    def __init__(self):
+        self.go = threading.Event()
+        self.begun = self.running = self.most = 0
+        self.lock = threading.Lock()
+        self.real = walk.hash_steps
+
+    def __call__(self, fd, path):
+        with self.lock:
+            self.begun += 1
+            self.running += 1
+            self.most = max(self.most, self.running)
+        try:
+            steps = self.real(fd, path)
+            while True:
+                next(steps)
+                assert self.go.wait(20)
+                yield
+        except StopIteration as end:
+            return end.value
+        finally:
+            with self.lock:
+                self.running -= 1
+
+
+def hold_hashing(monkeypatch):
+    held = Held()
+    monkeypatch.setattr(walk, 'hash_steps', held)
+    return held
+
+
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def roots(serve, top):
+    """Give `roots(*paths)`: what so many connections at once are told, and the share."""
+
+    with contextlib.ExitStack() as stack:
+        app = stack.enter_context(FileShare(top, 'peer'))
+        client = serve(app)
+        threads = stack.enter_context(ThreadPoolExecutor(16))
+
+        def ask(path):
+            with client.connect() as connection:
+                return listed(connection, f'/ls/{path}?roots=1')[''].root
+
+        yield app, lambda *paths: [threads.submit(ask, path) for path in paths]
+
+
+def test_a_file_is_hashed_once_for_all_who_ask_for_it(roots, top, monkeypatch):
+    held = hold_hashing(monkeypatch)
+    (top / 'large').write_bytes(BIG)
+    app, ask = roots
+    asked = ask(*['large'] * 8)
+    until(lambda: [job.waiting for job in app._walker._pool._jobs.values()] == [8])
+    held.go.set()
+    assert {each.result(20) for each in asked} == {build_manifest(BIG).root}
+    assert held.begun == 1
+    assert app._walker._pool._jobs == {}
+    (top / 'large').write_bytes(BIG[::-1])  # nobody is told what was before
+    (again,) = ask('large')
+    assert again.result(20) == build_manifest(BIG[::-1]).root
+
+
+def test_few_files_are_hashed_at_once_whoever_asks(roots, top, monkeypatch):
+    held = hold_hashing(monkeypatch)
+    names = [f'large-{number}' for number in range(3 * limits.MAX_HASHING)]
+    for name in names:
+        (top / name).write_bytes(name.encode() + BIG)
+    app, ask = roots
+    asked = ask(*names)
+    until(lambda: len(app._walker._pool._jobs) == len(names))
+    until(lambda: held.running == limits.MAX_HASHING)
+    held.go.set()
+    for name, each in zip(names, asked, strict=True):
+        assert each.result(20) == build_manifest(name.encode() + BIG).root
+    assert (held.begun, held.most) == (len(names), limits.MAX_HASHING)
+
+
+def test_what_nobody_waits_for_any_more_is_not_hashed_to_its_end(top, monkeypatch):
     monkeypatch.setattr(records, 'HEARTBEAT_S', 0.0)
+    monkeypatch.setattr(hashing, 'HEARTBEAT_S', 0.01)
+    held = hold_hashing(monkeypatch)
+    (top / 'large').write_bytes(BIG)
+    with Root(top) as root:
+        walker = Walker(root, HashCache(), is_shared=True)
+        walking = walker.walk((b'large',), (top / 'large').lstat(), recursive=False, roots=True)
+        assert next(walking) is None
+        walking.close()
+        assert walker._pool._jobs == {}
+        held.go.set()
+        walker.close()
+    assert walker._hashes.find_root(build_manifest(BIG).root) is None
+    assert held.running == 0
+
+
+def test_a_share_that_is_closed_hashes_no_more(top, monkeypatch):
+    held = hold_hashing(monkeypatch)
+    monkeypatch.setattr(hashing, 'HEARTBEAT_S', 0.01)
+    (top / 'large').write_bytes(BIG)
+    with Root(top) as root:
+        walker = Walker(root, HashCache(), is_shared=True)
+        walking = walker.walk((b'large',), (top / 'large').lstat(), recursive=False, roots=True)
+        assert next(walking) is None
+        threading.Timer(0.05, held.go.set).start()
+        walker.close()
+        with pytest.raises(CancelledError):
+            list(walking)
+
+
+def test_a_long_hash_is_heard_of(connection, top, monkeypatch):
+    """A heartbeat keeps the peer from giving up; here every pause sends one."""
+    monkeypatch.setattr(records, 'HEARTBEAT_S', 0.0)
+    monkeypatch.setattr(hashing, 'HEARTBEAT_S', 0.01)
+    steps = hold_hashing(monkeypatch)
     (top / 'long').write_bytes(bytes(5_000_000))
     for media in Media:
+        steps.go.clear()
         response = connection.get('/ls/long?roots=1', {'accept': media.value})
-        chunks = list(response.body)
-        assert len(chunks) >= 6
+        chunks = [response.body.readchunk() for _ in range(5)]
+        steps.go.set()
+        chunks += response.body
         (entry,) = parse_listing(chunks, media.value)
         assert entry.root == build_manifest(bytes(5_000_000)).root
 
@@ -527,7 +651,7 @@ def test_only_so_many_files_are_cut_at_once(top, serve, monkeypatch):
         for body in bodies:
             body.readchunk()
         response = last.get(f'/cuts/{root}')
-        assert (response.status, response.headers['retry-after']) == (503, '5')
+        assert (response.status, response.headers['retry-after']) == (503, f'{limits.CUT_RETRY_S}')
         assert b'fetch the whole file' in response.body.read()
         assert last.get(f'/data/{root}').body.read() == (top / 'noise').read_bytes()
         resume.set()

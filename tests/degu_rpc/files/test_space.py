@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -62,6 +63,26 @@ def test_two_that_together_do_not_fit_are_refused_and_a_refusal_changes_nothing(
         with begin() as third:
             third.grow(room_of(tiny) - MIB)
     assert reserved(tiny) == []
+
+
+def test_two_directories_of_one_file_system_do_not_count_on_the_same_room(tiny, tmp_path, begin):
+    below, elsewhere = tiny / 'below', tmp_path / 'elsewhere'
+    for directory in (below, elsewhere):
+        directory.mkdir()
+    with contextlib.ExitStack() as stack:
+        first, second, other = (
+            stack.enter_context(Reservation(root, stack.enter_context(Workspace(root))))
+            for root in (stack.enter_context(Root(top)) for top in (tiny, below, elsewhere))
+        )
+        other.grow(KIB)
+        first.grow(MIB)
+        with pytest.raises(NoSpaceError) as caught:
+            second.grow(MIB)
+        assert caught.value.available == room_of(tiny) - MIB
+        first.shrink(MIB)
+        second.grow(MIB)
+    with begin() as reservation:
+        reservation.grow(room_of(tiny))
 
 
 def test_what_is_written_or_given_back_is_free_for_others(tiny, begin, monkeypatch):

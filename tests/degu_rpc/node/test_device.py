@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import resource
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +17,9 @@ import msgspec
 import pytest
 
 from degu import pki
+from degu.bodies import ChunkedOutput
 from degu.client import Client
+from degu.errors import DeguError
 from degu.net import Inherited
 from degu_rpc import (
     Context,
@@ -31,7 +35,7 @@ from degu_rpc import (
 from degu_rpc.errors import IdentityError, NodeRunningError, UnknownMachineError
 from degu_rpc.node import windows
 from degu_rpc.node.api import EXAMINE, NODE, NodeApi
-from degu_rpc.node.config import Config, Share
+from degu_rpc.node.config import Config, InboxSettings, Share
 from degu_rpc.node.shares import SHARES
 from degu_rpc.peers import pair, parse_code
 from degu_rpc.peers.limits import PAIRING_WINDOW_S
@@ -109,13 +113,88 @@ def test_other_machines_cannot_steer_it_even_my_own(node, friend):
         assert caught.value.code.value == 'unimplemented'
 
 
-def test_a_machine_that_is_denied_loses_its_open_connection_at_its_next_request(node, friend):
+def test_a_machine_that_is_denied_loses_its_open_connection(node, friend):
     with build_client(node, friend).connect() as connection:
         response = connection.get('/nothing')
         assert response.body.read() == b'nothing is here\n'
         with control(node) as api:
             assert api.unpair('laptop').machine_ids == [friend.identity.machine_id]
-        assert connection.get('/nothing').status == 403
+        # Its next request is refused, if the node has not ended the connection by then.
+        with contextlib.suppress(ConnectionError):
+            assert connection.get('/nothing').status == 403
+
+
+def lose_trust(node, friend, how):
+    identity = friend.identity
+    if how == 'removed':
+        node.trust.remove(identity.user_id)
+    elif how == 'denied':
+        node.trust.deny(identity.user_id, identity.machine_id)
+    else:
+        node.trust.add(identity.user_cert, 'friend', {'guest'})
+
+
+@pytest.mark.parametrize('how', ['removed', 'denied', 'without the role'])
+def test_what_runs_is_ended_once_the_caller_is_trusted_no_more(tmp_path, how):
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    with (shared / 'endless').open('wb') as file:
+        file.truncate(2**40)
+    config = msgspec.structs.replace(
+        CONFIG,
+        shares={'things': Share(str(shared), ('peer',))},
+        inbox=InboxSettings(str(tmp_path / 'in'), accept=('peer',)),
+    )
+    ended, watched = threading.Event(), threading.Event()
+    service = Service('who.v1.Who')
+
+    @service.method(allow='peer', safe=True)
+    def watch(ctx: Context) -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+                ctx.check()
+        finally:
+            watched.set()
+
+    def offer():
+        yield b'{"path": "d", "kind": "directory"}\n'
+        number = 0
+        while not ended.wait(0.01):
+            yield b'{"path": "d/%d", "kind": "symlink", "target": "x"}\n' % number
+            number += 1
+
+    def put(client):
+        headers = {'content-type': 'application/x-ndjson'}
+        with client.connect() as connection:
+            connection.put(f'/inbox/{"a" * 52}', headers, ChunkedOutput(offer())).body.read()
+
+    identity = Identity.create(tmp_path / 'friend')
+    friend = TrustStore(identity)
+    with Node(tmp_path / 'home', services=[service], config=config) as node:
+        friend.add(node.trust.identity.user_cert, 'studio')
+        node.trust.add(identity.user_cert, 'friend')
+        client = build_client(node, friend)
+        with (
+            ThreadPoolExecutor() as threads,
+            contextlib.ExitStack() as stack,
+            client.connect() as reading,
+            RpcClient(client) as calling,
+        ):
+            stack.callback(ended.set)
+            putting = threads.submit(put, client)
+            body = reading.get('/files/things/file/endless').body
+            assert body.read(1) == b'\0'
+            numbers = calling.streams('who.v1.Who').watch()
+            assert next(numbers) == 1
+            lose_trust(node, friend, how)
+            with pytest.raises((DeguError, OSError)):
+                putting.result(20)
+            with pytest.raises((DeguError, OSError)):
+                body.read(2**35)
+            with pytest.raises(RpcError):
+                collections.deque(numbers, maxlen=0)
+            assert watched.wait(20)
 
 
 def test_a_share_is_read_by_those_who_may(tmp_path, service):

@@ -75,6 +75,23 @@ def test_files_of_my_own_are_taken_at_once_and_nothing_is_made_before(run_node, 
     assert directory.stat().st_mode & 0o777 == 0o700
 
 
+def test_the_directory_that_a_node_makes_survives_a_power_cut(
+    run_node, directory, file, monkeypatch
+):
+    synced = []
+    fsync = os.fsync
+
+    def note(fd):
+        synced.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    with run_node() as node:
+        send(Client(str(node.home.socket_path)), INBOX, [file])
+    made = [directory.parent, directory, directory / '.degu']
+    assert all(path.stat().st_ino in synced for path in made)
+
+
 def test_what_a_peer_offers_waits_for_an_answer_also_through_a_restart(
     run_node, befriend, directory, file
 ):

@@ -205,6 +205,64 @@ def test_a_connection_does_not_outlive_its_certificate(
     assert b'has expired' in body
 
 
+@pytest.mark.parametrize(
+    ('change', 'ends'),
+    [
+        ('removed', True),
+        ('denied', True),
+        ('role lost', True),
+        ('role given', False),
+        ('another name', False),
+        ('somebody else', False),
+        ('expired', True),
+    ],
+)
+def test_what_runs_is_ended_for_whom_nobody_trusts_any_more(
+    alice: Identity, bob: Identity, monkeypatch: pytest.MonkeyPatch, change: str, ends: bool
+) -> None:
+    friend = trust(bob, 'Bob', 'peer')
+    now = users(friend)
+    app = Authenticated(answer, Fake(lambda: now))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = {'client': ('127.0.0.1', 1), 'ssl_peer_cert': bob.machine_cert}
+        assert app.on_connect(ours, connection) is True
+        app.end_untrusted()
+        now = {
+            'removed': {},
+            'denied': users(friend._replace(denied=frozenset({bob.machine_id}))),
+            'role lost': users(friend._replace(roles=frozenset({'guest'}))),
+            'role given': users(friend._replace(roles=frozenset({'guest', 'peer'}))),
+            'another name': users(friend._replace(name='Robert')),
+            'somebody else': users(friend, trust(alice, 'Alice', 'peer')),
+        }.get(change, now)
+        if change == 'expired':
+            not_after = pki.parse_validity(bob.machine_cert).not_after
+            monkeypatch.setattr(time, 'time', lambda: not_after.timestamp() + 1)
+        for _ in range(2):  # to end it twice does nothing
+            app.end_untrusted()
+        theirs.setblocking(False)
+        if ends:
+            assert theirs.recv(1) == b''
+        else:
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+
+
+def test_a_role_that_came_later_is_missed_when_it_is_lost(bob: Identity) -> None:
+    now = users(trust(bob, 'Bob', 'peer'))
+    app = Authenticated(answer, Fake(lambda: now))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = {'client': ('127.0.0.1', 1), 'ssl_peer_cert': bob.machine_cert}
+        assert app.on_connect(ours, connection) is True
+        now = users(trust(bob, 'Bob', 'peer', 'guest'))
+        assert app(connection, {'headers': {}})[0] == 200
+        now = users(trust(bob, 'Bob', 'peer'))
+        app.end_untrusted()
+        assert theirs.recv(1) == b''
+
+
 def test_plain_tcp_and_anonymous_tls_are_nobody() -> None:
     assert derive_peer({}, {}, OWN_UID) is None
     assert derive_peer({'ssl_peer_cert': None}, {}, OWN_UID) is None

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     Terminal = Any  # of conftest.py
     Terminals = tuple[Terminal, Terminal]
 
-TUTORIAL = Path(__file__).parents[4] / 'docs' / 'tutorial' / 'two-machines.md'
-"""The first test types what this page says."""
+PROJECT = Path(__file__).parents[4]
+TUTORIAL = PROJECT / 'docs' / 'tutorial' / 'two-machines.md'
+README = PROJECT / 'README.md'
+"""The first test types what these pages say."""
 PAIRED_WITHIN_S = 10.0
 """From the first `degu pair` to "paired" on both screens; the code is typed at once."""
 NOTICED_WITHIN_S = 10.0
@@ -41,11 +43,22 @@ def blur(line: str) -> str:
     return line
 
 
+def find_fences(page: Path) -> list[str]:
+    """Return the fenced blocks of a page."""
+    tokens = MarkdownIt('commonmark').parse(page.read_text())
+    return [token.content for token in tokens if token.type == 'fence']
+
+
 def find_shown_lines() -> list[str]:
-    """Return what the tutorial shows of the two terminals."""
-    tokens = MarkdownIt('commonmark').parse(TUTORIAL.read_text())
-    return [
-        line for token in tokens if token.type == 'fence' for line in token.content.splitlines()
+    """Return what the pages show of the two terminals; in the README they are side by side."""
+    beside = find_fences(README)[0].splitlines()
+    column = next(line.index('laptop$') for line in beside if 'laptop$' in line)
+    cells: list[str] = []
+    for line in beside:
+        is_split = line[column - 2 : column].isspace()
+        cells += [line[:column].rstrip(), line[column:]] if is_split else [line]
+    return [cell for cell in cells if cell] + [
+        line for fence in find_fences(TUTORIAL) for line in fence.splitlines()
     ]
 
 
@@ -84,8 +97,8 @@ def test_two_machines_find_each_other_pair_and_call_each_other(
     assert took_s < PAIRED_WITHIN_S
     look(studio, 'laptop')
     look(laptop, 'studio')
-    assert laptop.run('degu ls studio:') == ['notes/']
-    assert studio.run('degu ls laptop:') == ['nothing is shared with you']
+    assert laptop.run('degu ls studio') == ['notes/']
+    assert studio.run('degu ls laptop:') == ['laptop shares nothing with you']
     assert laptop.run('degu ls studio:notes') == ['today.txt']
     assert laptop.run('degu get studio:notes .')[-1].startswith('1 file, 9 B, ')
     assert laptop.run('cat notes/today.txt') == ['buy milk']
@@ -112,7 +125,7 @@ def test_two_machines_find_each_other_pair_and_call_each_other(
         assert 'start one: degu up --bg' in one.run('degu status', 10)[-1]
     printed = {blur(line) for one in terminals for line in one.read()}
     for line in find_shown_lines():
-        assert blur(line) in printed, f'{TUTORIAL.name} shows what was not printed: {line}'
+        assert blur(line) in printed, f'the pages show what was not printed: {line}'
     with capsys.disabled():
         print(f'\n{took_s:.1f} s from the first "degu pair" to "paired" on both screens')
 
