@@ -2,6 +2,8 @@
 
     versions.py    version vectors: which change has seen which
     resolve.py     one path: what of that which several machines have is to stay
+    plan.py        the tree: what to do about that, in which order
+    index.py       the database: what each machine has
 
-Both are pure: no file, no clock, no network.
+The first three are pure: no file, no clock, no network.
 """
