@@ -21,6 +21,7 @@ DeguRpcError
 ├── DiscoveryClosedError        the Discovery was closed
 ├── PairingError                two machines did not pair                .fault .detail .is_claimed
 │   └── CodeError               a code that was not typed as it is shown
+├── FolderError                 what is kept about a folder is no good   .path .remedy
 └── FilesError                  moving files: see degu_rpc/files/
     ├── PathError               a name or path that must not be used     .path .reason
     ├── ListingError            a peer's listing makes no sense          .reason
@@ -543,3 +544,12 @@ class TransferCanceledError(FilesError):
 
     def __init__(self) -> None:
         super().__init__('the transfer was canceled; start it again to go on where it stopped')
+
+
+class FolderError(DeguRpcError):
+    """What is kept about a folder cannot be used: `path` is where, `remedy` what to do about it."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str, remedy: str) -> None:
+        super().__init__(f'{os.fspath(path)} {problem}; {remedy}')
+        self.path = path
+        self.remedy = remedy

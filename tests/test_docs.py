@@ -85,6 +85,7 @@ INTERNAL = {
     'degu_rpc.node.systemd',
     'degu_rpc.node.upkeep',
     'degu_rpc.node.windows',
+    'degu_rpc.sync',
     'degu_rpc.text',
 }
 

@@ -104,6 +104,7 @@ ERRORS: list[DeguRpcError] = [
     errors.OfferRefusedError(429, 'too many offers wait'),
     errors.UnknownOfferError('aaaaaaaa'),
     errors.TransferCanceledError(),
+    errors.FolderError('folder.db', 'is damaged', 'delete it'),
 ]
 
 
