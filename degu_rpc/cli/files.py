@@ -137,8 +137,9 @@ def get(
 ) -> None:
     """Bring files or directories over from PEER, verified; into DEST, or else here.
 
-    PATH is a share and a path in it: studio:photos/2024. What is here already is not brought again;
-    what is interrupted goes on where it stopped when the same command is run again.
+    PATH is a share and a path in it: studio:photos/2024. DEST is a directory, made if it is
+    missing; what is brought keeps its name in it. What is here already is not brought again; what
+    is interrupted goes on where it stopped when the same command is run again.
     """
     destination = Path()
     if len(sources) > 1 and not is_source(sources[-1]):

@@ -434,6 +434,11 @@ def _build_machine_check(trust: TrustStore, machine_id: str, name: str) -> Check
         urls = _find_urls(known, machine_id)
         if not urls:
             remedy = 'see that it runs and is on this network: degu peers --nearby'
+            if known.config is not None and not known.config.discovery:
+                remedy = (
+                    'say where it is, by its URL (there: degu status --json, urls): '
+                    'degu config set machines URL'
+                )
             yield Finding(f'machine {name}', Level.WARNING, 'it is not seen', remedy)
             return
         yield _check_machine(trust, machine_id, f'machine {name}', urls, known.timeout_s)

@@ -285,8 +285,11 @@ def test_a_machine_that_answers_is_reached_and_one_that_is_gone_is_a_warning(hom
     assert level is WARNING
     assert 'Connection refused' in words
     assert 'firewall' in remedy
-    level, words, _ = look_at_laptop(home)
+    level, words, remedy = look_at_laptop(home)
     assert (level, words) == (WARNING, 'it is not seen')
+    # Without discovery nobody is ever near, so it does not send us to look for who is.
+    assert 'degu config set machines' in remedy
+    assert '--nearby' not in remedy
 
 
 def test_a_machine_that_does_not_trust_us_is_a_fault(home, friend):
