@@ -313,16 +313,19 @@ class Workspace:
     def sync_directories(self) -> None:
         """Make every name durable that was changed since the last time.
 
-        A directory that somebody has moved away meanwhile is theirs to sync. Raises OSError.
+        A directory that somebody has moved away meanwhile is theirs to sync. Raises OSError; then
+        the next call tries again.
         """
         while self._unsynced:
-            path = self._unsynced.pop()
+            path = next(iter(self._unsynced))
             if self.is_durable:
                 with (
                     contextlib.suppress(FileNotFoundError, NotADirectoryError),
                     self._root.directory(path) as fd,
                 ):
                     os.fsync(fd)
+            # Only now: after an error whoever tries again must not say done without it.
+            self._unsynced.discard(path)
 
     def _sync(self, fd: int) -> None:
         if self.is_durable:
