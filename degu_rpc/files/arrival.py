@@ -144,6 +144,7 @@ class Arrival:
                 self._is_prepared = True
 
     def _prepare(self) -> Iterator[None]:
+        self._reserve(0)  # what a killed run made is durable then, before it is taken to be here
         yield from self._places.make()
         missing: dict[str, list[Placing]] = {}
         size = 0

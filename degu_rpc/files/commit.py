@@ -5,7 +5,8 @@ A Workspace is our private directory in a root, `.degu`:
     tmp/     content that is on its way, named by its root (so that a later run finds it); 0600;
              and a note beside it on what of it is durable (partial.py)
     trash/   what was displaced, as {when}-{random}/{path}: only age empties it (trash.py)
-    lock     held while final names change; its time is that of the last `recover()`
+    lock     held while final names change; its times are that of the last `recover()`, and of the
+             first one since which the clock was steady
 
 and others can have directories there: reserved/ is of space.py.
 
@@ -44,6 +45,7 @@ import contextlib
 import fcntl
 import functools
 import itertools
+import math
 import os
 import secrets
 import socket
@@ -313,16 +315,19 @@ class Workspace:
     def sync_directories(self) -> None:
         """Make every name durable that was changed since the last time.
 
-        A directory that somebody has moved away meanwhile is theirs to sync. Raises OSError.
+        A directory that somebody has moved away meanwhile is theirs to sync. Raises OSError; then
+        the next call tries again.
         """
         while self._unsynced:
-            path = self._unsynced.pop()
+            path = next(iter(self._unsynced))
             if self.is_durable:
                 with (
                     contextlib.suppress(FileNotFoundError, NotADirectoryError),
                     self._root.directory(path) as fd,
                 ):
                     os.fsync(fd)
+            # Only now: after an error whoever tries again must not say done without it.
+            self._unsynced.discard(path)
 
     def _sync(self, fd: int) -> None:
         if self.is_durable:
@@ -354,12 +359,22 @@ class Workspace:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(name, dir_fd=tmp)
             self.temporaries.discard_rested(TEMPORARY_AGE_S)
-            # By the time of the last run if that is earlier: a clock that is wrong once must not
-            # empty the trash.
-            now = time.time()
-            before = min(now, os.fstat(self._lock).st_mtime) - TRASH_AGE_S
-            os.utime(self._lock, (now, now))
-            discard_old(self._trash, before)
+            discard_old(self._trash, self._find_trash_limit(time.time()))
+
+    def _find_trash_limit(self, now: float) -> float:
+        """Return since when something must be in the trash to be removed; remember the time.
+
+        By the time of the last run if that is earlier: a clock that is wrong once must not empty
+        the trash. What was displaced while it was wrong may seem old: after a jump, or so long a
+        pause that it could be one, nothing is removed until TRASH_AGE_S have passed without one.
+        """
+        found = os.fstat(self._lock)
+        steady_since, last = found.st_atime, found.st_mtime
+        if not last <= now <= last + TRASH_AGE_S:
+            steady_since = now
+        os.utime(self._lock, (steady_since, now))
+        before = min(now, last) - TRASH_AGE_S
+        return before if before >= steady_since else -math.inf
 
     def _is_unplaced(self, name: bytes) -> bool:
         """Tell whether a content in tmp/ has not reached its final name, and see that it has one.

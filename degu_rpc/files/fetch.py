@@ -234,7 +234,8 @@ class _Transfer:
         mode = entry.mode | stat.S_IRUSR | stat.S_IXUSR
         found = self._root.lstat(path)
         if stat.S_IMODE(found.st_mode) != mode or found.st_mtime_ns != entry.mtime_ns:
-            self._workspace.set_metadata(path, mode, entry.mtime_ns)
+            # Of nothing else: a person may have put a file there, which is not to be opened up.
+            self._workspace.set_directory_metadata(path, mode, entry.mtime_ns)
 
     def _bring(self, plan: Plan) -> None:
         """Run the workers until all is done or something failed."""

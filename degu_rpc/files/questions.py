@@ -7,6 +7,7 @@ pieces are where a cancel comes in. Belongs to one thread, but for `interrupt()`
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING
 
 from degu.bodies import Input
@@ -58,7 +59,7 @@ class Questions:
         if self._connection is not None and not self._connection.closed:
             try:
                 return self._connection.request(method, uri, headers, build(self._connection))
-            except ConnectionError:
+            except (ConnectionError, ssl.SSLEOFError):  # the latter after interrupt(), with TLS
                 self.close()
         self._connection = self._client.connect()
         return self._connection.request(method, uri, headers, build(self._connection))

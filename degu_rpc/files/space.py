@@ -8,7 +8,8 @@
    What earlier runs left in tmp/, and no transfer that runs now has written, counts as available.
 3. As bytes are written it shrinks. The file says so every RESERVATION_STEP bytes; until then others
    think that a little more is needed, never less.
-4. A process that dies leaves no lock behind; the next who grows removes its file.
+4. A process that dies leaves no lock behind; the next removes its file. Before that it syncs the
+   file system: what has its name, and is not on the disk yet, will be taken to be here.
 
 This keeps transfers from failing halfway because of each other. It is no quota: who does not ask
 may fill the disk, and then a write fails. So may two processes with two directories of one file
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import NoSpaceError
 from degu_rpc.files.limits import KEEP_FREE, KEEP_FREE_FRACTION, RESERVATION_STEP
-from degu_rpc.files.system import list_names
+from degu_rpc.files.system import list_names, sync_file_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,13 +58,14 @@ class _Amount(NamedTuple):
 class Reservation:
     """What one transfer still has to write. Close it, or use it with `with`. See the module."""
 
-    # Set once: _name, _root_name, _directory, _place (its device and inode), _fd, _others, _found
-    # (bytes that were in tmp/ at the beginning and belong to no other transfer). Guarded by
-    # self._lock: the rest.
+    # Set once: _name, _root_name, _is_durable, _directory, _place (its device and inode), _fd,
+    # _others, _found (bytes that were in tmp/ at the beginning and belong to no other transfer).
+    # Guarded by self._lock: the rest.
 
     def __init__(self, root: Root, workspace: Workspace) -> None:
         """Begin with nothing reserved. Raises BlockedError (see Workspace), OSError."""
         self._root_name = root.name
+        self._is_durable = workspace.is_durable
         self._name = secrets.token_hex(8).encode()
         self._lock = threading.Lock()
         self._amount = self._recorded = _Amount(0, 0)
@@ -145,6 +147,8 @@ class Reservation:
             except BlockingIOError:
                 yield _parse(os.pread(fd, _NUMBERS.size, 0))
             else:
+                if self._is_durable:
+                    sync_file_system(fd)
                 os.unlink(name, dir_fd=self._directory)
             finally:
                 os.close(fd)

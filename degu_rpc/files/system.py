@@ -30,8 +30,9 @@ _MASK = struct.Struct('=I')
 _BIRTH_TIME = struct.Struct('=qI')
 _BIRTH_TIME_AT = 80
 
-# ctypes because Python binds none of renameat2, sync_file_range and statx, and no other call can
-# exchange two names, start writing a file to the disk without waiting for it, or tell a birth time.
+# ctypes because Python binds none of renameat2, sync_file_range, statx and syncfs, and no other
+# call can exchange two names, start writing a file to the disk without waiting for it, tell a birth
+# time, or sync one file system.
 _libc = ctypes.CDLL(None, use_errno=True)
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -182,6 +183,13 @@ def find_inode(directory: int, inode: int) -> tuple[bytes, ...]:
 def start_writing(fd: int) -> None:
     """Hint that the disk may begin to write a file; whether it does is for fsync to say."""
     _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
+
+
+def sync_file_system(fd: int) -> None:
+    """Make all that was written to the file system of an open file durable. Raises OSError."""
+    if _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def _renameat2(source: int, name: bytes, target: int, new_name: bytes, flags: int) -> None:

@@ -641,3 +641,23 @@ def test_recover_does_not_mind_what_another_process_has_committed_meanwhile(work
     names = [b'a' * 52, b'a' * 52 + b'.note', b'staged.1234']
     monkeypatch.setattr(commit, 'list_names', lambda _: names)
     workspace.recover()
+
+
+def test_i1_a_directory_whose_fsync_failed_is_synced_by_who_tries_again(
+    top, workspace, monkeypatch
+):
+    synced = []
+    fsync = os.fsync
+
+    def fail_once(fd):
+        if os.path.samestat(os.fstat(fd), top.stat()):
+            synced.append(fd)
+            if len(synced) == 1:
+                raise OSError(errno.EIO, 'the disk fails')
+        fsync(fd)
+
+    monkeypatch.setattr(os, 'fsync', fail_once)
+    with pytest.raises(OSError, match='the disk fails'):
+        workspace.commit([stage(workspace, 'a', b'content')])
+    workspace.commit([])
+    assert len(synced) == 2

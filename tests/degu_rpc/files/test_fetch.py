@@ -27,6 +27,7 @@ from degu_rpc.errors import (
 )
 from degu_rpc.files import FileShare, Problem, Skipped, fetch, plan, progress, remote, share, space
 from degu_rpc.files.blocks import build_manifest, format_manifest, manifest_size
+from degu_rpc.files.commit import Workspace
 from degu_rpc.files.limits import MAX_ERROR_TEXT, MAX_PACKED, NAME_COST, PACK_ITEMS
 from degu_rpc.files.listing import Entry
 from degu_rpc.files.packs import Packed
@@ -152,6 +153,28 @@ def test_i1_each_directory_that_is_made_is_durable_in_the_one_above(
     fetch(client, '', '', here, durable=durable)
     made = [tmp_path, tmp_path / 'made', here.parent, here, here / 'sub', here / '.degu']
     assert [path.stat().st_ino in synced for path in made] == [durable] * len(made)
+
+
+def test_a_file_that_a_person_puts_in_place_of_a_directory_keeps_its_mode_and_time(
+    client, source, here, monkeypatch
+):
+    (source / 'sub').mkdir()
+    (source / 'sub').chmod(0o777)
+    os.utime(source / 'sub', ns=(OLD_NS, OLD_NS))
+    commit = Workspace.commit
+
+    def meddle(workspace, batch):
+        if (here / 'sub').is_dir():
+            (here / 'sub').rmdir()
+            (here / 'sub').touch(0o600)
+        return commit(workspace, batch)
+
+    monkeypatch.setattr(Workspace, 'commit', meddle)
+    with pytest.raises(NotADirectoryError):
+        fetch(client, '', '', here)
+    found = (here / 'sub').stat()
+    assert found.st_mode & 0o777 == 0o600
+    assert found.st_mtime_ns != OLD_NS
 
 
 def test_a_tree_arrives_with_bytes_modes_times_and_symlinks(client, source, here, tree):

@@ -137,3 +137,21 @@ def test_a_cancel_comes_in_at_each_piece(ask):
         ask(
             answer(*(LIST[index : index + 8] for index in range(0, len(LIST), 8)), b''), check=check
         )
+
+
+@pytest.mark.parametrize('is_tls', [False, True])
+def test_an_interrupt_that_comes_too_late_costs_a_connection_and_no_more(
+    tmp_path, listen, with_roles, is_tls
+):
+    """Two sources may bring the last block of a run at once."""
+    (tmp_path / 'noise').write_bytes(CONTENT)
+    start, build_client = listen
+    with (
+        FileShare(tmp_path, 'peer') as share,
+        start(with_roles(share, 'peer'), is_tls=is_tls) as server,
+        Remote(build_client(server.address, is_tls=is_tls, timeout_s=20), '', int) as remote,
+    ):
+        entry = remote.list_file(PATH)
+        assert remote.open_data(PATH, ROOT, 0, len(CONTENT)).read() == CONTENT
+        remote.interrupt()
+        assert remote.list_file(PATH) == entry

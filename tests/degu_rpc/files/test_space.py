@@ -184,3 +184,18 @@ def test_a_directory_that_others_may_write_to_is_not_used(tiny, begin):
 
 def test_a_step_is_small_beside_what_is_kept_free():
     assert RESERVATION_STEP * KEEP_FREE_FRACTION <= KEEP_FREE
+
+
+@pytest.mark.parametrize('durable', [True, False])
+def test_i1_what_a_killed_transfer_gave_names_is_synced_by_the_next(tmp_path, monkeypatch, durable):
+    """It is taken to be here, and nothing else would sync it."""
+    synced = []
+    monkeypatch.setattr(space, 'sync_file_system', synced.append)
+    with Root(tmp_path) as root, Workspace(root, durable=durable) as workspace:
+        for _ in range(2):
+            with Reservation(root, workspace):
+                assert synced == []
+        (tmp_path / '.degu' / 'reserved' / 'of-a-killed-one').touch()
+        with Reservation(root, workspace):
+            assert len(synced) == durable
+    assert reserved(tmp_path) == []

@@ -74,6 +74,9 @@ def test_i3_only_what_is_old_leaves_the_trash(top, trash, monkeypatch):
     for name in names:
         displace(trash, 'a', name=name.encode())
     (trash / '2020-01-03T00-00-00Z-01234567').write_text('a file')
+    lock = top / '.degu' / 'lock'
+    lock.touch(0o600)
+    os.utime(lock, (0, time.time()))  # the clock is steady since long
     begin(top)
     kept = {old.name, young.name, *names, '2020-01-03T00-00-00Z-01234567'}
     assert set(os.listdir(trash)) == kept
@@ -90,6 +93,21 @@ def test_i3_a_clock_that_is_wrong_once_empties_no_trash(top, trash, at):
         at(ahead_s)
         begin(top)
     assert [path.name for path in trash.rglob('a')] == ['a']
+
+
+def test_i3_a_clock_that_is_wrong_for_some_runs_makes_nothing_old(top, trash, at):
+    """A machine without a clock of its own begins with some day in the past, perhaps for days."""
+    for ahead_s in (0, 20 * 365 * DAY_S, 20 * 365 * DAY_S + 60, 60):
+        at(ahead_s)
+        begin(top)
+    displace(trash, 'a')
+    for ahead_s in (120, DAY_S, 60 * DAY_S, 60 * DAY_S + 60, 80 * DAY_S, 91 * DAY_S):
+        at(ahead_s)
+        begin(top)
+        assert [path.name for path in trash.rglob('a')] == ['a']
+    at(92 * DAY_S)
+    begin(top)
+    assert list(trash.iterdir()) == []
 
 
 def test_i6_a_trash_that_is_emptied_leads_nowhere_else(top, trash, tmp_path, monkeypatch):
