@@ -57,8 +57,8 @@ class Arrival:
 
     # Set once: _root, _workspace, _places, _tree, _tag.
     # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
-    # _is_closed, _received. By self._reserving: _reservation. Written by whoever has self._preparing,
-    # which is held while prepare() runs, and read by all: _is_prepared. The Intake's: used_at.
+    # _is_closed, _received. By self._reserving: _reservation. Written with self._preparing, which
+    # is held while prepare() runs, and read by all: _is_prepared. The Intake's: used_at.
 
     def __init__(self, root: Root, workspace: Workspace, places: Places, tag: str) -> None:
         """Remember what is to come and where it goes; nothing is done yet.
