@@ -14,9 +14,10 @@ from degu_rpc.cli.completers import complete_machines
 from degu_rpc.cli.documents import Arrived, Entry, SkippedPath
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure, explain
-from degu_rpc.cli.progress import format_done, limit_option, transferring, was
+from degu_rpc.cli.progress import limit_option, transferring
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.cli.sources import Place, Source, is_source, parse_source
+from degu_rpc.cli.words import format_done, was
 from degu_rpc.errors import DeguRpcError
 from degu_rpc.text import escape_bytes
 

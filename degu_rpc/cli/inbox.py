@@ -13,17 +13,10 @@ from degu_rpc.cli.completers import complete_machines, complete_offers
 from degu_rpc.cli.documents import Asked, Delivered, SkippedPath
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
-from degu_rpc.cli.progress import (
-    format_age,
-    format_done,
-    format_files,
-    format_size,
-    limit_option,
-    transferring,
-    was,
-)
+from degu_rpc.cli.progress import limit_option, transferring
 from degu_rpc.cli.session import Command, Group, Session, Styled, build_session, collect_shared
 from degu_rpc.cli.targets import build_client, locate, respell
+from degu_rpc.cli.words import format_age, format_done, format_files, format_size, was
 from degu_rpc.errors import OfferRefusedError
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from degu_rpc.cli.documents import Stopped
 from degu_rpc.cli.exits import Exit, format_exits
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.pairing import CODE_VARIABLE
-from degu_rpc.cli.progress import format_age
 from degu_rpc.cli.session import Command, Session, Styled
+from degu_rpc.cli.words import format_age
 from degu_rpc.errors import NodeRunningError
 from degu_rpc.node.limits import STOP_S
 

@@ -57,8 +57,8 @@ class Arrival:
 
     # Set once: _root, _workspace, _places, _tree, _tag.
     # Guarded by self._lock: _missing (the roots of what is not here), _open, _claimed, _is_ending,
-    # _is_closed, _received. By self._preparing, which is held while prepare() runs: _is_prepared.
-    # By self._reserving: _reservation. The Intake's: used_at.
+    # _is_closed, _received. By self._reserving: _reservation. Written with self._preparing, which
+    # is held while prepare() runs, and read by all: _is_prepared. The Intake's: used_at.
 
     def __init__(self, root: Root, workspace: Workspace, places: Places, tag: str) -> None:
         """Remember what is to come and where it goes; nothing is done yet.
@@ -271,8 +271,8 @@ class Arrival:
 
     def write(self, content: Partial, index: int, block: Buffer) -> None:
         """Write a block of a large content. Raises IntegrityError, OSError."""
-        content.write(index, block)
-        self._count_written(len(block))
+        if content.write(index, block):
+            self._count_written(len(block))
 
     def place_content(self, root: str) -> Iterator[Placed | None]:
         """Place a large content if it is complete; yield what became of it, if it is.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote_to_bytes
 
 from degu_rpc.files.listing import Kind
-from degu_rpc.files.paths import parse_path, path_from_native
+from degu_rpc.files.paths import decode_native, parse_path, path_from_native
 from degu_rpc.files.remote import Remote, StaleError
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ class Listed(NamedTuple):
     size: int
     mtime_ns: int
     problem: Problem | None
-    target: str = ''
-    is_top: bool = False
+    target: str
+    is_top: bool
 
 
 def list_share(
@@ -55,7 +54,7 @@ def list_share(
                         entry.size,
                         entry.mtime_ns,
                         entry.problem,
-                        os.fsdecode(unquote_to_bytes(entry.target)),
+                        decode_native(entry.target),
                         not entry.path,
                     )
         except StaleError as stale:

@@ -47,7 +47,6 @@ import functools
 import itertools
 import math
 import os
-import secrets
 import socket
 import stat
 import threading
@@ -63,32 +62,33 @@ from degu_rpc.files.conflicts import (
     keep_beside,
 )
 from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S, TRASH_AGE_S
-from degu_rpc.files.paths import PRIVATE_NAME, Path, Root, format_native, open_or_make
+from degu_rpc.files.paths import (
+    PRIVATE_NAME,
+    Path,
+    Root,
+    format_native,
+    open_or_make,
+    require_private,
+)
 from degu_rpc.files.system import (
     DirectoryId,
     can_exchange,
     exchange,
-    exists,
-    find_inode,
     identify_directory,
     is_directory,
     link_or_rename,
-    list_names,
     look,
     rename_to_free,
     start_writing,
 )
-from degu_rpc.files.temporaries import NOTE_SUFFIX, Temporaries, Temporary, identify_content
-from degu_rpc.files.trash import discard_old, new_trash_name
+from degu_rpc.files.temporaries import Temporaries, Temporary, identify_content, new_staged_name
+from degu_rpc.files.trash import Trash
 from degu_rpc.files.xattrs import read_xattrs, write_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from degu_rpc.files.content import Signature
-
-_STAGED_PREFIX = b'staged.'
-"""Begins the names in tmp/ of what is of no use to a later run."""
 
 
 class Committed(NamedTuple):
@@ -136,6 +136,9 @@ class Replacement(NamedTuple):
 class Workspace:
     """Our private directory in a root, and the commits that go through it. See the module."""
 
+    # Guarded by _committing: _trash, _can_exchange, and while several threads commit _unsynced.
+    # Set once: the rest.
+
     def __init__(self, root: Root, machine: str | None = None, *, durable: bool = True) -> None:
         """Open or make the directories.
 
@@ -144,19 +147,17 @@ class Workspace:
         committed since, but names change in the same steps. Raises BlockedError where others could
         write, OSError.
         """
-        # Set once. `_unsynced` and `_trash_name` change with the one thread that commits.
         self._root = root
         self.is_durable = durable
         self._machine = clean_machine(socket.gethostname() if machine is None else machine)
         with contextlib.ExitStack() as stack:
             self._private = _closing(stack, root.open_private(durable=durable))
-            _require_private(self._private, PRIVATE_NAME)
+            require_private(self._private, PRIVATE_NAME)
             self.temporaries = Temporaries(_closing(stack, self.open_own(b'tmp')))
-            self._trash = _closing(stack, self.open_own(b'trash'))
+            self._trash = Trash(_closing(stack, self.open_own(b'trash')), durable=durable)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = _closing(stack, os.open(b'lock', flags, 0o600, dir_fd=self._private))
             self._stack = stack.pop_all()
-        self._trash_name = new_trash_name()
         self._unsynced: set[Path] = set()
         self._committing = threading.Lock()
 
@@ -177,7 +178,7 @@ class Workspace:
         """
         fd = open_or_make(os.dup(self._private), (name,), durable=self.is_durable)
         try:
-            _require_private(fd, PRIVATE_NAME, name)
+            require_private(fd, PRIVATE_NAME, name)
         except BlockedError:
             os.close(fd)
             raise
@@ -211,7 +212,7 @@ class Workspace:
         last, tmp = path[-1], self.temporaries.directory
         with self._locked(), self._root.directory(path[:-1]) as parent:
             is_staged = self._can_exchange
-            where, name = (tmp, _new_staged_name()) if is_staged else (parent, last)
+            where, name = (tmp, new_staged_name()) if is_staged else (parent, last)
             try:
                 os.mkdir(name, 0o700, dir_fd=where)
             except FileExistsError:
@@ -250,7 +251,7 @@ class Workspace:
 
     def find_kept_time(self, mtime_ns: int) -> int:
         """Return what the file system makes of a modification time, by trying it. OSError."""
-        name = _new_staged_name()
+        name = new_staged_name()
         tmp = self.temporaries.directory
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=tmp)
@@ -340,26 +341,10 @@ class Workspace:
         rested too long. What was displaced needs nothing: it is in the trash, and is removed from
         there once it is older than TRASH_AGE_S. Raises OSError.
         """
-        tmp = self.temporaries.directory
         with self._locked():
-            contents, notes = set(), set()
-            for name in list_names(tmp):
-                # Another process may have committed it since it was listed, or removed its note.
-                with contextlib.suppress(FileNotFoundError):
-                    if NOTE_SUFFIX in name:
-                        notes.add(name)
-                    elif name.startswith(_STAGED_PREFIX) and is_directory(tmp, name):
-                        os.rmdir(name, dir_fd=tmp)
-                    elif name.startswith(_STAGED_PREFIX) or not self._is_unplaced(name):
-                        os.unlink(name, dir_fd=tmp)
-                    else:
-                        contents.add(name)
-            for name in notes:
-                if name.partition(NOTE_SUFFIX)[0] not in contents:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=tmp)
+            self.temporaries.discard_useless(self._is_unplaced)
             self.temporaries.discard_rested(TEMPORARY_AGE_S)
-            discard_old(self._trash, self._find_trash_limit(time.time()))
+            self._trash.discard_old(self._find_trash_limit(time.time()))
 
     def _find_trash_limit(self, now: float) -> float:
         """Return since when something must be in the trash to be removed; remember the time.
@@ -386,14 +371,10 @@ class Workspace:
         found = os.stat(name, dir_fd=tmp, follow_symlinks=False)
         if found.st_nlink == 1:
             return True
-        *above, last = find_inode(self._trash, found.st_ino) or (b'',)
-        if not last or identify(tmp, name) != identify_content(name):
+        in_trash = self._trash.find(found.st_ino)
+        if not in_trash or identify(tmp, name) != identify_content(name):
             return False
-        slot = open_or_make(os.dup(self._trash), tuple(above), durable=False)
-        try:
-            os.unlink(last, dir_fd=slot)
-        finally:
-            os.close(slot)
+        self._trash.remove(in_trash)
         return True
 
     @contextlib.contextmanager
@@ -418,7 +399,7 @@ class Workspace:
             return Committed(replaced=False, is_taken=True)
         if is_directory(parent, path[-1]):
             raise BlockedError(format_native(path), 'a directory is there')
-        with self._trash_slot(path) as slot:
+        with self._trash.slot(path) as slot:
             replace = self._replace if self._can_exchange else self._replace_by_link
             if not replace(name, path, parent, slot):
                 return Committed(replaced=False)
@@ -429,7 +410,7 @@ class Workspace:
         content = replacement.content
         if isinstance(content, Temporary):
             return content.name
-        name = _new_staged_name()
+        name = new_staged_name()
         times = (replacement.mtime_ns, replacement.mtime_ns)
         os.symlink(content.target, name, dir_fd=self.temporaries.directory)
         os.utime(name, ns=times, dir_fd=self.temporaries.directory, follow_symlinks=False)
@@ -437,7 +418,7 @@ class Workspace:
 
     @functools.cached_property
     def _can_exchange(self) -> bool:
-        return can_exchange(self.temporaries.directory, _new_staged_name())
+        return can_exchange(self.temporaries.directory, new_staged_name())
 
     def _replace(self, name: bytes, path: Path, parent: int, slot: int) -> bool:
         """Exchange what is in tmp/ and at the final name, the latter for a place in the trash.
@@ -502,23 +483,6 @@ class Workspace:
             return None
         return (*above, keep_beside(slot, last, parent, last, self._machine, displaced))
 
-    @contextlib.contextmanager
-    def _trash_slot(self, path: Path) -> Iterator[int]:
-        """Hold open a directory of the trash in which the last name of `path` is free."""
-        slot = self._open_trash(path[:-1])
-        if exists(slot, path[-1]):
-            os.close(slot)
-            self._trash_name = new_trash_name()
-            slot = self._open_trash(path[:-1])
-        try:
-            yield slot
-        finally:
-            os.close(slot)
-
-    def _open_trash(self, names: Path) -> int:
-        where = (self._trash_name, *names)
-        return open_or_make(os.dup(self._trash), where, durable=self.is_durable)
-
 
 def close(replacement: Replacement) -> None:
     """Close the temporary file of a replacement and leave it where it is, for a later run."""
@@ -529,22 +493,6 @@ def close(replacement: Replacement) -> None:
 def _closing(stack: contextlib.ExitStack, fd: int) -> int:
     stack.callback(os.close, fd)
     return fd
-
-
-def _require_private(directory: int, *names: bytes) -> None:
-    """Refuse a directory that others may have prepared: what is in it could become a file."""
-    found = os.fstat(directory)
-    mode = stat.S_IMODE(found.st_mode)
-    if found.st_uid != os.geteuid() or mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise BlockedError(
-            format_native(names),
-            f'it must belong to user {os.geteuid()} and nobody else may write to it, '
-            f'but it belongs to user {found.st_uid} and its mode is {mode:o}',
-        )
-
-
-def _new_staged_name() -> bytes:
-    return _STAGED_PREFIX + secrets.token_hex(8).encode()
 
 
 def _comes_and_goes(path: Path) -> BlockedError:

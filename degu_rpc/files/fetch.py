@@ -63,7 +63,6 @@ from degu_rpc.files.xattrs import parse_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from types import TracebackType
 
     from degu.client import Client
     from degu_rpc.peers import DialedClient
@@ -421,19 +420,14 @@ class _Batch:
             self.commit()
 
     def commit(self) -> None:
-        """Give those that there are their names. Raises BlockedError, OSError."""
+        """Give those that there are their names. Raises what `commit` does."""
         files, self.files, self._size = self.files, [], 0
         self._commit(files)
 
     def __enter__(self) -> _Batch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for file in self.files:
             close(file)
 

@@ -98,7 +98,7 @@ class Outgoing:
         self._paths: dict[str, list[str]] = {}
         self._names: set[bytes] = set()
         self._trees: dict[bytes, _Tree] = {}
-        self._gathered: set[Path] = set()
+        self._gathered: set[tuple[bytes, bytes]] = set()
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from degu_rpc.errors import PathError
+from degu_rpc.errors import BlockedError, PathError
 from degu_rpc.files.limits import MAX_DEPTH, MAX_NAME, MAX_TARGET
 
 if TYPE_CHECKING:
@@ -286,6 +286,21 @@ def _make_below(parent: int, name: bytes) -> bool:
             raise NotADirectoryError(20, 'something else is there', os.fsdecode(name)) from None
         return False
     return True
+
+
+def require_private(directory: int, *names: bytes) -> None:
+    """Refuse an open directory that others may have prepared: what is in it could become a file.
+
+    `names` say which one it is. Raises BlockedError, OSError.
+    """
+    found = os.fstat(directory)
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.geteuid() or mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BlockedError(
+            format_native(names),
+            f'it must belong to user {os.geteuid()} and nobody else may write to it, '
+            f'but it belongs to user {found.st_uid} and its mode is {mode:o}',
+        )
 
 
 def open_file_in(parent: int, name: bytes) -> int:

@@ -72,8 +72,8 @@ class Places:
     ) -> None:
         """Remember what goes where; nothing is done yet. `lock` is for the workspace.
 
-        `placed` has the last names that are not as offered. `made` has each
-        directory at the top that we made before, and `note_made` writes such a one down.
+        `placed` has the last names that are not as offered, and `move` finds a further one. `made`
+        has each directory at the top that we made before, and `note_made` writes such a one down.
         """
         self.tree = tree
         self._root = root
@@ -117,8 +117,10 @@ class Places:
 
     def _is_as_it_came(self, found: os.stat_result, entry: Entry) -> bool:
         """Tell whether a file is as offered, but for a time that the file system cannot hold."""
-        if agree(found, entry) or found.st_size != entry.size:
-            return agree(found, entry)
+        if agree(found, entry):
+            return True
+        if found.st_size != entry.size:
+            return False
         kept_ns = self._workspace.find_kept_time(entry.mtime_ns)
         return agree(found, msgspec.structs.replace(entry, mtime_ns=kept_ns))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Skipped(NamedTuple):
-    """An entry that did not come, its path as whoever has it says, and why."""
+    """An entry that did not come: its path, as a program of whoever has it knows it, and why."""
 
     path: str
     problem: Problem

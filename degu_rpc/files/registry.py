@@ -45,8 +45,7 @@ class Record(msgspec.Struct, frozen=True):
 
     `digest` tells what was offered; `names` has the kinds of what is at the top; `placed` has the
     last name here of each path that has another one than offered, and `made` which directories at
-    the top are ours. Times are seconds since 1970,
-    `size` and `bytes_received` bytes.
+    the top are ours. Times are seconds since 1970, `size` and `bytes_received` bytes.
     """
 
     offer_id: str

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from degu.bodies import ChunkedInput, ChunkedOutput, Output
 from degu.rgi import ContentRange
-from degu_rpc.errors import FilesError, IntegrityError, NoSpaceError, OfferRefusedError
+from degu_rpc.errors import (
+    FilesError,
+    IntegrityError,
+    ListingError,
+    NoSpaceError,
+    OfferRefusedError,
+)
 from degu_rpc.files.blocks import Manifest, format_manifest
 from degu_rpc.files.offers import Answer, Item, State
 from degu_rpc.files.questions import Questions, without_body
@@ -127,7 +133,7 @@ class RemoteInbox:
             raise _build_error(response.status, self._questions.read_reason(response))
         if not isinstance(body, ChunkedInput):
             self.close()
-            raise OfferRefusedError(response.status, 'an odd answer: it comes in chunks')
+            raise ListingError('an answer of an inbox comes in chunks')
         content_type = response.headers.get('content-type')
         try:
             for answer in parse_records(self._questions.checked(body), content_type, Answer):

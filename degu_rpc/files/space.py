@@ -16,8 +16,8 @@ may fill the disk, and then a write fails. So may two processes with two directo
 system, which do not know of each other.
 
 A Reservation may be used by many threads. `reserved/lock` is held while numbers are read or
-written, and `_growing` while one of this process grows: after the Reservation's own lock, before
-`reserved/lock`.
+written, and `_growing` while one of this process grows, begins or ends: after the
+Reservation's own lock, before `reserved/lock`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Reservation:
 
     # Set once: _name, _root_name, _is_durable, _directory, _place (its device and inode), _fd,
     # _others, _found (bytes that were in tmp/ at the beginning and belong to no other transfer).
-    # Guarded by self._lock: the rest.
+    # Guarded by self._lock: the rest; but others look at _amount without it, and may see an older
+    # one, of which no less is left.
 
     def __init__(self, root: Root, workspace: Workspace) -> None:
         """Begin with nothing reserved. Raises BlockedError (see Workspace), OSError."""

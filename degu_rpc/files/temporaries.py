@@ -3,6 +3,7 @@
 1. What was begun is found again by the next run, and by the content alone. One that another
    transfer is using is passed over for the next name: `root`, `root.1`, ...
 2. Beside a file may be a note that says what of it is durable (partial.py).
+3. What is of no use to a later run has a name that says so: it is staged (commit.py).
 
 Locks: a temporary file is flocked while it is open, so two transfers never write to the same one,
 and a killed process leaves no lock behind. May be used by many threads.
@@ -14,14 +15,19 @@ import contextlib
 import fcntl
 import itertools
 import os
+import secrets
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.files.conflicts import Identity, identify_file
 from degu_rpc.files.limits import MAX_MANIFEST
-from degu_rpc.files.system import list_names
+from degu_rpc.files.system import is_directory, list_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOTE_SUFFIX = b'.note'
+_STAGED_PREFIX = b'staged.'
 
 
 class Temporary(NamedTuple):
@@ -83,6 +89,29 @@ class Temporaries:
             os.unlink(temporary.name, dir_fd=self.directory)
         finally:
             os.close(temporary.fd)
+
+    def discard_useless(self, is_unplaced: Callable[[bytes], bool]) -> None:
+        """Remove what no later run can use: what was staged, and notes on no file.
+
+        So are contents, by name, of which `is_unplaced` says that they have a final name. What it
+        raises is passed on. Raises OSError.
+        """
+        contents, notes = set(), set()
+        for name in list_names(self.directory):
+            # Another process may have committed it since it was listed, or removed its note.
+            with contextlib.suppress(FileNotFoundError):
+                if NOTE_SUFFIX in name:
+                    notes.add(name)
+                elif name.startswith(_STAGED_PREFIX) and is_directory(self.directory, name):
+                    os.rmdir(name, dir_fd=self.directory)
+                elif name.startswith(_STAGED_PREFIX) or not is_unplaced(name):
+                    os.unlink(name, dir_fd=self.directory)
+                else:
+                    contents.add(name)
+        for name in notes:
+            if name.partition(NOTE_SUFFIX)[0] not in contents:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=self.directory)
 
     def discard_rested(self, age_s: float) -> None:
         """Remove the temporary files that nobody has open and that rested for `age_s` seconds.
@@ -156,6 +185,11 @@ class Temporaries:
         """Remove the note on a temporary file, if there is one. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary.name + NOTE_SUFFIX, dir_fd=self.directory)
+
+
+def new_staged_name() -> bytes:
+    """Return a name in tmp/ that nothing has, for what is of no use to a later run."""
+    return _STAGED_PREFIX + secrets.token_hex(8).encode()
 
 
 def identify_content(name: bytes) -> Identity:

@@ -1,11 +1,13 @@
-"""What a fetch displaced, and for how long it stays: {when}-{random}/{path}, in our own `trash`.
+"""What a commit displaced, and for how long it stays: {when}-{random}/{path}, in our own `trash`.
 
-`discard_old()` removes files that are there since before a moment, and directories that are empty
-then. It goes by the ctime of each file, which is set when it is displaced, and by every change of
-whoever has it open still. What has no name of ours at the top stays, and so does what cannot be
-removed.
+1. What is displaced gets a slot: a directory in which its last name is free. One {when}-{random}
+   serves until it has that name already.
+2. `discard_old()` removes files that are there since before a moment, and directories that are
+   empty then. It goes by the ctime of each file, which is set when it is displaced, and by every
+   change of whoever has it open still. What has no name of ours at the top stays, and so does what
+   cannot be removed.
 
-No state; whoever calls it sees to it that nothing is displaced meanwhile.
+A Trash has no lock: whoever uses it holds that of the Workspace (commit.py).
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ import re
 import secrets
 import stat
 import time
+from typing import TYPE_CHECKING
 
-from degu_rpc.files.paths import DIRECTORY_FLAGS
-from degu_rpc.files.system import list_names
+from degu_rpc.files.paths import DIRECTORY_FLAGS, Path, open_or_make
+from degu_rpc.files.system import exists, find_inode, list_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _WHEN = '%Y-%m-%dT%H-%M-%SZ'
 _match_name = re.compile(rb'([0-9T-]{19}Z)-[0-9a-f]{8}').fullmatch
@@ -33,16 +39,54 @@ def new_trash_name() -> bytes:
     return f'{time.strftime(_WHEN, time.gmtime())}-{secrets.token_hex(4)}'.encode()
 
 
-def discard_old(trash: int, before: float) -> None:
-    """Remove what is in an open trash since before `before` (seconds since 1970). OSError."""
-    for name in list_names(trash):
-        begun = _parse_name(name)
-        # All that is in it was displaced later.
-        if begun is not None and begun < before:
-            try:
-                _discard(trash, name, before)
-            except OSError as error:
-                _log.warning('%s stays in the trash: %s', os.fsdecode(name), error)
+class Trash:
+    """The trash of a root; `directory` is open and belongs to whoever made this."""
+
+    def __init__(self, directory: int, *, durable: bool) -> None:
+        """Use an open directory; with `durable` what is made in it is synced to the disk."""
+        self._directory = directory
+        self._is_durable = durable
+        self._name = new_trash_name()
+
+    @contextlib.contextmanager
+    def slot(self, path: Path) -> Iterator[int]:
+        """Hold open a directory in which the last name of `path` is free. Raises OSError."""
+        slot = self._open(path[:-1])
+        if exists(slot, path[-1]):
+            os.close(slot)
+            self._name = new_trash_name()
+            slot = self._open(path[:-1])
+        try:
+            yield slot
+        finally:
+            os.close(slot)
+
+    def _open(self, names: Path) -> int:
+        where = (self._name, *names)
+        return open_or_make(os.dup(self._directory), where, durable=self._is_durable)
+
+    def find(self, inode: int) -> Path:
+        """Return the path of an inode in the trash, () if it is not there. Raises OSError."""
+        return find_inode(self._directory, inode)
+
+    def remove(self, path: Path) -> None:
+        """Remove the file at a path that `find()` returned. Raises OSError."""
+        slot = open_or_make(os.dup(self._directory), path[:-1], durable=False)
+        try:
+            os.unlink(path[-1], dir_fd=slot)
+        finally:
+            os.close(slot)
+
+    def discard_old(self, before: float) -> None:
+        """Remove what is there since before `before` (seconds since 1970). Raises OSError."""
+        for name in list_names(self._directory):
+            begun = _parse_name(name)
+            # All that is in it was displaced later.
+            if begun is not None and begun < before:
+                try:
+                    _discard(self._directory, name, before)
+                except OSError as error:
+                    _log.warning('%s stays in the trash: %s', os.fsdecode(name), error)
 
 
 def _discard(parent: int, name: bytes, before: float) -> None:

@@ -71,6 +71,13 @@ def in_private(here, name):
     return sorted(os.listdir(here / '.degu' / name))
 
 
+def test_a_block_that_comes_twice_gives_its_room_back_once(inbox):
+    arrival = prepare(inbox, file('a'))
+    fill(arrival)
+    fill(arrival)
+    assert arrival._reservation._amount.written == len(LARGE)
+
+
 @pytest.mark.parametrize('edit', ['change', 'truncate'])
 def test_i10_an_edit_of_the_first_file_does_not_get_into_its_copies(inbox, here, monkeypatch, edit):
     """Nobody edits what is in tmp/: the verified content has no other name while it is copied."""

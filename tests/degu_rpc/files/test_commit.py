@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from degu_rpc.errors import BlockedError
-from degu_rpc.files import commit
+from degu_rpc.files import commit, temporaries
 from degu_rpc.files.blocks import build_manifest
 from degu_rpc.files.commit import Committed, Replacement, Symlink, Workspace
 from degu_rpc.files.content import signature_of
@@ -639,7 +639,7 @@ def test_a_new_directory_that_cannot_be_noted_is_not_made(
 
 def test_recover_does_not_mind_what_another_process_has_committed_meanwhile(workspace, monkeypatch):
     names = [b'a' * 52, b'a' * 52 + b'.note', b'staged.1234']
-    monkeypatch.setattr(commit, 'list_names', lambda _: names)
+    monkeypatch.setattr(temporaries, 'list_names', lambda _: names)
     workspace.recover()
 
 

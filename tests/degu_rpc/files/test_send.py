@@ -967,6 +967,13 @@ def test_an_answer_that_makes_no_sense_is_an_error(serve, source, lines):
         send(client, '', [source / 'f'])
 
 
+def test_an_answer_that_does_not_come_in_chunks_is_no_refusal(serve, source):
+    (source / 'f').write_bytes(b'f')
+    client = serve(lambda _connection, _request: (200, 'OK', {}, b'hello'))
+    with pytest.raises(ListingError, match='comes in chunks'):
+        send(client, '', [source / 'f'])
+
+
 def test_an_inbox_that_always_wants_more_is_left(serve, source, monkeypatch):
     monkeypatch.setattr(sys.modules['degu_rpc.files.send'], 'BUSY_PAUSE_S', 0.0)
     (source / 'f').write_bytes(b'f')

@@ -360,8 +360,12 @@ def test_a_share_that_is_closed_hashes_no_more(top, monkeypatch):
         walker = Walker(root, HashCache(), is_shared=True)
         walking = walker.walk((b'large',), (top / 'large').lstat(), recursive=False, roots=True)
         assert next(walking) is None
-        threading.Timer(0.05, held.go.set).start()
-        walker.close()
+        (job,) = walker._pool._jobs.values()
+        with ThreadPoolExecutor(1) as threads:
+            closing = threads.submit(walker.close)  # it waits for what is hashed
+            until(lambda: job.waiting == 0)
+            held.go.set()
+            closing.result(20)
         with pytest.raises(CancelledError):
             list(walking)
 
