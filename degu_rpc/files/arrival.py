@@ -168,7 +168,8 @@ class Arrival:
                 if self._is_closed:
                     return
             if self._reservation is None:
-                self._reservation = Reservation(self._root, self._workspace)
+                names = name_temporaries(self._tree.contents, self._tag)
+                self._reservation = Reservation(self._root, self._workspace, names)
             self._reservation.grow(size)
 
     def _count_written(self, size: int) -> None:
@@ -327,8 +328,7 @@ class Arrival:
     # --- final names ----------------------------------------------------------------------------
 
     def _name(self, root: str) -> str:
-        """Return the name of a temporary file; commit.py knows by it which content it is for."""
-        return f'{root}.{self._tag}'
+        return name_temporary(root, self._tag)
 
     def _place(self, ready: Iterable[Ready | None]) -> Generator[None, None, set[str]]:
         """Give files their final names, in batches; return the roots of those without.
@@ -379,6 +379,16 @@ class Arrival:
     def finish(self) -> list[Path]:
         """Give the directories their modes and times; see `Places.finish()`."""
         return self._places.finish()
+
+
+def name_temporary(root: str, tag: str) -> str:
+    """Return the name of a temporary file; commit.py knows by it which content it is for."""
+    return f'{root}.{tag}'
+
+
+def name_temporaries(roots: Iterable[str], tag: str) -> set[bytes]:
+    """Return the names in tmp/ of contents of a user."""
+    return {os.fsencode(name_temporary(root, tag)) for root in roots}
 
 
 def check_item(item: Item, size: int) -> None:

@@ -45,12 +45,10 @@ import contextlib
 import fcntl
 import functools
 import itertools
-import math
 import os
 import socket
 import stat
 import threading
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from degu_rpc.errors import BlockedError
@@ -61,7 +59,8 @@ from degu_rpc.files.conflicts import (
     identify_symlink,
     keep_beside,
 )
-from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S, TRASH_AGE_S
+from degu_rpc.files.content import Signature, signature_of
+from degu_rpc.files.limits import EXCHANGE_ATTEMPTS, TEMPORARY_AGE_S
 from degu_rpc.files.paths import (
     PRIVATE_NAME,
     Path,
@@ -82,13 +81,11 @@ from degu_rpc.files.system import (
     start_writing,
 )
 from degu_rpc.files.temporaries import Temporaries, Temporary, identify_content, new_staged_name
-from degu_rpc.files.trash import Trash
+from degu_rpc.files.trash import Trash, find_limit
 from degu_rpc.files.xattrs import read_xattrs, write_xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from degu_rpc.files.content import Signature
 
 
 class Committed(NamedTuple):
@@ -230,17 +227,16 @@ class Workspace:
             self._unsynced.add(path[:-1])
             return is_made
 
-    def set_metadata(self, path: Path, mode: int, mtime_ns: int) -> None:
-        """Set mode and modification time of the file or directory at `path`.
+    def set_file_metadata(self, path: Path, seen: Signature, mode: int, mtime_ns: int) -> None:
+        """Set mode and modification time of the file at `path` if it is still as it was seen.
 
-        Raises PathError for something else, OSError.
+        One that somebody has changed since keeps its time, by which the next run knows. Raises
+        PathError for something else, OSError.
         """
-        found = self._root.lstat(path)
-        is_directory = stat.S_ISDIR(found.st_mode)
-        open_it = self._root.open_directory if is_directory else self._root.open_file
-        fd = open_it(path)
+        fd = self._root.open_file(path)
         try:
-            set_metadata(fd, mode, mtime_ns, None)
+            if signature_of(os.fstat(fd)) == seen:
+                set_metadata(fd, mode, mtime_ns, None)
         finally:
             os.close(fd)
 
@@ -344,22 +340,7 @@ class Workspace:
         with self._locked():
             self.temporaries.discard_useless(self._is_unplaced)
             self.temporaries.discard_rested(TEMPORARY_AGE_S)
-            self._trash.discard_old(self._find_trash_limit(time.time()))
-
-    def _find_trash_limit(self, now: float) -> float:
-        """Return since when something must be in the trash to be removed; remember the time.
-
-        By the time of the last run if that is earlier: a clock that is wrong once must not empty
-        the trash. What was displaced while it was wrong may seem old: after a jump, or so long a
-        pause that it could be one, nothing is removed until TRASH_AGE_S have passed without one.
-        """
-        found = os.fstat(self._lock)
-        steady_since, last = found.st_atime, found.st_mtime
-        if not last <= now <= last + TRASH_AGE_S:
-            steady_since = now
-        os.utime(self._lock, (steady_since, now))
-        before = min(now, last) - TRASH_AGE_S
-        return before if before >= steady_since else -math.inf
+            self._trash.discard_old(find_limit(self._lock))
 
     def _is_unplaced(self, name: bytes) -> bool:
         """Tell whether a content in tmp/ has not reached its final name, and see that it has one.

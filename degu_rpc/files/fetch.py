@@ -187,7 +187,7 @@ class _Transfer:
                 self._workspace.make_directory(path)
         for file in plan.metadata:
             self._meter.check()
-            self._workspace.set_metadata(file.target, file.entry.mode, file.entry.mtime_ns)
+            self._set_metadata(file)
         self._bring(plan)
         for path, entry in reversed(plan.directories.items()):
             if path:
@@ -228,6 +228,11 @@ class _Transfer:
         self._skipped = plan.skipped
         self._reservation.grow(needed)
 
+    def _set_metadata(self, file: File) -> None:
+        assert file.local is not None  # the plan has found it here
+        entry = file.entry
+        self._workspace.set_file_metadata(file.target, file.local, entry.mode, entry.mtime_ns)
+
     def _finish_directory(self, path: Path, entry: Entry) -> None:
         # What we cannot look into could never be compared with anything again.
         mode = entry.mode | stat.S_IRUSR | stat.S_IXUSR
@@ -248,9 +253,9 @@ class _Transfer:
         workers = len(self._sources) * CONNECTIONS if plan.files else 0
         try:
             with ThreadPoolExecutor(workers + 1, 'fetch') as pool:
-                jobs = [pool.submit(self._work, worker // CONNECTIONS) for worker in range(workers)]
-                jobs.append(pool.submit(self._bring_symlinks, plan.symlinks))
                 try:
+                    jobs = [pool.submit(self._work, each // CONNECTIONS) for each in range(workers)]
+                    jobs.append(pool.submit(self._bring_symlinks, plan.symlinks))
                     for job in as_completed(jobs):
                         job.result()
                 except BaseException:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from blake3 import blake3
 
-from degu_rpc.files.arrival import Arrival
+from degu_rpc.files.arrival import Arrival, name_temporaries
 from degu_rpc.files.commit import Workspace
 from degu_rpc.files.limits import (
     HEARTBEAT_S,
@@ -221,7 +221,8 @@ class Intake:
         if decision is Decision.REFUSE:
             return _changed(record, state=State.REFUSED)
         if decision is Decision.ACCEPT:
-            with Reservation(self._root, self._workspace) as reservation:
+            names = name_temporaries(tree.contents, _tag(user))
+            with Reservation(self._root, self._workspace, names) as reservation:
                 reservation.grow(tree.size)
         with self._lock:
             # The same sender may have offered it twice at once.

@@ -5,7 +5,8 @@
 2. What it may grow by is what is free, less KEEP_FREE (or a hundredth of a smaller disk), less
    what the others have still to write: those of this directory, whatever process they are in, and
    those of this process into other directories of the same file system (by its device number).
-   What earlier runs left in tmp/, and no transfer that runs now has written, counts as available.
+   What earlier runs left in tmp/ counts as available: of the contents that are to come or, where
+   those are not known yet, all that no transfer that runs now has written.
 3. As bytes are written it shrinks. The file says so every RESERVATION_STEP bytes; until then others
    think that a little more is needed, never less.
 4. A process that dies leaves no lock behind; the next removes its file. Before that it syncs the
@@ -35,7 +36,7 @@ from degu_rpc.files.limits import KEEP_FREE, KEEP_FREE_FRACTION, RESERVATION_STE
 from degu_rpc.files.system import list_names, sync_file_system
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from degu_rpc.files.commit import Workspace
     from degu_rpc.files.paths import Root
@@ -63,8 +64,13 @@ class Reservation:
     # Guarded by self._lock: the rest; but others look at _amount without it, and may see an older
     # one, of which no less is left.
 
-    def __init__(self, root: Root, workspace: Workspace) -> None:
-        """Begin with nothing reserved. Raises BlockedError (see Workspace), OSError."""
+    def __init__(
+        self, root: Root, workspace: Workspace, names: Container[bytes] | None = None
+    ) -> None:
+        """Begin with nothing reserved. Raises BlockedError (see Workspace), OSError.
+
+        `names` are those in tmp/ of the contents that are to come, None where they are not known.
+        """
         self._root_name = root.name
         self._is_durable = workspace.is_durable
         self._name = secrets.token_hex(8).encode()
@@ -73,8 +79,8 @@ class Reservation:
         with contextlib.ExitStack() as stack:
             self._directory = workspace.open_own(b'reserved')
             stack.callback(os.close, self._directory)
-            found = os.fstat(self._directory)
-            self._place = found.st_dev, found.st_ino
+            directory = os.fstat(self._directory)
+            self._place = directory.st_dev, directory.st_ino
             self._others = os.open(_LOCK, _FLAGS, 0o600, dir_fd=self._directory)
             stack.callback(os.close, self._others)
             with self._locked():
@@ -82,7 +88,8 @@ class Reservation:
                 stack.callback(os.close, self._fd)
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
                 theirs = sum(other.written for other in self._read_others())
-                self._found = max(workspace.temporaries.size() - theirs, 0)
+                found = workspace.temporaries.size(names)
+                self._found = max(found - theirs, 0) if names is None else found
             self._stack = stack.pop_all()
         with _growing:
             _open.add(self)

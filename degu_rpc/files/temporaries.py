@@ -24,7 +24,7 @@ from degu_rpc.files.limits import MAX_MANIFEST
 from degu_rpc.files.system import is_directory, list_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
 NOTE_SUFFIX = b'.note'
 _STAGED_PREFIX = b'staged.'
@@ -154,11 +154,13 @@ class Temporaries:
             if fd is not None:
                 os.close(fd)
 
-    def size(self) -> int:
-        """Return how many bytes of disk the temporary files take."""
+    def size(self, names: Container[bytes] | None = None) -> int:
+        """Return how many bytes of disk the temporary files of these names take, or all."""
         size = 0
         with os.scandir(self.directory) as entries:
             for entry in entries:
+                if names is not None and os.fsencode(entry.name) not in names:
+                    continue
                 with contextlib.suppress(FileNotFoundError):  # another transfer has committed it
                     size += entry.stat(follow_symlinks=False).st_blocks * 512
         return size

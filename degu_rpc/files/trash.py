@@ -15,6 +15,7 @@ from __future__ import annotations
 import calendar
 import contextlib
 import logging
+import math
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
+from degu_rpc.files.limits import TRASH_AGE_S
 from degu_rpc.files.paths import DIRECTORY_FLAGS, Path, open_or_make
 from degu_rpc.files.system import exists, find_inode, list_names
 
@@ -37,6 +39,24 @@ _log = logging.getLogger('degu_rpc.files')
 def new_trash_name() -> bytes:
     """Return a name at the top of a trash that nothing has."""
     return f'{time.strftime(_WHEN, time.gmtime())}-{secrets.token_hex(4)}'.encode()
+
+
+def find_limit(lock: int) -> float:
+    """Return since when something must be in a trash to be removed; remember the time.
+
+    By the time of the last run if that is earlier: a clock that is wrong once must not empty the
+    trash. What was displaced while it was wrong may seem old: after a jump, or so long a pause that
+    it could be one, nothing is removed until TRASH_AGE_S have passed without one. The open file
+    `lock` keeps both times as its own: since when the clock is steady, and when it was last read.
+    Raises OSError.
+    """
+    found = os.fstat(lock)
+    now, steady_since, last = time.time(), found.st_atime, found.st_mtime
+    if not last <= now <= last + TRASH_AGE_S:
+        steady_since = now
+    os.utime(lock, (steady_since, now))
+    before = min(now, last) - TRASH_AGE_S
+    return before if before >= steady_since else -math.inf
 
 
 class Trash:

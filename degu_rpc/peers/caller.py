@@ -282,7 +282,8 @@ def check_trust(trust: TrustStore) -> TrustStore:
 class _Known:
     """A machine on an open connection, as its last request found it.
 
-    It does not know the connection, which would otherwise never be let go.
+    It does not know the connection, which would otherwise never be let go. The thread that serves
+    it and `end_untrusted` both write `users`: the older value costs one more look.
     """
 
     __slots__ = ('cert_der', 'roles', 'users', 'valid_until')
@@ -304,7 +305,10 @@ class _Known:
         except (pki.CertificateError, UnknownPeerError) as error:
             return str(error)
         lost = self.roles - peer.roles
-        return f'{peer.name!r} lost a role: {", ".join(sorted(lost))}' if lost else None
+        if lost:
+            return f'{peer.name!r} lost a role: {", ".join(sorted(lost))}'
+        self.users = users  # it need not be looked at again
+        return None
 
 
 class Authenticated:

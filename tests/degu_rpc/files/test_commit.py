@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -212,6 +213,21 @@ def test_i3_the_trash_keeps_every_version(top, workspace, trash):
         workspace.commit([stage(workspace, (b'f',), b'%d' % number, expected=expected)])
     assert (top / 'f').read_bytes() == b'4'
     assert trash(top) == [b'0', b'1', b'2', b'3']
+
+
+@pytest.mark.parametrize('is_edited', [False, True])
+def test_i4_metadata_is_set_only_for_what_was_seen(top, workspace, is_edited):
+    (top / 'f').write_bytes(b'old')
+    seen = seen_at(top / 'f')
+    if is_edited:
+        (top / 'f').write_bytes(b'new')
+    before = (top / 'f').stat()
+    workspace.set_file_metadata((b'f',), seen, 0o600, MTIME_NS)
+    after = (top / 'f').stat()
+    assert (after.st_mtime_ns == before.st_mtime_ns) == is_edited
+    assert (stat.S_IMODE(after.st_mode), after.st_mtime_ns == MTIME_NS) == (
+        (stat.S_IMODE(before.st_mode), False) if is_edited else (0o600, True)
+    )
 
 
 def test_i3_threads_that_commit_to_one_name_lose_no_version(top, workspace, trash):

@@ -110,6 +110,21 @@ def test_what_an_earlier_run_left_counts_as_available_and_once(tiny, begin):
         assert caught.value.available == 0
 
 
+def test_where_contents_are_known_only_what_is_there_of_them_counts(tiny, begin):
+    begin().close()
+    for name in ('mine', 'other'):
+        (tiny / '.degu' / 'tmp' / name).write_bytes(bytes(512 * KIB))
+    room = room_of(tiny)
+    with (
+        Root(tiny) as root,
+        Workspace(root) as workspace,
+        Reservation(root, workspace, {b'mine'}) as reservation,
+        pytest.raises(NoSpaceError) as caught,
+    ):
+        reservation.grow(2 * MIB)
+    assert caught.value.available == room + 512 * KIB
+
+
 def test_what_a_running_transfer_wrote_is_not_what_an_earlier_run_left(tiny, begin, monkeypatch):
     monkeypatch.setattr(space, 'RESERVATION_STEP', 1)
     with begin() as first:

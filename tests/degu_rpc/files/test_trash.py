@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from degu_rpc.files import commit
+from degu_rpc.files import trash as trash_module
 from degu_rpc.files.commit import Workspace
 from degu_rpc.files.limits import TRASH_AGE_S
 from degu_rpc.files.paths import Root
@@ -81,7 +81,7 @@ def test_i3_only_what_is_old_leaves_the_trash(top, trash, monkeypatch):
     kept = {old.name, young.name, *names, '2020-01-03T00-00-00Z-01234567'}
     assert set(os.listdir(trash)) == kept
     assert (old / 'sub' / 'young').read_text() == 'old'
-    monkeypatch.setattr(commit, 'TRASH_AGE_S', -DAY_S)  # all that there is is old
+    monkeypatch.setattr(trash_module, 'TRASH_AGE_S', -DAY_S)  # all that there is is old
     begin(top)
     assert set(os.listdir(trash)) == {*names, '2020-01-03T00-00-00Z-01234567'}
 
@@ -118,7 +118,7 @@ def test_i6_a_trash_that_is_emptied_leads_nowhere_else(top, trash, tmp_path, mon
     (where / 'link').symlink_to(outside)
     (where / 'hard').hardlink_to(outside / 'file')
     (trash / os.fsdecode(new_trash_name())).symlink_to(outside)
-    monkeypatch.setattr(commit, 'TRASH_AGE_S', -DAY_S)
+    monkeypatch.setattr(trash_module, 'TRASH_AGE_S', -DAY_S)
     begin(top)
     assert (outside / 'file').read_text() == 'mine'
     assert [path.is_symlink() for path in trash.iterdir()] == [True]
@@ -126,7 +126,7 @@ def test_i6_a_trash_that_is_emptied_leads_nowhere_else(top, trash, tmp_path, mon
 
 def test_what_cannot_be_removed_stays_and_is_in_nobodys_way(top, trash, monkeypatch):
     displace(trash, 'a')
-    monkeypatch.setattr(commit, 'TRASH_AGE_S', -DAY_S)
+    monkeypatch.setattr(trash_module, 'TRASH_AGE_S', -DAY_S)
 
     def fail(*_args, **_options):
         raise PermissionError(1, 'it is marked so')
