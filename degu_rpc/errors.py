@@ -522,13 +522,15 @@ class OfferRefusedError(FilesError):
     """An inbox does not take what was offered; `.reason` is what it says.
 
     `.status` is the HTTP status that it answered with; 200 when a person or a policy refused.
+    `.offer_id` is what the inbox lists it as, empty where it did not say.
     """
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, offer_id: str = '') -> None:
         said = 'the other side refused' if status == 200 else f'the inbox answered {status}'
         super().__init__(f'{said}: {reason}')
         self.status = status
         self.reason = reason
+        self.offer_id = offer_id
 
 
 class UnknownOfferError(FilesError):
