@@ -384,10 +384,14 @@ class DiscoveryClosedError(DeguRpcError):
 
 
 class UnreachableError(DeguRpcError, ConnectionError):
-    """A machine could not be reached; `.attempts` say what was tried and why each failed."""
+    """A machine could not be reached; `.attempts` say what was tried and why each failed.
 
-    def __init__(self, machine_id: str, attempts: Iterable[Attempt]) -> None:
+    `.name` is what we call it, empty where it has none here.
+    """
+
+    def __init__(self, machine_id: str, attempts: Iterable[Attempt], name: str = '') -> None:
         self.machine_id = machine_id
+        self.name = name
         self.attempts = tuple(attempts)
         tried = '; '.join(map(str, self.attempts)) or 'there was nowhere to look for it'
         super().__init__(f'machine {machine_id} could not be reached: {tried}')
