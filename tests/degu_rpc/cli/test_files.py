@@ -73,6 +73,7 @@ def test_get_brings_it_over_and_not_twice(other, there, shared, tmp_path):
     said = other.check('get', f'{there}/things', target).stdout
     assert said.startswith('4 files, 1.0 MiB')
     assert 'verified' in said
+    assert said.endswith(f' s, now at {target}/things\n')
     copy = target / 'things'
     assert (copy / 'deep' / 'b.bin').read_bytes() == PATTERN
     assert sorted(p.name for p in copy.rglob('*') if '.degu' not in p.parts) == sorted(
@@ -219,6 +220,16 @@ def test_what_nothing_can_be_put_into(other, there, tmp_path, destination, words
 def test_where_nothing_can_be_written_nothing_can_be_put(other, there, mount):
     done = other.run('get', f'{there}/things', mount('ro'))
     assert (done.returncode, 'nothing can be written to' in done.stderr) == (1, True)
+    assert 'choose a directory that you may write to' in done.stderr
+
+
+def test_what_is_wrong_with_dest_names_it(other, there, tmp_path):
+    done = other.run('get', f'{there}/things/a.txt', '/proc')  # root may, and cannot
+    assert (done.returncode, 'nothing can be written to /proc: ' in done.stderr) == (1, True)
+    assert other.run('get', f'{there}/things', '').returncode == 2
+    (tmp_path / 'a.txt').mkdir()
+    done = other.run('get', f'{there}/things/a.txt', tmp_path)
+    assert (done.returncode, f'{tmp_path}/a.txt is blocked: ' in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize('command', ['ls', 'get', 'send'])
