@@ -17,7 +17,7 @@ DeguRpcError
 ├── UnknownPeerError            somebody whom we do not know             .user_id .machine_id
 ├── UnknownMachineError         no machine has that name here            .name .known
 ├── AmbiguousNameError          several machines have that name          .name .machines
-├── UnreachableError            a machine that no address led to         .machine_id .attempts
+├── UnreachableError            a machine that no address led to         .machine_id .attempts .name
 ├── DiscoveryClosedError        the Discovery was closed
 ├── PairingError                two machines did not pair                .fault .detail .is_claimed
 │   └── CodeError               a code that was not typed as it is shown
@@ -30,7 +30,7 @@ DeguRpcError
     ├── BlockedError            something of another kind is in the way  .path .reason
     ├── NoSpaceError            the disk or a quota is full              .path .needed .available
     ├── ShareRefusedError       the share answered with an error         .path .status .reason
-    ├── OfferRefusedError       the inbox takes nothing of an offer      .status .reason
+    ├── OfferRefusedError       the inbox takes nothing of an offer      .status .reason .offer_id
     ├── UnknownOfferError       no offer with that id is in the inbox    .offer_id
     └── TransferCanceledError   the caller asked to stop
 
