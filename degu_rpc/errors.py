@@ -17,7 +17,7 @@ DeguRpcError
 ├── UnknownPeerError            somebody whom we do not know             .user_id .machine_id
 ├── UnknownMachineError         no machine has that name here            .name .known
 ├── AmbiguousNameError          several machines have that name          .name .machines
-├── UnreachableError            a machine that no address led to         .machine_id .attempts
+├── UnreachableError            a machine that no address led to         .machine_id .attempts .name
 ├── DiscoveryClosedError        the Discovery was closed
 ├── PairingError                two machines did not pair                .fault .detail .is_claimed
 │   └── CodeError               a code that was not typed as it is shown
@@ -30,7 +30,7 @@ DeguRpcError
     ├── BlockedError            something of another kind is in the way  .path .reason
     ├── NoSpaceError            the disk or a quota is full              .path .needed .available
     ├── ShareRefusedError       the share answered with an error         .path .status .reason
-    ├── OfferRefusedError       the inbox takes nothing of an offer      .status .reason
+    ├── OfferRefusedError       the inbox takes nothing of an offer      .status .reason .offer_id
     ├── UnknownOfferError       no offer with that id is in the inbox    .offer_id
     └── TransferCanceledError   the caller asked to stop
 
@@ -384,10 +384,14 @@ class DiscoveryClosedError(DeguRpcError):
 
 
 class UnreachableError(DeguRpcError, ConnectionError):
-    """A machine could not be reached; `.attempts` say what was tried and why each failed."""
+    """A machine could not be reached; `.attempts` say what was tried and why each failed.
 
-    def __init__(self, machine_id: str, attempts: Iterable[Attempt]) -> None:
+    `.name` is what we call it, empty where it has none here.
+    """
+
+    def __init__(self, machine_id: str, attempts: Iterable[Attempt], name: str = '') -> None:
         self.machine_id = machine_id
+        self.name = name
         self.attempts = tuple(attempts)
         tried = '; '.join(map(str, self.attempts)) or 'there was nowhere to look for it'
         super().__init__(f'machine {machine_id} could not be reached: {tried}')
@@ -522,13 +526,15 @@ class OfferRefusedError(FilesError):
     """An inbox does not take what was offered; `.reason` is what it says.
 
     `.status` is the HTTP status that it answered with; 200 when a person or a policy refused.
+    `.offer_id` is what the inbox lists it as, empty where it did not say.
     """
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, offer_id: str = '') -> None:
         said = 'the other side refused' if status == 200 else f'the inbox answered {status}'
         super().__init__(f'{said}: {reason}')
         self.status = status
         self.reason = reason
+        self.offer_id = offer_id
 
 
 class UnknownOfferError(FilesError):

@@ -54,6 +54,7 @@ class _Meaning(NamedTuple):
     remedy: str
 
 
+_PAIR = 'pair two machines: degu pair'
 _OF_CODES = {
     Code.UNAVAILABLE: _Meaning(Exit.UNREACHABLE, 'see that it runs: degu status'),
     Code.DEADLINE_EXCEEDED: _Meaning(Exit.UNREACHABLE, 'give it more time: --timeout SECONDS'),
@@ -109,6 +110,8 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, DeguRpcError | DeguError | OSError):
         exit_status, remedy = _find_meaning(error)
         remedy = getattr(error, 'remedy', remedy)
+        if isinstance(error, UnknownMachineError) and not error.known:
+            remedy = _PAIR
         return Failure(exit_status, _leave_out(_spell(error), remedy), remedy, kind)
     return None
 
@@ -149,6 +152,8 @@ def explain_node(error: RpcError) -> Failure:
         return Failure(_find_pairing_exit(str(detail.get('fault'))), error.message, kind=kind)
     meaning = _OF_KINDS.get(kind, _Meaning(Exit.FAILED, ''))
     remedy = str(detail.get('remedy', meaning.remedy))
+    if detail.get('known') == []:  # of an UnknownMachineError
+        remedy = _PAIR
     return Failure(meaning.exit_status, _leave_out(error.message, remedy), remedy, kind)
 
 
@@ -167,9 +172,15 @@ def _explain_unreachable(error: UnreachableError) -> Failure:
         for attempt in error.attempts
         if attempt.address is not None
     )
-    meaning = _OF_ERRORS[UnreachableError]
-    message = f'it could not be reached: {tried}' if tried else str(error)
-    return Failure(meaning.exit_status, message, meaning.remedy, 'UnreachableError')
+    exit_status, remedy = _OF_ERRORS[UnreachableError]
+    if not tried:
+        return Failure(exit_status, str(error), remedy, 'UnreachableError')
+    return Failure(
+        exit_status,
+        f'{error.name or f"machine {error.machine_id}"} could not be reached: {tried}',
+        'see that it runs there (degu status), and that its firewall lets TCP in',
+        'UnreachableError',
+    )
 
 
 def _find_pairing_exit(fault: str) -> Exit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from degu_rpc.cli.progress import limit_option, transferring
 from degu_rpc.cli.session import Command, Session, Styled
 from degu_rpc.cli.sources import Place, Source, is_source, parse_source
 from degu_rpc.cli.words import format_done, was
-from degu_rpc.errors import DeguRpcError
+from degu_rpc.errors import BlockedError, DeguRpcError
 from degu_rpc.text import escape_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from degu_rpc.files import Fetched, Mirror
 
+_WRITABLE = 'choose a directory that you may write to, or see why not: ls -ld; findmnt -T'
 _EXITS = (
     Exit.DONE,
     Exit.FAILED,
@@ -144,6 +146,8 @@ def get(
     """
     destination = Path()
     if len(sources) > 1 and not is_source(sources[-1]):
+        if not sources[-1]:  # of a variable that is not set: it must not mean the one we are in
+            raise Failure(Exit.USAGE, 'DEST is empty', 'leave it out, or say .')
         destination, sources = Path(sources[-1]).expanduser(), sources[:-1]
     asked = [parse_source(source) for source in dict.fromkeys(sources)]
     asked_of_mirrors = [_parse_mirror(mirror) for mirror in dict.fromkeys(mirrors)]
@@ -181,11 +185,31 @@ def _check_destination(destination: Path) -> None:
 
     fault = find_fault(destination)
     if fault is not None:
+        place = destination if os.path.lexists(destination) else destination.parent
+        is_form = not place.is_dir()
         raise Failure(
             Exit.FAILED,
             f'nothing can be put into {destination}: {fault}',
-            'DEST is a directory, or the name of a new one in a directory that is there',
+            'DEST is a directory, or the name of a new one in a directory that is there'
+            if is_form
+            else _WRITABLE,
         )
+
+
+@contextlib.contextmanager
+def _naming(destination: Path) -> Iterator[None]:
+    """Turn what is wrong with files here, which are said from DEST on, into a Failure with it."""
+    try:
+        yield
+    except BlockedError as error:
+        what, remedy = destination / error.path, 'move it away and start again'
+        message = f'{what} is blocked: {error.reason}'
+        raise Failure(Exit.FAILED, message, remedy, type(error).__name__) from error
+    except OSError as error:
+        if error.filename is None:  # it is the network's
+            raise
+        message = f'nothing can be written to {destination}: {error.strerror}'
+        raise Failure(Exit.FAILED, message, _WRITABLE, type(error).__name__) from error
 
 
 def _parse_mirror(text: str) -> Source:
@@ -242,7 +266,11 @@ def _get(getting: _Getting, place: Place, asked: Source) -> Fetched:
             _check_destination(destination / asked.share)
         destination /= asked.share
     mirrors = list(_choose_mirrors(getting, asked))
-    with place.explaining(asked), transferring(session, _describe_late) as transfer:
+    with (
+        _naming(destination),
+        place.explaining(asked),
+        transferring(session, _describe_late) as transfer,
+    ):
         fetched = fetch(
             place.client,
             place.prefix(asked.share),
@@ -254,7 +282,8 @@ def _get(getting: _Getting, place: Place, asked: Source) -> Fetched:
             progress=transfer.show,
             cancel=transfer.cancel,
         )
-    _say_done(session, asked, fetched)
+    name = os.path.basename(asked.path.rstrip('/'))
+    _say_done(session, asked, fetched, destination / name)
     return fetched
 
 
@@ -266,7 +295,7 @@ def _describe_late(timeout_s: float) -> Failure:
     )
 
 
-def _say_done(session: Session, asked: Source, fetched: Fetched) -> None:
+def _say_done(session: Session, asked: Source, fetched: Fetched, where: Path) -> None:
     session.emit(
         'fetched',
         Arrived(
@@ -293,5 +322,5 @@ def _say_done(session: Session, asked: Source, fetched: Fetched) -> None:
         format_done(fetched.files_fetched, fetched.bytes_fetched, fetched.elapsed_s),
         f'{present}, ',
         Styled('verified', 'green'),
-        f' from {asked.peer} in {fetched.elapsed_s:.1f} s',
+        f' from {asked.peer} in {fetched.elapsed_s:.1f} s, now at {where}',
     )

@@ -107,7 +107,7 @@ def send(
 
 @contextlib.contextmanager
 def _explaining(located: Located) -> Iterator[None]:
-    """Turn what an inbox that is none of ours says into a Failure with what to do about it."""
+    """Turn the no of an inbox into a Failure with what to do about it."""
     try:
         yield
     except OfferRefusedError as error:
@@ -120,6 +120,16 @@ def _explaining(located: Located) -> Iterator[None]:
                 Exit.REFUSED,
                 f'{where} takes nothing from you',
                 f'whoever has {located.name} says whose files are taken, in [inbox] of config.toml',
+                kind,
+            ) from error
+        if error.status == 200:
+            which, accept = '', 'degu inbox accept'
+            if error.offer_id:
+                which, accept = f' offer {error.offer_id}', f'{accept} {error.offer_id}'
+            raise Failure(
+                Exit.REFUSED,
+                f'{where} refused{which}: {error.reason}',
+                f'ask them; if a person refused, {accept} there still takes it; then send it again',
                 kind,
             ) from error
         raise
@@ -221,6 +231,8 @@ def _say_offers(session: Session, offers: list[OfferStatus]) -> None:
         for offer in offers:
             if offer.state == state:
                 _say_offer(session, offer)
+    if any(offer.state == 'accepted' for offer in offers):
+        _say_who_is_next(session)
     ended = [offer for offer in offers if offer.state not in {'waiting', 'accepted'}]
     if ended:
         session.say(f'ended; remembered for up to {OFFER_AGE_S / 86400:.0f} days:')
@@ -240,6 +252,8 @@ def accept(session: Session, offer_id: str) -> None:
         offer = node.accept_offer(offer_id)
     session.emit('offer', offer)
     _say_offer(session, offer)
+    if offer.state == 'accepted':
+        _say_who_is_next(session)
 
 
 @inbox.command(cls=Command, epilog=_EXITS)
@@ -259,6 +273,11 @@ def reject(session: Session, offer_id: str) -> None:
         )
     session.emit('offer', offer)
     _say_offer(session, offer)
+
+
+def _say_who_is_next(session: Session) -> None:
+    # A node does not know whether a sender that is silent is gone.
+    session.note('it waits for the sender; if nothing comes, they send it again', err=True)
 
 
 def _say_offer(session: Session, offer: OfferStatus, age: str = '') -> None:

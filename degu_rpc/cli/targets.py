@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from degu_rpc.cli.exits import Exit
 from degu_rpc.cli.failures import Failure
 from degu_rpc.cli.session import PREFIX
+from degu_rpc.node.api import SET_MACHINES
 from degu_rpc.node.limits import NEARBY_S
 
 if TYPE_CHECKING:
@@ -104,8 +105,11 @@ def build_client(session: Session, located: Located) -> DialedClient:
     if not located.urls:
         raise Failure(
             Exit.UNREACHABLE,
-            f'{located.name} is not seen on the network',
-            'see that it is on and runs: degu peers --nearby',
+            f'{located.name} is not seen on the network'
+            + ('' if located.discovery else ', as discovery is switched off here'),
+            'see that it is on and runs: degu peers --nearby'
+            if located.discovery
+            else SET_MACHINES,
         )
     trust = TrustStore(open_home(session.home.directory))
     options = {} if session.timeout_s is None else {'timeout_s': session.timeout_s}

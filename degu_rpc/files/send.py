@@ -227,7 +227,7 @@ class _Sending:
         if state is None:
             raise ListingError('an inbox says what state an offer is in')
         if state is State.REFUSED:
-            raise OfferRefusedError(200, 'it does not want what was offered')
+            raise OfferRefusedError(200, 'it does not want what was offered', self._offer_id)
         return state, list(wanted)
 
     def _count_present(self, roots: set[str]) -> None:
@@ -371,7 +371,7 @@ class _Sending:
             if answer.state is State.DONE:
                 self._done.set()
             elif answer.state is State.REFUSED:
-                raise OfferRefusedError(200, 'it does not want it any more')
+                raise OfferRefusedError(200, 'it does not want it any more', self._offer_id)
             if answer.root:
                 found[answer.root] = answer
         return found

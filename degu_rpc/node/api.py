@@ -34,6 +34,10 @@ IntentName = Literal['peer', 'join']
 
 EXAMINE = 'run degu doctor'
 """The remedy of a problem whose cause is to be looked for."""
+SET_MACHINES = (
+    'say where it is, by its URL (there: degu status --json, urls): degu config set machines URL'
+)
+"""The remedy where a machine is not seen because nobody looks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,8 @@ class Located:
     name: str
     urls: list[str]
     path: str = ''
+    discovery: bool = True
+    """Whether machines are looked for; if not, only settings say where they are."""
 
 
 class NodeApi:

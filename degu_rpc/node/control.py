@@ -113,7 +113,8 @@ def build_control(node: Node) -> Service:
         machine_id = find_machine(users, name)
         known_as = find_name(users, machine_id)
         urls = node.neighbours.find_urls(machine_id, _limit(ctx, timeout_s))
-        return Located(machine_id, known_as, urls, _build_path(path))
+        discovery = node.neighbours.is_switched_on
+        return Located(machine_id, known_as, urls, _build_path(path), discovery)
 
     @control.method(allow=OWNER)
     def open_pairing(ctx: Context, intent: IntentName) -> Iterator[PairingEvent]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from degu import __version__, pki
 from degu.errors import DeguError, PeerRejectedError
 from degu_rpc.errors import ConfigError, IdentityError, RpcError, UnreachableError
-from degu_rpc.node.api import EXAMINE, NODE, NodeApi
+from degu_rpc.node.api import EXAMINE, NODE, SET_MACHINES, NodeApi
 from degu_rpc.node.config import build_config, read_settings
 from degu_rpc.node.home import MACHINE_FILE
 from degu_rpc.node.inbox import find_fault
@@ -435,10 +435,7 @@ def _build_machine_check(trust: TrustStore, machine_id: str, name: str) -> Check
         if not urls:
             remedy = 'see that it runs and is on this network: degu peers --nearby'
             if known.config is not None and not known.config.discovery:
-                remedy = (
-                    'say where it is, by its URL (there: degu status --json, urls): '
-                    'degu config set machines URL'
-                )
+                remedy = SET_MACHINES
             yield Finding(f'machine {name}', Level.WARNING, 'it is not seen', remedy)
             return
         yield _check_machine(trust, machine_id, f'machine {name}', urls, known.timeout_s)

@@ -108,6 +108,11 @@ class Neighbours:
             return browser.explain('')
         return self.problem or 'discovery is switched off in the settings'
 
+    @property
+    def is_switched_on(self) -> bool:
+        """Whether the settings let this node look for machines."""
+        return self._config.discovery
+
     def find_urls(self, machine_id: str, timeout_s: float) -> list[str]:
         """Return where a machine is, the best first.
 

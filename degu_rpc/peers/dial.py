@@ -221,7 +221,9 @@ class Dialer:
                 connection = self._judge(machine_id, tries.wait(None), attempts, places)
                 if connection is not None:
                     return connection
-        raise UnreachableError(machine_id, attempts)
+        users = self._trust.users().values()
+        names = (user.machines[machine_id] for user in users if machine_id in user.machines)
+        raise UnreachableError(machine_id, attempts, next(names, ''))
 
     def _find(
         self,

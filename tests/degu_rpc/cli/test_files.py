@@ -73,6 +73,7 @@ def test_get_brings_it_over_and_not_twice(other, there, shared, tmp_path):
     said = other.check('get', f'{there}/things', target).stdout
     assert said.startswith('4 files, 1.0 MiB')
     assert 'verified' in said
+    assert said.endswith(f' s, now at {target}/things\n')
     copy = target / 'things'
     assert (copy / 'deep' / 'b.bin').read_bytes() == PATTERN
     assert sorted(p.name for p in copy.rglob('*') if '.degu' not in p.parts) == sorted(
@@ -93,7 +94,8 @@ def test_get_brings_some_from_mirrors_and_goes_on_without_those_that_are_away(
     assert done.stdout.startswith('4 files, 1.0 MiB')
     # Nobody looks for others here, so the name leads nowhere.
     assert done.stderr == (
-        'warning: going on without the mirror studio:things: studio is not seen on the network\n'
+        'warning: going on without the mirror studio:things: studio is not seen on the network, '
+        'as discovery is switched off here\n'
     )
     assert (tmp_path / 'things' / 'deep' / 'b.bin').read_bytes() == PATTERN
 
@@ -218,6 +220,43 @@ def test_what_nothing_can_be_put_into(other, there, tmp_path, destination, words
 def test_where_nothing_can_be_written_nothing_can_be_put(other, there, mount):
     done = other.run('get', f'{there}/things', mount('ro'))
     assert (done.returncode, 'nothing can be written to' in done.stderr) == (1, True)
+    assert 'choose a directory that you may write to' in done.stderr
+
+
+def test_what_is_wrong_with_dest_names_it(other, there, tmp_path):
+    done = other.run('get', f'{there}/things/a.txt', '/proc')  # root may, and cannot
+    assert (done.returncode, 'nothing can be written to /proc: ' in done.stderr) == (1, True)
+    assert other.run('get', f'{there}/things', '').returncode == 2
+    (tmp_path / 'a.txt').mkdir()
+    done = other.run('get', f'{there}/things/a.txt', tmp_path)
+    assert (done.returncode, f'{tmp_path}/a.txt is blocked: ' in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize('command', ['ls', 'get', 'send'])
+def test_who_is_looked_for_by_nobody_is_to_be_given_an_address(other, there, shared, command):
+    rest = {'ls': ['studio'], 'get': ['studio:things'], 'send': [shared, '--to', 'studio']}
+    error = other.run(command, *rest[command], '--json').error
+    assert error['status'] == 5
+    assert 'studio is not seen on the network, as discovery is switched off' in error['message']
+    assert error['remedy'].endswith('degu config set machines URL')
+
+
+def test_who_is_down_is_named(device, other, pair_devices, tmp_path):
+    with device.up():
+        pair_devices(device, other)
+        url = device.check('status', '--json').documents[0]['urls'][0]
+    for command in (['ls', url], ['get', f'{url}/x', tmp_path], ['send', tmp_path, '--to', url]):
+        error = other.run(*command, '--json').error
+        assert (error['status'], error['kind']) == (5, 'UnreachableError')
+        assert error['message'].startswith('studio could not be reached: 127.0.0.1:')
+        remedy = 'see that it runs there (degu status), and that its firewall lets TCP in'
+        assert error['remedy'] == remedy
+
+
+def test_without_anybody_paired_the_next_step_is_to_pair(other):
+    for command in (['ls', 'studio'], ['get', 'studio:x'], ['methods', 'studio']):
+        error = other.run(*command, '--json').error
+        assert (error['status'], error['remedy']) == (4, 'pair two machines: degu pair')
 
 
 def test_a_path_of_ours_can_have_a_colon(other, there, tmp_path):

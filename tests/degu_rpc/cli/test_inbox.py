@@ -81,9 +81,15 @@ def test_a_no_is_status_6_and_says_nothing_was_wanted(pair, tmp_path):
     with other.start('send', tmp_path / 'spam') as sending:
         line = sending.stderr.readline()
         assert line.startswith('studio has to say yes; there: degu inbox accept ')
-        node.check('inbox', 'reject', line.split()[-1])
+        offer_id = line.split()[-1]
+        node.check('inbox', 'reject', offer_id)
         assert sending.wait(WAIT_S) == 6
-        assert 'refused' in sending.stderr.read()
+        assert f'studio refused offer {offer_id}: it does not want' in sending.stderr.read()
+    again = other.run('send', tmp_path / 'spam', '--json')  # it is remembered
+    assert again.returncode == 6
+    assert f'studio refused offer {offer_id}: ' in again.error['message']
+    assert again.error['remedy'].startswith('ask them; if a person refused, ')
+    assert f'degu inbox accept {offer_id} there still takes it' in again.error['remedy']
     assert not (node.downloads / 'spam').exists()
     assert node.run('inbox', 'accept', 'x').returncode == 4
 
@@ -102,7 +108,9 @@ def test_a_sender_that_is_killed_goes_on_when_the_same_is_sent_again(pair, tmp_p
             assert sending.poll() is None
         os.killpg(sending.pid, signal.SIGKILL)
         sending.wait(WAIT_S)
-    assert '% here' in node.check('inbox').stdout
+    listed = node.check('inbox')
+    assert '% here' in listed.stdout
+    assert 'if nothing comes, they send it again' in listed.stderr
     assert not (node.downloads / 'large').exists()
     (sent,) = other.check('send', '--json', large).documents
     assert sent['bytes_sent'] < 62 * len(PATTERN)
@@ -128,7 +136,8 @@ def test_timeout_bounds_the_wait_for_a_yes_and_the_offer_stands(pair, tmp_path):
     offer_id = asked.split()[-1]
     assert failed == 'degu: nobody at studio said yes within 3 s; the offer still stands'
     assert remedy.strip() == f'there: degu inbox accept {offer_id}; then send the same again'
-    node.check('inbox', 'accept', offer_id)
+    accepted = node.check('inbox', 'accept', offer_id)
+    assert accepted.stderr == 'it waits for the sender; if nothing comes, they send it again\n'
     assert 'verified' in other.check('send', tmp_path / 'unanswered', '--timeout', '60').stdout
 
 

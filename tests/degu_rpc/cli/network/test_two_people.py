@@ -157,7 +157,7 @@ def test_a_node_outlives_its_network_and_a_peer_that_comes_and_goes(
     laptop.run_until('serving', f'degu call studio {CHECK}', NOTICED_WITHIN_S)
     studio.run('kill -9 $(cat ~/.local/share/degu/node.lock)')
     said = laptop.run(f'degu call studio {CHECK}', 5)
-    assert 'it could not be reached: 10.9.0.1:8485: Connection refused' in ' '.join(said)
+    assert 'studio could not be reached: 10.9.0.1:8485: Connection refused' in ' '.join(said)
     studio.run('degu up --bg')
     laptop.run_until('serving', f'degu call studio {CHECK}', NOTICED_WITHIN_S)
     for one in terminals:
