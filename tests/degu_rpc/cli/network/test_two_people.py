@@ -119,7 +119,7 @@ def test_two_machines_find_each_other_pair_and_call_each_other(
     assert studio.finish()[-1] == 'laptop is not trusted any more'
     assert 'pair the two machines: degu pair' in laptop.run(f'degu call studio {CHECK}', 6)[-1]
     assert 'pair the two machines: degu pair' in laptop.run('degu ls studio:', 6)[-1]
-    assert 'see whom this machine knows' in studio.run(f'degu call laptop {CHECK}', 4)[-1]
+    assert 'pair two machines: degu pair' in studio.run(f'degu call laptop {CHECK}', 4)[-1]
     for one in terminals:
         assert one.run('degu down') == ['stopped']
         assert 'start one: degu up --bg' in one.run('degu status', 10)[-1]
