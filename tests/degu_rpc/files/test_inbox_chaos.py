@@ -21,7 +21,7 @@ from degu_rpc.files.remote_inbox import StaleTransferError
 
 BLOCK = 128 * 1024
 QUICK = 20
-ALL = 200
+ALL = 100
 RUNS = 2
 
 
