@@ -1,6 +1,6 @@
 """What a machine knows of one folder: a database outside the folder, its whole API on this page.
 
-    meta      the format; who writes; the last sequence number
+    meta      who writes, and the number of the last change; the format is the user_version
     machine   each other machine: who writes there, and how far each of us has heard the other
     entry     what each machine has at each path, deletions included; machine 0 is this one
     seen      what lstat said of a file when its content was last read

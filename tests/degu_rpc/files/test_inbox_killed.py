@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -283,34 +284,26 @@ def test_i1_what_arrives_is_durable_and_written_down_before_it_has_its_name(stag
 
 
 @pytest.mark.parametrize('exchange', [True, False])
-def test_i1_i2_i3_i6_i10_hold_when_a_receiver_is_killed_at_some_steps(stage, exchange):
-    k = 11
-    while kill_receiver_and_go_on(stage, k, exchange=exchange):
-        k += 19
-    assert k > 100
+def test_i1_i2_i3_i6_i10_hold_when_a_receiver_is_killed_at_some_steps(stage, work, exchange):
+    go_on = partial(kill_receiver_and_go_on, stage, exchange=exchange)
+    assert work.kill_at_steps(go_on, 11, 19) > 100
 
 
-def test_i7_an_inbox_without_our_directory_gets_a_second_copy_and_loses_nothing(stage):
-    k = 13
-    while kill_receiver_and_go_on(stage, k, forget=True):
-        k += 23
-    assert k > 100
+def test_i7_an_inbox_without_our_directory_gets_a_second_copy_and_loses_nothing(stage, work):
+    go_on = partial(kill_receiver_and_go_on, stage, forget=True)
+    assert work.kill_at_steps(go_on, 13, 23) > 100
 
 
 @pytest.mark.slow
-def test_i1_i2_i3_i6_i10_hold_when_a_receiver_is_killed_at_every_step(stage):
-    k = 1
-    while kill_receiver_and_go_on(stage, k):
-        k += 1
-    assert k > 100
+def test_i1_i2_i3_i6_i10_hold_when_a_receiver_is_killed_at_every_step(stage, work):
+    go_on = partial(kill_receiver_and_go_on, stage)
+    assert work.kill_at_steps(go_on, 1, 1) > 100
 
 
 @pytest.mark.slow
-def test_i1_i2_i3_i6_i10_hold_when_a_receiver_without_exchange_is_killed_at_every_fifth_step(stage):
-    k = 1
-    while kill_receiver_and_go_on(stage, k, exchange=False):
-        k += 5
-    assert k > 100
+def test_i1_i2_i3_i6_i10_hold_when_a_receiver_without_exchange_is_killed_at_many_steps(stage, work):
+    go_on = partial(kill_receiver_and_go_on, stage, exchange=False)
+    assert work.kill_at_steps(go_on, 1, 5) > 100
 
 
 def test_i3_what_a_person_did_between_a_kill_and_the_next_send_stays(stage):
@@ -404,16 +397,12 @@ def test_a_sender_changes_nothing_and_hashes_each_file_once(stage):
     stage.check_complete(before)
 
 
-def test_i1_i2_i3_i6_i10_hold_when_a_sender_is_killed_at_some_messages(stage):
-    k = 2
-    while kill_sender_and_go_on(stage, k):
-        k += 5
-    assert k > 20
+def test_i1_i2_i3_i6_i10_hold_when_a_sender_is_killed_at_some_messages(stage, work):
+    go_on = partial(kill_sender_and_go_on, stage)
+    assert work.kill_at_steps(go_on, 2, 5) > 20
 
 
 @pytest.mark.slow
-def test_i1_i2_i3_i6_i10_hold_when_a_sender_is_killed_at_every_message(stage):
-    k = 1
-    while kill_sender_and_go_on(stage, k):
-        k += 1
-    assert k > 20
+def test_i1_i2_i3_i6_i10_hold_when_a_sender_is_killed_at_every_message(stage, work):
+    go_on = partial(kill_sender_and_go_on, stage)
+    assert work.kill_at_steps(go_on, 1, 1) > 20

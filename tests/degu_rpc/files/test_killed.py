@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -218,24 +219,18 @@ def test_i1_whatever_gets_a_final_name_is_durable_and_so_is_the_name(stage, work
 
 
 @pytest.mark.parametrize('exchange', [True, False])
-def test_i1_i2_i3_i6_i10_hold_when_killed_at_some_steps(stage, exchange):
-    k = 5
-    while kill_and_go_on(stage, k, exchange=exchange):
-        k += 9
-    assert k > 50
+def test_i1_i2_i3_i6_i10_hold_when_killed_at_some_steps(stage, work, exchange):
+    go_on = partial(kill_and_go_on, stage, exchange=exchange)
+    assert work.kill_at_steps(go_on, 5, 9) > 50
 
 
-def test_i7_without_our_directory_a_run_takes_longer_and_is_right(stage):
-    k = 9
-    while kill_and_go_on(stage, k, forget=True):
-        k += 9
-    assert k > 50
+def test_i7_without_our_directory_a_run_takes_longer_and_is_right(stage, work):
+    go_on = partial(kill_and_go_on, stage, forget=True)
+    assert work.kill_at_steps(go_on, 9, 9) > 50
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('exchange', 'connections'), [(True, 2), (False, 1)])
-def test_i1_i2_i3_i6_i10_hold_when_killed_at_every_step(stage, exchange, connections):
-    k = 1
-    while kill_and_go_on(stage, k, exchange=exchange, connections=connections):
-        k += 1
-    assert k > 50
+def test_i1_i2_i3_i6_i10_hold_when_killed_at_every_step(stage, work, exchange, connections):
+    go_on = partial(kill_and_go_on, stage, exchange=exchange, connections=connections)
+    assert work.kill_at_steps(go_on, 1, 1) > 50

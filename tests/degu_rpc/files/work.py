@@ -69,6 +69,17 @@ def prepare(
         change(module, 'hash_steps', hash_steps_and_record)
 
 
+def kill_at_steps(go_on: Callable[[int], bool], first: int, interval: int) -> int:
+    """Call `go_on` for some steps, until it says that nothing was killed; return that step.
+
+    It kills at the step, runs again, checks, and says whether there was such a step.
+    """
+    step = first
+    while go_on(step):
+        step += interval
+    return step
+
+
 class Work(NamedTuple):
     """What a run has to do.
 
